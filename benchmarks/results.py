@@ -1,0 +1,139 @@
+"""What a run found: plain data, which `report.py` shows and `--json` writes down."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from .peers import PLAIN
+from .timing import Spread, ratios
+
+LOOPBACK = "loopback"
+DELAYED = "delayed"
+WAYS = {LOOPBACK: "on loopback", DELAYED: "with 0.5 ms each way"}
+
+
+@dataclass
+class Case:
+    """One thing measured, by contender: a sample a round. Contenders that cannot do it are missing."""
+
+    label: str
+    way: str
+    samples: dict[str, list[float]]
+
+    def spread(self, peer: str) -> Spread:
+        return Spread.of(self.samples[peer])
+
+
+@dataclass
+class Result:
+    """One measurement, of several cases."""
+
+    name: str
+    title: str
+    unit: str
+    higher_is_better: bool
+    what: str
+    digits: int = 0
+    cases: list[Case] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def ratio(self, case: Case, peer: str) -> Spread | None:
+        """How many times as good as plain; None where one of them is missing."""
+        if peer not in case.samples or PLAIN not in case.samples:
+            return None
+        return ratios(case.samples[peer], case.samples[PLAIN], higher_is_better=self.higher_is_better)
+
+    def find(self, label: str, way: str) -> Case | None:
+        return next((case for case in self.cases if (case.label, case.way) == (label, way)), None)
+
+    def ways(self) -> list[str]:
+        return list(dict.fromkeys(case.way for case in self.cases))
+
+
+@dataclass
+class Counts:
+    """Round trips: by work, driver and contender, as text ("3", "not yet", "-")."""
+
+    rows: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Run:
+    """All that one run found, and where."""
+
+    smoke: bool
+    driver: str
+    rounds: int
+    machine: dict[str, str]
+    versions: dict[str, str]
+    peers: list[str]
+    counts: Counts | None = None
+    results: list[Result] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def result(self, name: str) -> Result | None:
+        return next((result for result in self.results if result.name == name), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "targets": [dataclasses.asdict(target) for target in targets(self)]}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was aimed at, and what came of it; `met` is None where it was not measured."""
+
+    text: str
+    found: tuple[str, ...]
+    met: bool | None
+
+
+_AIMS = [
+    # text, measurement, case, way, at least this ratio to plain
+    ("view with 1 SELECT on loopback: at least 1.4 times plain", "views", "1 SELECT", LOOPBACK, 1.4),
+    ("view with 5 SELECTs on loopback: within 15 % of plain", "views", "5 SELECTs", LOOPBACK, 0.85),
+    ("50 threads on a pool of 5: at least 8 times plain", "slow", "50 threads", LOOPBACK, 8.0),
+    ("view with 1 SELECT, 0.5 ms each way: at least 2.3 times plain", "views", "1 SELECT", DELAYED, 2.3),
+    ("INSERT in a transaction, 0.5 ms each way: at least 1.35 times plain", "transactions", "INSERT", DELAYED, 1.35),
+    ("INSERT in a savepoint, 0.5 ms each way: at least 2 times plain", "transactions", "savepoint INSERT", DELAYED, 2),
+]
+# What "nothing slower than plain on loopback" is about. A statement by itself is compared with plain's held
+# connection to show its price, and is not in it.
+_NEVER_SLOWER = ("views", "slow", "latency", "transactions")
+
+
+def targets(run: Run) -> list[Target]:
+    """What fictive was to reach, on this run's numbers."""
+    found = [_judged(run, *aim) for aim in _AIMS]
+    found.append(_never_slower(run))
+    return found
+
+
+def _judged(run: Run, text: str, name: str, label: str, way: str, least: float) -> Target:
+    result = run.result(name)
+    case = result.find(label, way) if result else None
+    ratio = result.ratio(case, "fictive") if result and case else None
+    if ratio is None:
+        return Target(text, ("not measured",), None)
+    return Target(text, (_shown(ratio),), round(ratio.median, 2) >= least)
+
+
+def _never_slower(run: Run) -> Target:
+    text = "nothing slower than plain on loopback"
+    compared = [
+        (f"{result.name}, {case.label}", ratio)
+        for result in run.results
+        for case in result.cases
+        if result.name in _NEVER_SLOWER and case.way == LOOPBACK and (ratio := result.ratio(case, "fictive"))
+    ]
+    if not compared:
+        return Target(text, ("not measured",), None)
+    slower = [pair for pair in compared if round(pair[1].median, 2) < 1]
+    shown = slower or [min(compared, key=lambda pair: pair[1].median)]
+    return Target(text, tuple(f"{label}: {_shown(ratio)}" for label, ratio in shown), not slower)
+
+
+def _shown(ratio: Spread) -> str:
+    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"

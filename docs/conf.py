@@ -1,0 +1,57 @@
+"""Sphinx configuration, and the `wire` directive that the pages use."""
+
+import configparser
+from pathlib import Path
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.directives.code import CodeBlock
+
+ROOT = Path(__file__).parent.parent
+_setup_cfg = configparser.ConfigParser()
+_setup_cfg.read(ROOT / "setup.cfg", encoding="utf-8")
+
+project = "fictive"
+author = copyright = "fictive contributors"
+version = release = _setup_cfg["metadata"]["version"]
+
+# No intersphinx: it fetches other projects' inventories, and the build needs no network.
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+nitpicky = False
+
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+
+html_theme = "furo"
+html_title = f"fictive {release}"
+html_show_sphinx = False
+highlight_language = "python3"
+
+
+class WireDirective(CodeBlock):
+    """The statements that the Python block before it sent, one a line.
+
+    ``.. wire:: 2 round trips`` checks their number too. What is compared, and how, is in
+    tests/docs_runner.py.
+    """
+
+    optional_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        self.options["force"] = True  # the lexer does not know …, and need not complain
+        if not self.content:
+            self.content = StringList(["-- nothing"], source="wire")
+        trips = "".join(self.arguments)
+        self.arguments = ["sql"]
+        self.options.setdefault("caption", f"On the wire: {trips}" if trips else "On the wire")
+        return super().run()
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("wire", WireDirective)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

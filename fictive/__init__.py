@@ -1,0 +1,1 @@
+"""Opt-in transactions for Flask-SQLAlchemy on PostgreSQL."""

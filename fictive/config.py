@@ -1,0 +1,80 @@
+"""The settings of one application, read once into a frozen object."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import ConfigurationError
+
+__all__ = ["Settings", "UnsavedChanges", "WritesOutside"]
+
+_PREFIX = "FICTIVE_"
+
+
+class WritesOutside(str, enum.Enum):
+    """What a write outside a transaction does."""
+
+    COMMIT = "commit"
+    """It stands alone: a DML statement commits at once, a flush in a transaction of its own."""
+    BEGIN = "begin"
+    """It opens a transaction that lasts until `commit()`, `rollback()` or the end of the context."""
+    REFUSE = "refuse"
+    """It raises `TransactionRequired`."""
+
+
+class UnsavedChanges(str, enum.Enum):
+    """What happens to changes that no one wrote by the end of the context."""
+
+    WARN = "warn"
+    ERROR = "error"
+    IGNORE = "ignore"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All settings, with their defaults. The key of a field in `app.config` is `FICTIVE_` and its name in capitals."""
+
+    writes_outside: WritesOutside = WritesOutside.COMMIT
+    unsaved_changes: UnsavedChanges = UnsavedChanges.WARN
+    retry_reads: bool = True
+    """Whether a statement that met a lost connection is run again, where it can have done nothing: a read outside,
+    the first statement of a transaction."""
+
+    @classmethod
+    def from_mapping(cls, config: Mapping[str, Any]) -> Settings:
+        """Read the `FICTIVE_*` keys of `config`; keys of others are passed over.
+
+        Raises `ConfigurationError` for an unknown key or a value that is not one of the choices, and names them.
+        """
+        known = {_PREFIX + field.name.upper(): field for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for key in config:
+            if not (isinstance(key, str) and key.startswith(_PREFIX)):
+                continue
+            if key not in known:
+                near = difflib.get_close_matches(key.upper(), known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(sorted(known))}."
+                raise ConfigurationError(f"There is no setting {key}: {hint}")
+            kind = type(known[key].default)
+            values[known[key].name] = flag(config[key], key) if kind is bool else choice(kind, config[key], key)
+        return cls(**values)
+
+
+def flag(value: object, name: str) -> bool:
+    """`value`, which has to be True or False; `ConfigurationError` naming `name` otherwise."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} = {value!r}: expected True or False.")
+    return value
+
+
+def choice(kind: type[enum.Enum], value: object, name: str) -> Any:
+    """`value` as a member of `kind`; `ConfigurationError` naming `name` and the choices otherwise."""
+    try:
+        return kind(value)
+    except ValueError:
+        expected = ", ".join(repr(member.value) for member in kind)
+        raise ConfigurationError(f"{name} = {value!r}: expected one of {expected}.") from None

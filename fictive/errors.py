@@ -1,0 +1,94 @@
+"""What fictive raises and warns of.
+
+Every error also subclasses what callers of SQLAlchemy already catch. Errors that the database reports pass through
+fictive untouched; the classes here speak of how the session was used.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy.exc as sa_exc
+
+__all__ = [
+    "AlreadyCommittedWarning",
+    "CommitOutcomeUnknown",
+    "ConfigurationError",
+    "ConnectionBusy",
+    "FictiveError",
+    "FictiveWarning",
+    "PinnedConnectionLost",
+    "TransactionAborted",
+    "TransactionAlreadyBegun",
+    "TransactionEnded",
+    "TransactionRequired",
+    "UnsavedChangesError",
+    "UnsavedChangesWarning",
+    "UnsupportedDialect",
+]
+
+
+class FictiveError(Exception):
+    """Base of the errors that fictive raises itself."""
+
+
+class ConfigurationError(FictiveError, sa_exc.ArgumentError):
+    """A class, a setting or an option that cannot work. The message names it, and the remedy."""
+
+
+class TransactionRequired(FictiveError, sa_exc.InvalidRequestError):
+    """Something that has an effect only within a transaction was tried outside. Nothing was sent."""
+
+
+class TransactionAlreadyBegun(FictiveError, sa_exc.InvalidRequestError):
+    """`begin()` was called while a transaction is open. Nothing was sent."""
+
+
+class TransactionEnded(FictiveError, sa_exc.InvalidRequestError):
+    """A statement in a block whose transaction was ended by an earlier `commit()` or `rollback()`."""
+
+
+class TransactionAborted(FictiveError, sa_exc.PendingRollbackError):
+    """A block ended normally, but the server had already given its transaction up.
+
+    Nothing of the block was committed. `__cause__` is the first error, the one after which PostgreSQL refused all
+    others (PostgreSQL documentation, "PL/pgSQL and psql aside": a failed statement aborts its transaction block).
+    """
+
+
+class CommitOutcomeUnknown(FictiveError, sa_exc.OperationalError):
+    """The connection was lost between sending COMMIT and its answer: what was written may be there, or not.
+
+    Never retried, since it might be done twice. `__cause__` is the driver's error as SQLAlchemy raised it.
+    """
+
+    def __init__(self, cause: sa_exc.DBAPIError) -> None:
+        super().__init__(cause.statement, cause.params, cause.orig or cause, connection_invalidated=True)
+        self.add_detail("COMMIT was sent and not answered: look whether its changes are there before doing it again.")
+
+
+class ConnectionBusy(FictiveError, sa_exc.TimeoutError):
+    """The only connection of an in-memory SQLite database is in use by this same thread, which would wait for ever."""
+
+
+class PinnedConnectionLost(FictiveError, sa_exc.InvalidRequestError):
+    """The connection of a `pinned()` block is gone, and with it what was set through it."""
+
+
+class UnsupportedDialect(FictiveError, sa_exc.InvalidRequestError, NotImplementedError):
+    """The feature, which the message names, needs another database or driver."""
+
+
+class UnsavedChangesError(FictiveError, sa_exc.InvalidRequestError):
+    """A context ended with changes that no one wrote (`FICTIVE_UNSAVED_CHANGES = "error"`)."""
+
+
+class FictiveWarning(UserWarning):
+    """Base of the warnings that fictive gives."""
+
+
+class UnsavedChangesWarning(FictiveWarning):
+    """A context ended with new, changed or deleted objects that no one wrote; they are lost."""
+
+
+class AlreadyCommittedWarning(FictiveWarning):
+    """Writes that had been committed at once stay, although a `rollback()` outside, or an error that ends the context,
+    comes after them."""

@@ -1,0 +1,183 @@
+"""Mixins for a Flask-SQLAlchemy class: `class DB(OptInTransactionMixin, SQLAlchemy): ...`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+from typing import TYPE_CHECKING, Any
+
+import flask
+import flask_sqlalchemy
+import flask_sqlalchemy.cli
+import flask_sqlalchemy.session
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+
+from .config import Settings
+from .drivers.sqlite import TakeTurnsPool, is_memory_url
+from .errors import ConfigurationError
+from .session.engines import prepare
+from .session.optin import OptInSession, check_options
+from .session.parking import ParkingPool
+from .session.scoped import OptInScopedSession
+from .session.transaction import Transaction
+
+__all__ = ["OptInTransactionMixin"]
+
+_NEEDED = {"flask-sqlalchemy": "3.1", "sqlalchemy": "2.0.43"}
+
+if TYPE_CHECKING:
+    _Base = flask_sqlalchemy.SQLAlchemy
+else:
+    _Base = object
+
+
+class _AppSession(OptInSession):
+    """The opt-in session with the settings of the app in whose context it is made."""
+
+    def default_settings(self) -> Settings:
+        if flask.has_app_context():
+            settings = flask.current_app.extensions.get("fictive")
+            if isinstance(settings, Settings):
+                return settings
+        return Settings()
+
+
+class OptInTransactionMixin(_Base):
+    """Makes `db.session` an `OptInSession`: no transaction but where the code says `with db.session.begin():`.
+
+    Goes before `SQLAlchemy` in the bases. Everything else is Flask-SQLAlchemy's; a `class_` in `session_options` is
+    kept, with the opt-in session in front of it. Settings in `app.config`: `FICTIVE_WRITES_OUTSIDE`,
+    `FICTIVE_UNSAVED_CHANGES`, `FICTIVE_RETRY_READS`.
+
+    Raises `ConfigurationError` where the class is made, or in `init_app`, for what cannot work.
+    """
+
+    if TYPE_CHECKING:
+        session: OptInScopedSession  # type: ignore[assignment]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if flask_sqlalchemy.SQLAlchemy in order and order.index(OptInTransactionMixin) > order.index(
+            flask_sqlalchemy.SQLAlchemy
+        ):
+            raise ConfigurationError(
+                f"OptInTransactionMixin comes after SQLAlchemy in the bases of {cls.__name__}, without effect. "
+                f"Write: class {cls.__name__}(OptInTransactionMixin, SQLAlchemy)."
+            )
+        _check_versions()
+
+    def init_app(self, app: flask.Flask) -> None:
+        """As Flask-SQLAlchemy's; reads the `FICTIVE_*` settings first, so that a bad one leaves the app untouched."""
+        settings = Settings.from_mapping(app.config)
+        registered = "sqlalchemy" in app.extensions
+        try:
+            super().init_app(app)
+        except BaseException:
+            if not registered:
+                self._undo_init_app(app)
+            raise
+        app.extensions["fictive"] = settings
+
+    def _undo_init_app(self, app: flask.Flask) -> None:
+        """Leave an app whose engines could not be made as it was, for a second try with another configuration."""
+        app.extensions.pop("sqlalchemy", None)
+        for engine in self._app_engines.pop(app, {}).values():
+            engine.dispose()
+        registered: list[Any] = [app.teardown_appcontext_funcs, app.shell_context_processors]
+        for functions in registered:
+            functions[:] = [function for function in functions if not _belongs_to(function, self)]
+
+    def transaction(self, **options: Any) -> Transaction:
+        """`OptInSession.transaction` of the current session."""
+        return self.session.transaction(**options)
+
+    def pinned(self) -> contextlib.AbstractContextManager[OptInSession]:
+        """`OptInSession.pinned` of the current session."""
+        return self.session.pinned()
+
+    # -- what Flask-SQLAlchemy builds itself of ---------------------------------------------------------------------
+
+    def _make_scoped_session(self, options: dict[str, Any]) -> Any:
+        scope = options.pop("scopefunc", flask_sqlalchemy.session._app_ctx_id)
+        return OptInScopedSession(self._make_session_factory(options), scope)
+
+    def _make_session_factory(self, options: dict[str, Any]) -> sa_orm.sessionmaker[Any]:
+        options["class_"] = _opt_in(options.get("class_", flask_sqlalchemy.session.Session))
+        check_options(options)
+        # SQLAlchemy's sessionmaker would name its own defaults, and the session could not tell them from the user's
+        options.setdefault("autoflush", None)
+        options.setdefault("expire_on_commit", None)
+        return super()._make_session_factory(options)
+
+    def _make_engine(self, bind_key: str | None, options: dict[str, Any], app: flask.Flask) -> sa.Engine:
+        if bind_key is not None:
+            _share_engine_options(bind_key, options, app)
+        url = sa.make_url(options["url"])
+        if is_memory_url(url) and options.get("poolclass") in (None, sa.StaticPool):
+            options["poolclass"] = TakeTurnsPool
+        elif url.get_backend_name() == "postgresql" and not {"poolclass", "pool"} & options.keys():
+            options["poolclass"] = ParkingPool
+        engine = super()._make_engine(bind_key, options, app)
+        prepare(engine)
+        return engine
+
+    def _teardown_session(self, exc: BaseException | None) -> None:
+        try:
+            if self.session.registry.has():
+                session = self.session()
+                if exc is None:
+                    session.report_unsaved()
+                else:
+                    session.report_committed()
+        finally:
+            super()._teardown_session(exc)
+
+
+def _belongs_to(function: Any, db: object) -> bool:
+    return getattr(function, "__self__", None) is db or function is flask_sqlalchemy.cli.add_models_to_shell
+
+
+def _opt_in(class_: type[Any]) -> type[OptInSession]:
+    """`class_` with the opt-in session in front."""
+    if not (isinstance(class_, type) and issubclass(class_, sa_orm.Session)):
+        raise ConfigurationError(
+            f"session_options={{'class_': {class_!r}}}: expected a subclass of flask_sqlalchemy.session.Session."
+        )
+    if issubclass(class_, _AppSession):
+        return class_
+    return type(class_.__name__, (_AppSession, class_), {"__module__": class_.__module__})
+
+
+def _share_engine_options(bind_key: str, options: dict[str, Any], app: flask.Flask) -> None:
+    """Flask-SQLAlchemy gives `SQLALCHEMY_ENGINE_OPTIONS` to the default engine alone; here they are for all.
+
+    A bind's own options win, and a bind on another kind of database keeps to its own, since pool and connect
+    arguments of one kind are errors for another.
+    """
+    shared: dict[str, Any] = app.config.get("SQLALCHEMY_ENGINE_OPTIONS") or {}
+    own = app.config["SQLALCHEMY_BINDS"].get(bind_key)
+    default_url = shared.get("url") or app.config.get("SQLALCHEMY_DATABASE_URI")
+    if default_url is not None and sa.make_url(default_url).get_backend_name() != (
+        sa.make_url(options["url"]).get_backend_name()
+    ):
+        return
+    for name, value in shared.items():
+        if name != "url" and not (isinstance(own, dict) and name in own):
+            options[name] = value
+
+
+def _check_versions() -> None:
+    for package, needed in _NEEDED.items():
+        found = importlib.metadata.version(package)
+        if _numbers(found) < _numbers(needed):
+            raise ConfigurationError(
+                f"fictive needs {package} {needed} or later and found {found}: pip install '{package}>={needed}'."
+            )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()

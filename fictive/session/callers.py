@@ -1,0 +1,29 @@
+"""Which line of the user's code a call came from, for messages and warnings."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+
+__all__ = ["caller", "stack_level"]
+
+# By the name of the top-level package, so that no package has to be imported to be passed over.
+_PASSED_OVER = frozenset({"fictive", "sqlalchemy", "flask_sqlalchemy", "contextlib", "werkzeug", "flask", "functools"})
+
+
+def caller() -> str:
+    """`"file:line in function"` of the innermost frame that is not in a library fictive works through."""
+    frame, _ = _find(sys._getframe(1))
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def stack_level() -> int:
+    """The `stacklevel` with which `warnings.warn` in the calling function names that same line."""
+    return _find(sys._getframe(1))[1]
+
+
+def _find(frame: FrameType) -> tuple[FrameType, int]:
+    level = 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] in _PASSED_OVER:
+        frame, level = frame.f_back, level + 1
+    return frame, level

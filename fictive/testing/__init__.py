@@ -1,0 +1,1 @@
+"""What tests of a database need: a server of their own, and its wire."""

@@ -1,0 +1,167 @@
+"""Fixtures for all tests: a server for the run, a database for each test, and the wire between.
+
+`FICTIVE_TEST_DRIVERS` (comma list of psycopg2, psycopg, sqlite; default all) narrows a run to some drivers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from pytest_postgresql.janitor import DatabaseJanitor
+
+from fictive.testing import postgres
+from fictive.testing.wire import Wire
+from tests.models import opt_in
+
+DRIVERS = ("psycopg2", "psycopg")
+CHOSEN = frozenset(os.environ.get("FICTIVE_TEST_DRIVERS", "psycopg2,psycopg,sqlite").split(","))
+
+
+# Node identifiers, and whether the failure is expected every time.
+KNOWN_DEVIATIONS = {
+    line.strip().lstrip("~"): not line.startswith("~")
+    for line in (Path(__file__).parent / "known_deviations.txt").read_text(encoding="utf-8").splitlines()
+    if line.strip() and not line.startswith("#")
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what belongs to a driver that was not chosen."""
+
+    def wanted(item: pytest.Item) -> bool:
+        driver = getattr(item, "callspec", None) and item.callspec.params.get("driver")  # type: ignore[attr-defined]
+        return driver is None or driver in CHOSEN
+
+    for item in items:
+        for known, strict in KNOWN_DEVIATIONS.items():
+            if item.nodeid == known or item.nodeid.startswith(f"{known}["):
+                strict = strict and sa.__version__ >= "2.1"  # the list was made there
+                item.add_marker(pytest.mark.xfail(strict=strict, reason="listed in tests/known_deviations.txt"))
+    unwanted = [item for item in items if not wanted(item)]
+    if unwanted:
+        config.hook.pytest_deselected(items=unwanted)
+        items[:] = [item for item in items if wanted(item)]
+
+
+@pytest.fixture(scope="session")
+def pg() -> Iterator[postgres.Server]:
+    """The server that every test of this run, and every worker, shares."""
+    with postgres.server() as server:
+        yield server
+
+
+@pytest.fixture(params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> str:
+    """The driver under test; `@pytest.mark.parametrize("driver", [...], indirect=True)` for others."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def template(pg: postgres.Server) -> Iterator[DatabaseJanitor]:
+    """The database that each test's own is cloned from: the tables of `tests.models`, empty."""
+    name = f"fictive_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{os.getpid()}"
+    janitor = _janitor(pg, f"{name}_template", as_template=True)
+    with janitor:
+        engine = sa.create_engine(pg.url(janitor.dbname, driver="psycopg"), poolclass=sa.NullPool)
+        opt_in.db.metadata.create_all(engine)
+        yield janitor
+
+
+@pytest.fixture
+def database_name(pg: postgres.Server, template: DatabaseJanitor) -> Iterator[str]:
+    """A fresh database of this test's own."""
+    with _janitor(pg, template.dbname.replace("_template", "_test"), template_dbname=template.dbname) as janitor:
+        yield janitor.dbname
+
+
+@pytest.fixture
+def database_url(pg: postgres.Server, database_name: str, driver: str) -> str:
+    """Its URL, with the driver under test."""
+    return pg.url(database_name, driver=driver)
+
+
+@pytest.fixture
+def wire(pg: postgres.Server) -> Iterator[Wire]:
+    """The proxy through which what is tested connects."""
+    with Wire(pg.host, pg.port) as wire:
+        yield wire
+
+
+@pytest.fixture
+def look(pg: postgres.Server, database_name: str) -> Iterator[Callable[..., list[Any]]]:
+    """What another connection sees: `look("select ...", *args)` returns rows, or values where there is one column."""
+    with psycopg.connect(pg.url(database_name), autocommit=True) as connection:
+
+        def run(query: str, *args: Any) -> list[Any]:
+            cursor = connection.execute(query, args or None)
+            if cursor.description is None:
+                return []
+            rows = cursor.fetchall()
+            return [row[0] for row in rows] if cursor.description and len(cursor.description) == 1 else rows
+
+        yield run
+
+
+@pytest.fixture
+def backends(look: Callable[..., list[Any]]) -> Callable[[], list[str]]:
+    """The states of this database's other backends, as `pg_stat_activity` has them."""
+    return lambda: look(
+        "select state from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
+    )
+
+
+MakeApp = Callable[..., Flask]
+
+
+@pytest.fixture
+def make_app(database_url: str, wire: Wire, backends: Callable[[], list[str]], tmp_path: Path) -> Iterator[MakeApp]:
+    """`make_app(db, **config)`: an app on this test's database, through the wire, with a warm pool of one connection.
+
+    After the test no connection may be out of the pool, and no backend in a transaction.
+    """
+    made: list[tuple[Any, Flask]] = []
+
+    def make(db: Any = opt_in.db, **config: Any) -> Flask:
+        app = Flask(__name__, instance_path=str(tmp_path))
+        app.config["SQLALCHEMY_DATABASE_URI"] = wire.url(database_url)
+        app.config.update(config)
+        db.init_app(app)
+        made.append((db, app))
+        with app.app_context():
+            for engine in db.engines.values():
+                engine.connect().close()  # SQLAlchemy asks the server a few things the first time
+        return app
+
+    yield make
+    left_out = {}
+    for db, app in made:
+        with app.app_context():
+            for key, engine in db.engines.items():
+                left_out[key] = engine.pool.checkedout() if hasattr(engine.pool, "checkedout") else 0
+    states = backends()
+    for db, app in made:
+        with app.app_context():
+            for engine in db.engines.values():
+                engine.dispose()
+    assert not any(left_out.values()), f"connections not returned to the pool: {left_out}"
+    assert not [state for state in states if state != "idle"], states
+
+
+@pytest.fixture
+def app(make_app: MakeApp) -> Iterator[Flask]:
+    """An app of `tests.models.db` with default settings, its context pushed."""
+    app = make_app()
+    with app.app_context():
+        yield app
+
+
+def _janitor(pg: postgres.Server, name: str, **options: Any) -> DatabaseJanitor:
+    return DatabaseJanitor(user=pg.user, host=pg.host, port=pg.port, dbname=name, password=pg.password, **options)

