@@ -342,12 +342,44 @@ class OptInSession(private.JointedSession):
 
     def _run_atomically(self, run: Callable[[Any, Any], _T], statement: Any, params: Any, returns_result: bool) -> _T:
         """The statement in a transaction of its own. What is pending in the session stays as it is, either way."""
+        with self._transaction_of_its_own():
+            result = run(statement, params)
+            if returns_result:
+                private.buffer(result)
+        return result
+
+    @contextlib.contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """Let the statements of the block succeed or fail as one, for functions that take several.
+
+        Inside they are part of the open transaction. Outside, `writes_outside` decides: they get a transaction of
+        their own, or the one that stays open, or `TransactionRequired`, which names `what`. Changes pending in the
+        session are not flushed by it.
+        """
+        self._check_block()
+        if self._is_inside():
+            yield
+        elif self._writes is WritesOutside.REFUSE:
+            raise TransactionRequired(_refused(what))
+        elif self._writes is WritesOutside.BEGIN:
+            self._first_write = caller()
+            self.open_change_record()
+            try:
+                yield
+            except BaseException:
+                self._discard()  # nothing but this block was in it
+                raise
+        else:
+            with self._transaction_of_its_own():
+                yield
+            self._remember_write(what)
+
+    @contextlib.contextmanager
+    def _transaction_of_its_own(self) -> Iterator[None]:
         with self.change_record_aside() as record:
             self._own = True
             try:
-                result = run(statement, params)
-                if returns_result:
-                    private.buffer(result)
+                yield
                 with self._committing():
                     private.commit_as_is(self, record)
             except BaseException:
@@ -358,7 +390,6 @@ class OptInSession(private.JointedSession):
                 raise
             finally:
                 self._own = False
-        return result
 
     def _run_and_stay(self, run: Callable[[Any, Any], _T], statement: Any, params: Any) -> _T:
         """The statement begins a transaction that stays open (`writes_outside="begin"`)."""
