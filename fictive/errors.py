@@ -20,8 +20,10 @@ __all__ = [
     "TransactionAlreadyBegun",
     "TransactionEnded",
     "TransactionRequired",
+    "UnknownAttribute",
     "UnsavedChangesError",
     "UnsavedChangesWarning",
+    "UnsavedObject",
     "UnsupportedDialect",
 ]
 
@@ -79,6 +81,17 @@ class UnsupportedDialect(FictiveError, sa_exc.InvalidRequestError, NotImplemente
 
 class UnsavedChangesError(FictiveError, sa_exc.InvalidRequestError):
     """A context ended with changes that no one wrote (`FICTIVE_UNSAVED_CHANGES = "error"`)."""
+
+
+class UnknownAttribute(FictiveError, sa_exc.InvalidRequestError, TypeError):
+    """A name given for a value is no attribute of the model, or none that is stored. Nothing was sent.
+
+    SQLAlchemy raises `InvalidRequestError` for it in `filter_by()`, and `TypeError` in a model's constructor.
+    """
+
+
+class UnsavedObject(FictiveError, sa_exc.InvalidRequestError, ValueError):
+    """A related object that has no row yet was given where its key is needed. Nothing was sent."""
 
 
 class FictiveWarning(UserWarning):

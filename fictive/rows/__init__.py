@@ -1,0 +1,1 @@
+"""Work on rows: looking up or creating one, many at once, links between them."""

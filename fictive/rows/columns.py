@@ -1,0 +1,98 @@
+"""From the attribute names that callers write to the columns of a table. Pure functions; nothing is sent."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from sqlalchemy.ext.hybrid import HybridExtensionType
+
+from ..errors import UnknownAttribute, UnsavedObject
+
+__all__ = [
+    "composite_values",
+    "foreign_key_of",
+    "hybrid",
+    "mapped_property",
+    "mapper_of",
+    "table_columns",
+    "unknown_attribute",
+]
+
+
+def mapper_of(model: object) -> sa_orm.Mapper[Any]:
+    """The mapper of a mapped class; raises `TypeError` for anything else, such as the declarative base itself."""
+    mapper = sa.inspect(model, raiseerr=False) if isinstance(model, type) else None
+    if not isinstance(mapper, sa_orm.Mapper):
+        name = getattr(model, "__name__", repr(model))
+        raise TypeError(f"{name} is not a mapped class: it has no table. Call it on a model.")
+    return mapper
+
+
+def unknown_attribute(mapper: sa_orm.Mapper[Any], name: str, where: str) -> UnknownAttribute:
+    """The error for a name in `where` (`"the lookup"`) that cannot be written there, and what was probably meant."""
+    model = mapper.class_.__name__
+    if mapper.attrs.get(name) is not None or hasattr(mapper.class_, name):
+        return UnknownAttribute(f"{model}.{name} in {where} is not a mapped column, so it cannot be stored.")
+    known = [key for key in mapper.all_orm_descriptors.keys() if isinstance(key, str)]  # noqa: SIM118
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f". It has: {', '.join(sorted(known))}."
+    return UnknownAttribute(f"{model} has no attribute {name!r}, which {where} names{hint}")
+
+
+def mapped_property(mapper: sa_orm.Mapper[Any], name: str) -> sa_orm.MapperProperty[Any] | None:
+    """The mapped attribute `name`, looking through synonyms; None where there is none."""
+    found = mapper.attrs.get(name)
+    while isinstance(found, sa_orm.SynonymProperty):
+        found = mapper.attrs.get(found.name)
+    return found
+
+
+def table_columns(prop: object) -> tuple[sa.Column[Any], ...]:
+    """The columns that a mapped attribute is stored in: several for a key that joined inheritance repeats; none for
+    a relationship or an SQL expression."""
+    if not isinstance(prop, sa_orm.ColumnProperty):
+        return ()
+    return tuple(column for column in prop.columns if isinstance(column, sa.Column))
+
+
+def hybrid(mapper: sa_orm.Mapper[Any], name: str) -> Any:
+    """The `hybrid_property` of that name; None where it is something else."""
+    found = mapper.all_orm_descriptors.get(name)
+    if found is not None and found.extension_type is HybridExtensionType.HYBRID_PROPERTY:
+        return found
+    return None
+
+
+def composite_values(prop: sa_orm.CompositeProperty[Any], value: Any) -> Iterator[tuple[Any, Any]]:
+    """The column properties of a composite, each with its part of `value`; all None for None."""
+    parts = prop.props
+    given = (None,) * len(parts) if value is None else value.__composite_values__()
+    return zip(parts, given, strict=True)
+
+
+def foreign_key_of(prop: sa_orm.RelationshipProperty[Any], related: object, where: str) -> dict[sa.Column[Any], Any]:
+    """What a many-to-one relationship to `related` puts into the columns of its own table; NULL for None.
+
+    Raises `UnsavedObject` where `related` has no row yet, and `TypeError` where it is of another class. An expired
+    `related` is loaded.
+    """
+    name = f"{prop.parent.class_.__name__}.{prop.key}"
+    pairs = prop.local_remote_pairs or []
+    if related is None:
+        return {local: None for local, _ in pairs if isinstance(local, sa.Column)}
+    state = sa.inspect(related, raiseerr=False)
+    if not isinstance(state, sa_orm.InstanceState) or not state.mapper.isa(prop.mapper):
+        raise TypeError(f"{name} in {where} is a {prop.mapper.class_.__name__}, not {related!r}.")
+    if state.key is None:
+        raise UnsavedObject(
+            f"{name} in {where} is a {prop.mapper.class_.__name__} that is not saved and has no key. Flush it first."
+        )
+    found = {}
+    for local, remote in pairs:
+        if isinstance(local, sa.Column) and isinstance(remote, sa.Column):
+            found[local] = getattr(related, state.mapper.get_property_by_column(remote).key)
+    return found
