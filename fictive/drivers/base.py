@@ -96,6 +96,10 @@ class Driver(abc.ABC):
         """
         return True
 
+    def ride(self, connection: sa.Connection, command: str) -> None:
+        """Run `command` in the transaction before its next statement: with it in one message where the driver can."""
+        connection.exec_driver_sql(command)
+
     def begin(self, dbapi: Any) -> None:
         """SQLAlchemy's `do_begin`, for drivers that send no BEGIN of their own."""
         raise NotImplementedError

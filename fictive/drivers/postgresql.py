@@ -90,6 +90,13 @@ class PostgreSQLDriver(Driver):
         if options.deferrable is not None:
             dbapi.deferrable = options.deferrable
 
+    def ride(self, connection: sa.Connection, command: str) -> None:
+        dbapi = dbapi_connection(connection)
+        if self.is_accelerated(dbapi):
+            dbapi.ride(command)
+        else:
+            super().ride(connection, command)
+
     def level(self, name: str) -> Any:
         """The driver's own word for an isolation level."""
         return name

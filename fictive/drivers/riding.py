@@ -13,6 +13,8 @@ Query"), which decides what may ride:
   message would abort the transaction without the savepoint to go back to.
 - RELEASE rides with the next SAVEPOINT or with COMMIT; not with another statement, whose error, if it names a
   position, would count the RELEASE, and could not be had again without it.
+- A SET LOCAL has to be sent before the next statement, and rides with any, since an error aborts the transaction with
+  or without it; only a position in that error counts it. Behind a RELEASE or SAVEPOINT it goes by their rules.
 """
 
 from __future__ import annotations
@@ -166,7 +168,8 @@ class Waiting:
         if all(command.startswith("RELEASE") for command in self._commands):
             return [], []
         commands, self._commands = self._commands, []
-        return ([], commands) if is_parsed(query) else (commands, [])
+        with_any = not any(command.startswith(("SAVEPOINT", "RELEASE")) for command in commands)
+        return ([], commands) if with_any or is_parsed(query) else (commands, [])
 
     def all(self, begin: str | None) -> list[str]:
         """Everything, to be sent now."""

@@ -156,7 +156,10 @@ class RidingConnection(_Connection):  # type: ignore[misc]
 
     def ride(self, command: str) -> None:
         """Let `command`, such as a SET LOCAL, go with the next statement of the transaction."""
-        self._waiting.add(command)
+        if self._native:  # where nothing is carried
+            self.send([command])
+        else:
+            self._waiting.add(command)
 
     def begin_command(self) -> str | None:
         """The BEGIN that the next statement needs; None in autocommit and within a transaction."""
