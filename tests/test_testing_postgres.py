@@ -39,7 +39,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     Not `tmp_path`: that one is closed to the server's account, and too long for a socket.
     """
-    path = Path(tempfile.mkdtemp(prefix="fp-"))
+    path = Path(tempfile.mkdtemp(prefix="fp-", dir="/dev/shm" if postgres._is_memory("/dev/shm") else None))
     path.chmod(0o755)
     monkeypatch.delenv(postgres.URL_VARIABLE, raising=False)
     monkeypatch.setenv("TMPDIR", str(path))
@@ -51,6 +51,18 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def servers(home: Path) -> list[Path]:
     return list(home.glob("fictive-pg-*/*-*"))
+
+
+def wait_for_the_end_of_its_keeper(user: User) -> None:
+    """A killed process has its locks until it has ended, and a start before that is right to leave it alone."""
+
+    def released() -> bool:
+        lock = postgres._try_lock(user.data.parents[1] / "keeper.lock")
+        if lock is not None:
+            os.close(lock)
+        return lock is not None
+
+    wait_until(released)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
@@ -194,6 +206,39 @@ def test_restart_starts_a_server_that_was_killed(home: Path) -> None:
         assert ask(pg, "select 1") == 1
 
 
+def test_ten_immediate_restarts_in_a_row(home: Path) -> None:
+    with postgres.private_server() as pg:
+        for _ in range(10):
+            pg.restart("immediate")
+        assert ask(pg, "select 1") == 1
+
+
+READY = "7\n/data\n1\n5432\n\n127.0.0.1\n1 2\nready   \n"
+
+
+@pytest.mark.parametrize(
+    ("text", "ready"),
+    [
+        ("", False),  # made, and not yet written
+        ("7", False),
+        ("7\n/data\n1\n5432\n\n127.0.0.1\n1 2\n", False),
+        (READY.replace("ready   ", "starting"), False),
+        (READY.replace("7", "77", 1), False),  # a dead server's
+        (READY, True),
+    ],
+)
+def test_a_server_is_ready_when_its_file_says_so(text: str, ready: bool) -> None:
+    assert postgres._says_ready(text, 7) is ready
+
+
+def test_a_keeper_outlives_a_request_that_fails(home: Path) -> None:
+    with postgres.private_server() as pg:
+        assert pg._link is not None
+        with pytest.raises(postgres.EmbeddedServerError, match="KeyError"):
+            pg._link.ask({"do": "restart", "mode": "no such mode"})
+        assert ask(pg, "select 1") == 1
+
+
 def test_a_dead_shared_server_is_not_joined(home: Path) -> None:
     with postgres.server() as dead:
         assert dead.data_directory is not None
@@ -235,6 +280,7 @@ def test_killing_everything_is_cleaned_up_by_the_next_start(home: Path) -> None:
     user = User().ready()
     server = recorded_pid(user.data)
     os.kill(parent(server), signal.SIGKILL)
+    wait_for_the_end_of_its_keeper(user)
     user.kill()
     assert servers(home)
     with postgres.server() as pg:
@@ -253,6 +299,7 @@ def test_a_server_that_outlives_its_keeper_is_killed_by_the_next_start(
     keeper = parent(server)
     os.kill(server, signal.SIGSTOP)  # it cannot follow the signal that its keeper's end sends
     os.kill(keeper, signal.SIGKILL)
+    wait_for_the_end_of_its_keeper(user)
     user.kill()
     with postgres.private_server() as pg:
         assert pg.data_directory is not None
@@ -332,6 +379,20 @@ def test_with_the_wheel_where_only_its_owner_can_go(home: Path, monkeypatch: pyt
         assert pg.bin_directory is not None
         owned = pg.bin_directory.is_relative_to(closed)
         assert owned == (os.geteuid() != 0)  # root's server runs from a copy
+
+
+def test_it_is_in_memory_where_there_is_enough(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert postgres._base_directory(None).parent == home  # TMPDIR says so
+    monkeypatch.delenv("TMPDIR")
+    monkeypatch.setattr(postgres, "_MEMORY_BYTES", 1 << 60)
+    assert postgres._base_directory(None).parent == home
+    monkeypatch.setattr(postgres, "_mounts", list)
+    monkeypatch.setattr(postgres, "_MEMORY_BYTES", 0)
+    assert postgres._base_directory(None).parent == home
+    if Path("/dev/shm").exists():
+        monkeypatch.setattr(postgres, "_mounts", lambda: ["tmpfs /dev/shm tmpfs rw 0 0"])
+        if not os.statvfs("/dev/shm").f_flag & os.ST_NOEXEC:
+            assert postgres._base_directory(None).parent == Path("/dev/shm")
 
 
 def test_a_temporary_directory_of_someone_else_is_refused(home: Path) -> None:
