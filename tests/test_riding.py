@@ -546,7 +546,9 @@ def test_values_are_adapted_alike(name: str, same: Callable[[Observe], Any], dri
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, memoryview):
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, memoryview):  # whose repr is its address
         return bytes(value)
     return repr(value) if value != value else value  # NaN
 
@@ -803,6 +805,80 @@ def test_a_server_side_cursor_leaves_no_warning(same: Callable[[Observe], Any]) 
         cursor = w.conn.cursor("named")
         w.call(lambda: cursor.execute("select 1"))
         w.note(list(w.conn.notices))
+
+    same(observe)
+
+
+@psycopg2_only
+def test_a_server_side_cursor_of_another_means(same: Callable[[Observe], Any]) -> None:
+    """One that a text has declared, and one that is never executed (psycopg2 documentation, "Server side cursors")."""
+
+    def observe(w: Watch) -> None:
+        w.do("declare stolen cursor for select generate_series(1, 5)")
+        cursor = w.conn.cursor("stolen")
+        w.note(cursor.name, cursor.withhold, cursor.scrollable, cursor.query)
+        w.call(cursor.fetchone)
+        cursor.itersize = 2
+        w.note(next(cursor), cursor.rownumber, cursor.rowcount, [*cursor])
+        w.call(cursor.close)
+        w.do("select name from pg_cursors")
+        w.call(w.conn.cursor("never").close)
+        w.call(w.conn.commit)
+        w.call(w.conn.cursor("nowhere").fetchone)
+        w.call(w.conn.rollback)
+
+    same(observe)
+
+
+@psycopg2_only
+def test_a_server_side_cursor_scrolls(same: Callable[[Observe], Any]) -> None:
+    def observe(w: Watch) -> None:
+        cursor = w.conn.cursor("named", scrollable=True)
+        w.call(lambda: cursor.execute("select generate_series(1, %s)", (9,)) and None)
+        w.note(cursor.query)
+        for step in ((3,), (-2,), (7, "absolute")):
+            w.call(lambda step=step: cursor.scroll(*step))
+            w.call(cursor.fetchone)
+        w.call(lambda: cursor.executemany("select 1", [()]))
+        w.call(lambda: cursor.callproc("now"))
+        w.call(lambda: cursor.execute("select 2"))
+        w.call(w.conn.rollback)
+        for run in (cursor.fetchall, partial(cursor.scroll, 1), partial(next, cursor), cursor.close):
+            w.call(run)
+        w.conn.autocommit = True
+        w.call(lambda: w.conn.cursor("autocommit").execute("select 1"))
+        with w.conn.cursor("held", withhold=True) as held:
+            held.execute("select generate_series(1, 3)")
+            w.note(held.fetchall(), w.status())
+
+    same(observe)
+
+
+@psycopg2_only
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_server_side_cursor_of_another_class(begun: bool, same: Callable[[Observe], Any]) -> None:
+    """psycopg2's own transaction takes over, with what was done and what waits."""
+
+    def observe(w: Watch) -> None:
+        if begun:
+            w.do("insert into riding values (1, 1)")
+        w.control("SAVEPOINT a")
+        cursor = w.conn.cursor("named", cursor_factory=psycopg2.extras.DictCursor)
+        cursor.itersize = 2
+        w.call(lambda: cursor.execute("select generate_series(1, 3) as n") and None)
+        w.note([row["n"] for row in cursor], list(w.conn.notices))
+        w.do("insert into riding values (2, 2)")
+        w.control("ROLLBACK TO SAVEPOINT a")
+        w.call(w.conn.commit)
+        w.call(cursor.fetchone)
+        w.do("insert into riding values (3, 3)")
+        w.call(w.conn.rollback)
+        stale = w.conn.cursor("stale", cursor_factory=psycopg2.extras.DictCursor)
+        w.do("select 1/0")
+        w.call(lambda: w.conn.cursor("b", cursor_factory=psycopg2.extras.DictCursor).execute("select 1"))
+        w.call(w.conn.rollback)
+        w.call(lambda: stale.execute("select 1"))
+        w.do("select 1")
 
     same(observe)
 
@@ -1793,6 +1869,69 @@ def test_what_was_left_waiting_does_not_reach_the_next_user(engine_of: Callable[
             assert connection.scalar(sa.text("select 1")) == 1
 
 
+@psycopg2_only
+def test_nothing_is_begun_where_nothing_is_sent(same: Callable[[Observe], Any]) -> None:
+    """By executemany of no rows, values that cannot be adapted, a closed cursor; and a savepoint waits on."""
+    insert = "insert into riding values (%s, 1)"
+
+    def observe(w: Watch) -> None:
+        for before in ([], ["SAVEPOINT a"]):
+            for each in before:
+                w.conn.cursor().execute(each)
+            closed = w.conn.cursor()
+            closed.close()
+            w.note(
+                w.outcome(lambda: w.conn.cursor().executemany(insert, [])),
+                w.outcome(lambda: w.conn.cursor().executemany(insert, 1)),
+                w.outcome(lambda: w.conn.cursor().executemany(insert, [(Unadaptable(),)]))["type"],
+                w.outcome(lambda closed=closed: closed.execute("select 1")),
+                w.outcome(lambda closed=closed: closed.executemany(insert, [(1,)])),
+                w.outcome(lambda: setattr(w.conn, "autocommit", False)),
+                w.conn.status,
+            )
+        w.do("insert into riding values (1, 1)")
+        w.do("ROLLBACK TO SAVEPOINT a")
+        w.call(w.conn.commit)
+
+    same(observe)
+
+
+@psycopg2_only
+def test_a_cursor_class_of_the_users_sees_his_own_texts(same: Callable[[Observe], Any]) -> None:
+    seen: list[Any] = []
+
+    class Seeing(ext.cursor):
+        def execute(self, query: Any, vars: Any = None) -> Any:
+            seen.append(query)
+            super().execute(query, vars)
+            return self
+
+    def observe(w: Watch) -> Any:
+        del seen[:]
+        for _ in range(2):
+            w.conn.cursor().execute("SAVEPOINT a")
+            w.note(w.conn.cursor(cursor_factory=Seeing).execute("select %s", (1,)).fetchall())
+        w.call(w.conn.rollback)
+        return list(seen)
+
+    assert same(observe) == ["select %s"] * 2
+
+
+@psycopg2_only
+def test_a_commit_by_text_does_not_reach_the_next_user(engine_of: Callable[..., sa.Engine], look: Look) -> None:
+    """psycopg2's status is then still that of a transaction, in which it would send no BEGIN."""
+    look(TABLE)
+    engine = engine_of(True, pool_size=1, max_overflow=0, pool_reset_on_return=None)
+    raw = engine.raw_connection()
+    raw.cursor().execute("select 1")
+    raw.cursor().execute("commit")
+    raw.close()
+    with contextlib.suppress(ZeroDivisionError), engine.begin() as connection:
+        connection.execute(sa.text("insert into riding values (1, 1)"))
+        raise ZeroDivisionError
+    assert look("select id from riding") == []
+
+
 def test_what_waits_is_gone_in_autocommit(same: Callable[[Observe], Any]) -> None:
     def observe(w: Watch) -> Any:
         w.conn.cursor().execute("SAVEPOINT a")
@@ -1941,6 +2080,20 @@ def clean() -> Iterator[None]:
 )
 def test_parse_control(query: Any, expected: Any) -> None:
     assert riding.parse_control(query) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "alone"),
+    [
+        ("", True), (" ; -- x", True), ("/* a */ -- b\n;", True), ("/* a /* b */ c */ select 1", True),
+        ("/* a */ select 1", False), ("-- a\nselect 1", False), ("select 1;", False), ("- 1", True),
+        ("commit", True), ("/* x */ End", True), ("prepare p as select 1", True), ("committed", False),
+        ("select case when true then 1 end", False), ("select 1; commit", True), ("select 1; select 2", False),
+        ("select ';' || 'the end'", True), ("/* unclosed", True), ("rollback to a", True),
+    ],
+)  # fmt: skip
+def test_goes_alone(text: str, alone: bool) -> None:
+    assert riding.goes_alone(text) is alone
 
 
 @pytest.mark.usefixtures("clean")

@@ -30,6 +30,8 @@ _STATUS = (
 )
 
 
+_READY = 1  # psycopg2.extensions.STATUS_READY
+
 _POLL = "fictive.poll"
 _MOST_READS = 1000
 
@@ -160,11 +162,17 @@ class Psycopg2Driver(PostgreSQLDriver):
         from .riding_psycopg2 import RidingConnection
 
         keep_alive(cparams)
+        if "cursor_factory" in cparams:
+            return None  # a class of the user's would see texts of ours
         if not cparams.get("async_") and not cparams.get("async"):
             cparams.setdefault("connection_factory", RidingConnection)
 
     def consume(self, dbapi: Any) -> None:
         dbapi.poll()
+
+    def restore(self, dbapi: Any, rest: object) -> bool:
+        # psycopg2 keeps a status of its own, which a COMMIT by text does not change
+        return super().restore(dbapi, rest) and (bool(dbapi.closed) or dbapi.status == _READY)
 
     def is_accelerated(self, dbapi: Any) -> bool:
         from .riding_psycopg2 import RidingConnection

@@ -15,6 +15,7 @@ Query"), which decides what may ride:
   position, would count the RELEASE, and could not be had again without it.
 - A SET LOCAL has to be sent before the next statement, and rides with any, since an error aborts the transaction with
   or without it; only a position in that error counts it. Behind a RELEASE or SAVEPOINT it goes by their rules.
+- Nothing rides with a text that may be empty or may end the transaction.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ __all__ = [
     "Waiting",
     "again",
     "are_plain",
+    "goes_alone",
     "is_parsed",
-    "may_end_transaction",
     "parse_control",
     "parsed",
 ]
@@ -63,12 +64,22 @@ def parsed(query: object) -> None:
         _parsed.add(query)
 
 
-_ENDS = re.compile(rb"\b(?:commit|rollback|end|abort|prepare)\b", re.IGNORECASE)
+_NOTHING = re.compile(r"(?:[\s;]|--[^\n]*|/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/)*")
+_ENDS = re.compile(r"\b(?:commit|rollback|end|abort|prepare)\b", re.IGNORECASE)
 
 
-def may_end_transaction(text: bytes) -> bool:
-    """Whether a text may end the transaction by itself: what it did then stays, and it is never sent again."""
-    return _ENDS.search(text) is not None
+def goes_alone(text: str) -> bool:
+    """Whether nothing may ride with a text. In doubt nothing may.
+
+    It may be empty, and the answer to an empty one would be the answer to BEGIN. Or it may end the transaction: what
+    was done until then stays, so that it could not be sent again, and its errors would count what had ridden.
+    """
+    start = _NOTHING.match(text).end()  # type: ignore[union-attr]
+    if text[start : start + 1] in ("", "-", "/"):
+        return True
+    return _ENDS.match(text, start) is not None or (
+        text.find(";", start) != -1 and _ENDS.search(text, start) is not None
+    )
 
 
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None), Decimal, date, datetime, time, timedelta, UUID})
@@ -96,6 +107,10 @@ class Waiting:
     def __bool__(self) -> bool:
         return bool(self._commands)
 
+    def waits_for_commit(self) -> bool:
+        """Whether nothing waits that a statement could take along."""
+        return all(command.startswith("RELEASE") for command in self._commands)
+
     def clear(self) -> None:
         """The transaction ends, and with it all savepoints."""
         self._commands.clear()
@@ -104,10 +119,6 @@ class Waiting:
     def add(self, command: str) -> None:
         """Let `command` wait: a SAVEPOINT, or a SET LOCAL for the statements to come."""
         self._commands.append(command)
-
-    def put_back(self, commands: list[str]) -> None:
-        """Commands that were taken and then not sent after all."""
-        self._commands[:0] = [command for command in commands if not command.startswith("BEGIN")]
 
     def sent(self, commands: Iterable[str]) -> None:
         """Told of what was sent."""
@@ -165,7 +176,7 @@ class Waiting:
         if begin is not None:
             commands, self._commands = self._commands, []
             return [], [begin, *commands]
-        if all(command.startswith("RELEASE") for command in self._commands):
+        if self.waits_for_commit():
             return [], []
         commands, self._commands = self._commands, []
         with_any = not any(command.startswith(("SAVEPOINT", "RELEASE")) for command in commands)
