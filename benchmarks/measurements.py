@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from . import peers
+from .links import links
 from .peers import NAMES, PLAIN, SLEEP, Peer, Setup
 from .results import LOOPBACK, Case, Result
 from .schema import Databases
@@ -32,10 +33,19 @@ class Scale:
     slow_requests: int = 4  # of each thread
     latency_requests: int = 40  # of each thread
     objects: int = 1000
+    links: int = 10_000
 
 
 SMOKE = Scale(
-    rounds=2, seconds=0, warm=1, selects=(1, 5), slow_rounds=1, slow_requests=1, latency_requests=4, objects=100
+    rounds=2,
+    seconds=0,
+    warm=1,
+    selects=(1, 5),
+    slow_rounds=1,
+    slow_requests=1,
+    latency_requests=4,
+    objects=100,
+    links=100,
 )
 
 
@@ -271,6 +281,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], Result]] = {
     "statements": statements,
     "transactions": transactions,
     "memory": memory,
+    "links": links,
 }
 
 

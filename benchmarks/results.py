@@ -98,6 +98,7 @@ _AIMS = [
     ("view with 1 SELECT, 0.5 ms each way: at least 2.3 times plain", "views", "1 SELECT", DELAYED, 2.3),
     ("INSERT in a transaction, 0.5 ms each way: at least 1.35 times plain", "transactions", "INSERT", DELAYED, 1.35),
     ("INSERT in a savepoint, 0.5 ms each way: at least 2 times plain", "transactions", "savepoint INSERT", DELAYED, 2),
+    ("10,000 links set: at least 20 times plain", "links", "by key", LOOPBACK, 20),
 ]
 # What "nothing slower than plain on loopback" is about. A statement by itself is compared with plain's held
 # connection to show its price, and is not in it.

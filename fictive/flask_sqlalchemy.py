@@ -17,6 +17,7 @@ import sqlalchemy.orm as sa_orm
 from .config import Settings
 from .drivers.sqlite import TakeTurnsPool, is_memory_url
 from .errors import ConfigurationError
+from .rows import many_to_many
 from .session.engines import prepare
 from .session.optin import OptInSession, check_options
 from .session.parking import ParkingPool
@@ -97,6 +98,32 @@ class OptInTransactionMixin(_Base):
     def pinned(self) -> contextlib.AbstractContextManager[OptInSession]:
         """`OptInSession.pinned` of the current session."""
         return self.session.pinned()
+
+    def m2m_add(
+        self,
+        instance: object,
+        relationship: sa_orm.QueryableAttribute[Any],
+        *related: Any,
+        ignore_conflicts: bool = False,
+    ) -> tuple[Any, ...]:
+        """`fictive.sqlalchemy.m2m_add` in the current session."""
+        return many_to_many.m2m_add(self.session, instance, relationship, *related, ignore_conflicts=ignore_conflicts)
+
+    def m2m_remove(
+        self, instance: object, relationship: sa_orm.QueryableAttribute[Any], *related: Any
+    ) -> tuple[Any, ...]:
+        """`fictive.sqlalchemy.m2m_remove` in the current session."""
+        return many_to_many.m2m_remove(self.session, instance, relationship, *related)
+
+    def m2m_set(
+        self, instance: object, relationship: sa_orm.QueryableAttribute[Any], *related: Any
+    ) -> many_to_many.LinkChanges:
+        """`fictive.sqlalchemy.m2m_set` in the current session."""
+        return many_to_many.m2m_set(self.session, instance, relationship, *related)
+
+    def m2m_clear(self, instance: object, relationship: sa_orm.QueryableAttribute[Any]) -> tuple[Any, ...]:
+        """`fictive.sqlalchemy.m2m_clear` in the current session."""
+        return many_to_many.m2m_clear(self.session, instance, relationship)
 
     # -- what Flask-SQLAlchemy builds itself of ---------------------------------------------------------------------
 

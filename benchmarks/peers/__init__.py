@@ -126,11 +126,14 @@ class Peer(abc.ABC):
         self._number += 1
         return f"new {self._number}"
 
+    links = (100, 10)
+    """How many tags `next_links` gives, and how many of them were not there the last time."""
+
     def next_links(self) -> list[int]:
-        """100 tags of which 90 were there the last time."""
         self._number += 1
-        first = 11 if self._number % 2 else 1
-        return list(range(first, first + 100))
+        count, changed = self.links
+        first = changed + 1 if self._number % 2 else 1
+        return list(range(first, first + count))
 
 
 def installed() -> list[str]:

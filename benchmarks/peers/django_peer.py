@@ -110,6 +110,9 @@ class Django(Peer):
         tags = list(self._all(self.models.Tag).filter(pk__in=self.next_links()))
         return lambda: item.tags.set(tags)
 
+    def set_links(self) -> None:
+        self._all(self.models.Item).get(pk=1).tags.set(self.next_links())
+
     def lock_and_update(self) -> None:
         with transaction.atomic(using=self.alias):
             self._execute("SET LOCAL lock_timeout = '5s'")

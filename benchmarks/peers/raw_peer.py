@@ -153,6 +153,9 @@ class Raw(Peer):
 
         return replace
 
+    def set_links(self) -> None:
+        self.replace_links()()
+
     def lock_and_update(self) -> None:
         with self._transaction() as cursor:
             cursor.execute("SET LOCAL lock_timeout = '5s'")

@@ -126,6 +126,11 @@ class SQLAlchemyPeer(Peer):
 
         return replace
 
+    def set_links(self) -> None:
+        item, tags = self._item_and_tags()
+        item.tags = tags
+        self.session.commit()
+
     def _item_and_tags(self) -> tuple[Any, list[Any]]:
         tag = self.models.tag
         tags = self.session.scalars(sa.select(tag).where(tag.id.in_(self.next_links()))).all()
@@ -235,6 +240,10 @@ class Fictive(Plain):
         m2m_set = _feature("m2m_set")
         item, tags = self._item_and_tags()
         return functools.partial(m2m_set, self.session, item, self.models.item.tags, *tags)
+
+    def set_links(self) -> None:
+        item = self.session.get(self.models.item, 1)
+        _feature("m2m_set")(self.session, item, self.models.item.tags, *self.next_links())
 
     def lock_and_update(self) -> None:
         lock_tables = _feature("lock_tables")

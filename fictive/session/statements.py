@@ -120,6 +120,10 @@ def summary(statement: Any) -> str:
     if isinstance(statement, TextClause):
         text = " ".join(statement.text.split())
         return text if len(text) <= 60 else text[:57] + "..."
+    if isinstance(statement, sa.SelectBase):
+        writes = [each for each in visitors.iterate(statement) if isinstance(each, UpdateBase)]
+        if writes:  # in WITH
+            return ", ".join(dict.fromkeys(map(summary, writes)))
     return type(statement).__name__
 
 

@@ -1,0 +1,263 @@
+"""The rows between the two sides of a many-to-many relationship, and the statements on them.
+
+Pure: nothing here sends. Keys go as arrays (`unnested`), so that a statement has the same text for one link and for
+ten thousand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.sql import operators
+
+from .arrays import unnested
+
+__all__ = ["Key", "Links", "linked_by"]
+
+Key = tuple[Any, ...]
+"""The values of one side of a link, in the order of the columns that hold them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Links:
+    """A many-to-many relationship by its link table.
+
+    `owner` and `related` are the columns of the link table with the attribute of either side whose value they hold.
+    The related ones stand in the order of the related primary key, if they hold all of it (`whole_key`).
+    """
+
+    name: str
+    table: sa.Table
+    owner_mapper: sa_orm.Mapper[Any]
+    related_mapper: sa_orm.Mapper[Any]
+    owner: Mapping[sa.Column[Any], str]
+    related: Mapping[sa.Column[Any], str]
+    whole_key: bool
+
+    @property
+    def own(self) -> list[sa.Column[Any]]:
+        """The related side's columns that are not the owner's too, as the tenant of both is."""
+        return [column for column in self.related if column not in self.owner]
+
+    def conflict_target(self) -> list[sa.Column[Any]] | None:
+        """The columns of the unique constraint that a second row for the same link violates; None without one."""
+        wanted = {*self.owner, *self.related}
+        keys: list[Any] = [self.table.primary_key]
+        keys += [each for each in self.table.constraints if isinstance(each, sa.UniqueConstraint)]
+        keys += [
+            index
+            for index in self.table.indexes
+            if index.unique and index.dialect_options["postgresql"]["where"] is None
+        ]
+        for key in keys:
+            if set(key.columns) == wanted and not getattr(key, "deferrable", None):
+                return list(key.columns)
+        return None
+
+    # -- statements -------------------------------------------------------------------------------------------------
+
+    def insert(self, dialect: sa.Dialect, owner: Key, keys: Sequence[Key], *, ignore_conflicts: bool) -> sa.Executable:
+        """INSERT of links, returning the related side of those that are new."""
+        wanted = self._wanted(dialect, keys)
+        return self._insert(owner, wanted, sa.true(), ignore_conflicts).returning(*self.related)
+
+    def delete(self, dialect: sa.Dialect, owner: Key, keys: Sequence[Key]) -> sa.Executable:
+        """DELETE of links, returning the related side of those that were there."""
+        wanted = unnested(dialect, "wanted", self._key_columns(keys))
+        statement = sa.delete(self.table).where(self._of(owner), self._is_one_of(wanted))
+        return statement.returning(*self.related)
+
+    def clear(self, owner: Key) -> sa.Executable:
+        """DELETE of all links of the owner, returning their related side."""
+        return sa.delete(self.table).where(self._of(owner)).returning(*self.related)
+
+    def replace(self, dialect: sa.Dialect, owner: Key, keys: Sequence[Key]) -> sa.Executable:
+        """One statement that deletes what is not in `keys` and inserts what is missing; a row for each change: whether
+        it was added, and its related side.
+
+        The differences are found in one pass over both; each row is written at most once (PostgreSQL documentation,
+        "Data-Modifying Statements in WITH").
+        """
+        wanted = self._wanted(dialect, keys)
+        there = sa.select(*_named(self.own), sa.true().label("is_there")).where(self._of(owner)).subquery("there")
+        same = sa.and_(*(wanted.c[_key(n)] == there.c[_linked(n)] for n in range(len(self.own))))
+        is_new, is_old = there.c.is_there.is_(None), wanted.c[_key(0)].is_(None)
+        different = (
+            sa.select(*wanted.c, *there.c)
+            .select_from(wanted.join(there, same, full=True))
+            .where(is_new | is_old)
+            .cte("different")
+        )
+        removed = (
+            sa.delete(self.table)
+            .where(self._of(owner), self._is_old(different))
+            .returning(*_named(self.related))
+            .cte("removed")
+        )
+        insert = self._insert(owner, different, different.c.is_there.is_(None), self.conflict_target() is not None)
+        added = insert.returning(*_named(self.related)).cte("added")
+        return sa.union_all(
+            sa.select(sa.true().label("is_new"), *added.c), sa.select(sa.false().label("is_new"), *removed.c)
+        )
+
+    # -- their parts --------------------------------------------------------------------------------------------------
+
+    def _literals(self, owner: Key) -> list[sa.ColumnElement[Any]]:
+        return [
+            sa.bindparam(None, value, column.type, unique=True)
+            for column, value in zip(self.owner, owner, strict=True)
+        ]
+
+    def _of(self, owner: Key) -> sa.ColumnElement[bool]:
+        return sa.and_(*map(operator.eq, self.owner, self._literals(owner)))
+
+    def _is_one_of(self, wanted: sa.FromClause) -> sa.ColumnElement[bool]:
+        one_of = sa.select(*wanted.c)
+        return self.own[0].in_(one_of) if len(self.own) == 1 else sa.tuple_(*self.own).in_(one_of)
+
+    def _is_old(self, different: sa.CTE) -> sa.ColumnElement[bool]:
+        old = sa.select(*(different.c[_linked(n)] for n in range(len(self.own)))).where(different.c[_key(0)].is_(None))
+        if len(self.own) > 1:
+            return sa.tuple_(*self.own).in_(old)
+        # Looked up in the primary key whatever the statistics say; joined, a table that has just grown was compared
+        # with every difference.
+        return self.own[0] == sa.any_(sa.func.array(old.scalar_subquery()))
+
+    def _key_columns(self, keys: Sequence[Key]) -> list[tuple[str, sa.types.TypeEngine[Any], Sequence[Any]]]:
+        sides = zip(self.related, zip(*keys, strict=True) if keys else [()] * len(self.related), strict=True)
+        own = [(column, values) for column, values in sides if column not in self.owner]
+        return [(_key(n), column.type, values) for n, (column, values) in enumerate(own)]
+
+    def _wanted(self, dialect: sa.Dialect, keys: Sequence[Key]) -> sa.FromClause:
+        """The keys, and beside each what Python makes for the other columns of its row."""
+        columns = self._key_columns(keys)
+        for column in self._extra_columns():
+            if _is_made_for_each_row(column):
+                assert column.default is not None
+                values = [column.default.arg(_NewRow()) for _ in keys]  # type: ignore[attr-defined]
+                columns.append((_extra(column), column.type, values))
+        return unnested(dialect, "wanted", columns)
+
+    def _insert(
+        self, owner: Key, wanted: sa.FromClause, where: sa.ColumnElement[bool], ignore_conflicts: bool
+    ) -> postgresql.Insert:
+        filled: dict[sa.Column[Any], sa.ColumnElement[Any]] = dict(zip(self.owner, self._literals(owner), strict=True))
+        filled.update((column, wanted.c[_key(n)]) for n, column in enumerate(self.own))
+        for column in self._extra_columns():
+            filled[column] = wanted.c[_extra(column)] if _is_made_for_each_row(column) else _default(column)
+        statement = postgresql.insert(self.table).from_select(
+            list(filled), sa.select(*filled.values()).select_from(wanted).where(where), include_defaults=False
+        )
+        if ignore_conflicts:
+            statement = statement.on_conflict_do_nothing(index_elements=self.conflict_target())
+        return statement
+
+    def _extra_columns(self) -> list[sa.Column[Any]]:
+        """The columns beside the two sides whose default SQLAlchemy knows; the server knows the others."""
+        return [
+            column
+            for column in self.table.columns
+            if column not in self.owner and column not in self.related and column.default is not None
+        ]
+
+
+def linked_by(attribute: object) -> Links:
+    """The links that a relationship attribute such as `Item.tags` stands for.
+
+    Raises `TypeError` for anything else, and for relationships whose links its columns alone do not tell.
+    """
+    relationship = getattr(attribute, "property", None)
+    if not isinstance(relationship, sa_orm.RelationshipProperty) or isinstance(attribute, sa_orm.MapperProperty):
+        raise TypeError(f"expected a many-to-many relationship such as Item.tags, not {attribute!r}.")
+    relationship.parent.registry.configure()  # as the first query does: `secondary` may still be a name
+    name = str(attribute)
+    table = relationship.secondary
+    if table is None:
+        raise TypeError(f"{name} is not a many-to-many relationship: it has no secondary table.")
+    if relationship.viewonly:
+        raise TypeError(f"{name} is viewonly. Give the relationship that writes the links.")
+    if not isinstance(table, sa.Table):
+        raise TypeError(f"{name} has {type(table).__name__} as secondary, in which nothing can be written.")
+    pairs = relationship.synchronize_pairs
+    related_pairs = relationship.secondary_synchronize_pairs or []
+    for condition, expected in ((relationship.primaryjoin, pairs), (relationship.secondaryjoin, related_pairs)):
+        if condition is None or not _is_plain(condition, len(expected)):
+            raise TypeError(
+                f"{name} has a condition in its join beside the foreign keys ({condition}), which does not say what "
+                "a new link has to look like. Write to its table with insert() and delete()."
+            )
+    owner, related = relationship.parent, relationship.mapper
+    sides: dict[Any, str] = {link: related.get_property_by_column(column).key for column, link in related_pairs}
+    owner_sides: dict[Any, str] = {link: owner.get_property_by_column(column).key for column, link in pairs}
+    primary_key = [related.get_property_by_column(column).key for column in related.primary_key]
+    whole_key = sorted(sides.values()) == sorted(primary_key)
+    if whole_key:
+        sides = dict(sorted(sides.items(), key=lambda item: primary_key.index(item[1])))
+    return Links(
+        name,
+        table,
+        owner,
+        related,
+        owner_sides,
+        sides,
+        whole_key,
+    )
+
+
+def _is_plain(condition: sa.ColumnElement[bool], number: int) -> bool:
+    """Whether a join is `number` columns that are equal to others, and nothing else."""
+    parts = list(condition.clauses) if isinstance(condition, sa.BooleanClauseList) else [condition]
+    return len(parts) == number and all(
+        isinstance(part, sa.BinaryExpression)
+        and part.operator is operators.eq
+        and isinstance(part.left, sa.ColumnClause)
+        and isinstance(part.right, sa.ColumnClause)
+        for part in parts
+    )
+
+
+class _NewRow:
+    """What a default that is a Python function is given; SQLAlchemy gives it the context of the statement."""
+
+    def get_current_parameters(self, isolate_multiinsert_groups: bool = True) -> dict[str, Any]:
+        raise NotImplementedError(
+            "a default that looks at the other values of its row (get_current_parameters) cannot be used for links "
+            "that are written without loading; make it a server default."
+        )
+
+
+def _is_made_for_each_row(column: sa.Column[Any]) -> bool:
+    # an array of arrays would be taken apart to its last element
+    return bool(column.default is not None and column.default.is_callable) and not isinstance(column.type, sa.ARRAY)
+
+
+def _default(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    default: Any = column.default
+    if default.is_sequence:
+        return default.next_value()  # type: ignore[no-any-return]
+    if default.is_clause_element:
+        return default.arg  # type: ignore[no-any-return]
+    value = default.arg(_NewRow()) if default.is_callable else default.arg
+    return sa.bindparam(None, value, column.type, unique=True)
+
+
+def _named(columns: Iterable[sa.Column[Any]]) -> list[sa.ColumnElement[Any]]:
+    return [column.label(_linked(n)) for n, column in enumerate(columns)]
+
+
+def _linked(number: int) -> str:
+    return f"linked_{number}"
+
+
+def _key(number: int) -> str:
+    return f"key_{number}"
+
+
+def _extra(column: sa.Column[Any]) -> str:
+    return f"value_{column.key}"

@@ -1,0 +1,313 @@
+"""Many-to-many relationships without loading them: what is linked is known by its key."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import operator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from sqlalchemy.orm.attributes import instance_state
+
+from ..errors import ConfigurationError
+from ..session.given import require_postgresql, session_of, together
+from .links import Key, Links, linked_by
+
+__all__ = ["LinkChanges", "m2m_add", "m2m_clear", "m2m_remove", "m2m_set"]
+
+_WRITES = {"fictive_writes": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkChanges:
+    """What `m2m_set` changed: the keys of the related objects that were linked, and of those that no longer are.
+
+    False when nothing changed.
+    """
+
+    added: tuple[Any, ...] = ()
+    removed: tuple[Any, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed)
+
+
+def m2m_add(
+    session: object,
+    instance: object,
+    relationship: sa_orm.QueryableAttribute[Any],
+    *related: Any,
+    ignore_conflicts: bool = False,
+) -> tuple[Any, ...]:
+    """Link `related` to `instance`; returns the keys of those that were not linked before.
+
+    `relationship` is the attribute of the class, `Item.tags`. `related` are objects or primary keys, a tuple for a
+    primary key of several columns; one that is given twice counts once. A key is returned as it is given, in no
+    order; where the link table refers to other columns than the primary key, it is their values.
+
+    A link that is there already is an `IntegrityError`, if the link table has a unique constraint. With
+    `ignore_conflicts` it is left as it is, also when another transaction adds it at the same time; that takes a
+    primary key, unique constraint or unique index over just the columns of the link, or is a `ConfigurationError`.
+
+    Defaults of further columns of the link table apply. No ORM events fire for the collection. Collections that are
+    loaded on either side are expired afterwards, and loaded again when they are next used.
+
+    Before any SQL: `TypeError` for a relationship that is not many-to-many, is viewonly or has further conditions in
+    its join, and for objects and keys of another kind; `ValueError` for an `instance` that was not saved;
+    `UnsupportedDialect` on another database than PostgreSQL.
+
+    One round trip, and none without `related`. New related objects in the session, and unsaved changes of the
+    collection, are flushed first; outside that and the links are then one transaction. Inside it is part of the
+    transaction.
+    """
+    work = _Work("m2m_add()", session, instance, relationship, related)
+    if ignore_conflicts and work.links.conflict_target() is None:
+        columns = ", ".join(column.name for column in (*work.links.owner, *work.links.own))
+        raise ConfigurationError(
+            f"ignore_conflicts=True needs to know a link that is there: {work.links.table.fullname} has no primary "
+            f"key, unique constraint or unique index over ({columns}) alone."
+        )
+    if not related:
+        return ()
+    links, dialect = work.links, work.dialect
+    return work.keys(
+        work.run(lambda owner, keys: links.insert(dialect, owner, keys, ignore_conflicts=ignore_conflicts))
+    )
+
+
+def m2m_remove(
+    session: object, instance: object, relationship: sa_orm.QueryableAttribute[Any], *related: Any
+) -> tuple[Any, ...]:
+    """Unlink `related` from `instance`; returns the keys of those that were linked.
+
+    Those that were not linked are passed over. Arguments, errors and price as in `m2m_add`.
+    """
+    work = _Work("m2m_remove()", session, instance, relationship, related)
+    if not related:
+        return ()
+    return work.keys(work.run(lambda owner, keys: work.links.delete(work.dialect, owner, keys)))
+
+
+def m2m_set(
+    session: object, instance: object, relationship: sa_orm.QueryableAttribute[Any], *related: Any
+) -> LinkChanges:
+    """Let `related`, and nothing else, be linked to `instance`; returns what changed.
+
+    Rows of links that stay are not touched, so that further columns keep their values; where nothing changes
+    nothing is written. Without `related` it is `m2m_clear`. A default of a further column that is a Python function
+    is called for each of `related`.
+
+    One statement, which stands alone outside: all of it is done or nothing. Two at a time for one owner, under READ
+    COMMITTED, each go by what they found: a link that only one of them wants may stay. Lock the owner's row where
+    that matters. Arguments, errors and price as in `m2m_add`.
+    """
+    work = _Work("m2m_set()", session, instance, relationship, related)
+    rows = work.run(lambda owner, keys: work.links.replace(work.dialect, owner, keys), skip=1)
+    return LinkChanges(work.keys(row[1:] for row in rows if row[0]), work.keys(row[1:] for row in rows if not row[0]))
+
+
+def m2m_clear(session: object, instance: object, relationship: sa_orm.QueryableAttribute[Any]) -> tuple[Any, ...]:
+    """Unlink everything from `instance`; returns the keys of what was linked.
+
+    Errors and price as in `m2m_add`.
+    """
+    work = _Work("m2m_clear()", session, instance, relationship, ())
+    return work.keys(work.run(lambda owner, _: work.links.clear(owner)))
+
+
+class _Work:
+    """One call: its arguments, looked at before anything is sent."""
+
+    def __init__(
+        self,
+        what: str,
+        session: object,
+        instance: object,
+        relationship: sa_orm.QueryableAttribute[Any],
+        related: tuple[Any, ...],
+    ) -> None:
+        self.session = session_of(session)
+        self.links = links = linked_by(relationship)
+        self.dialect = require_postgresql(self.session, what, links.related_mapper)
+        self._what = what
+        if not isinstance(instance, links.owner_mapper.class_):
+            raise TypeError(f"{what}: {links.name} is of {links.owner_mapper.class_.__name__}, not of {instance!r}.")
+        self._instance = instance
+        state: sa_orm.InstanceState[Any] = sa.inspect(instance)
+        if state.identity is None or state.deleted or state.was_deleted:
+            raise ValueError(f"{what}: {instance!r} is not saved. Add it to the session and flush or commit first.")
+        self._fits = [_python_type(column) for column in links.related]
+        self._keys = self._keys_of(related)
+        """Keys; and the states of objects, whose keys are looked up later, after the flush."""
+
+    def run(self, build: Callable[[Key, list[Key]], sa.Executable], *, skip: int = 0) -> list[Any]:
+        """Send what `build` makes of the owner's and the related keys, and expire what is loaded of them.
+
+        In the rows that come back the related key begins at column `skip`.
+        """
+        if self._must_flush():
+            with together(self.session, self._what):
+                self.session.flush()
+                return self._send(build, skip)
+        return self._send(build, skip)
+
+    def _send(self, build: Callable[[Key, list[Key]], sa.Executable], skip: int) -> list[Any]:
+        links = self.links
+        owner = _reader(links.owner_mapper, links.owner.values())(sa.inspect(self._instance))
+        read = _reader(links.related_mapper, links.related.values())
+        keys = list(dict.fromkeys(key if isinstance(key, tuple) else read(key) for key in self._keys))
+        self._check_shared(owner, keys)
+        result = self.session.execute(
+            build(owner, keys), bind_arguments={"mapper": links.related_mapper}, execution_options=_WRITES
+        )
+        rows = [tuple(row) for row in result]
+        self._expire(itertools.chain(keys, (row[skip:] for row in rows)))
+        return rows
+
+    def keys(self, rows: Iterable[Key]) -> tuple[Any, ...]:
+        """Keys as users give them: a value, or a tuple of several."""
+        found = dict.fromkeys(rows)
+        return tuple(found) if len(self.links.related) > 1 else tuple(value for (value,) in found)
+
+    # -- arguments --------------------------------------------------------------------------------------------------
+
+    def _keys_of(self, related: tuple[Any, ...]) -> list[Any]:
+        if self.links.whole_key and len(self._fits) == 1 and {*map(type, related)} == {self._fits[0]}:
+            return [(key,) for key in related]
+        return [self._key_of(each) for each in related]
+
+    def _key_of(self, given: Any) -> Any:
+        """A key as a tuple; of an object its state."""
+        links, related = self.links, self.links.related_mapper
+        if isinstance(given, related.class_):
+            state: sa_orm.InstanceState[Any] = instance_state(given)
+            if state.key is None and state.session is not self.session:
+                raise ValueError(f"{self._what}: {given!r} is not saved. Add it to the session first.")
+            return state
+        if isinstance(sa.inspect(given, raiseerr=False), sa_orm.InstanceState):
+            raise TypeError(f"{self._what}: {links.name} links {related.class_.__name__} objects, not {given!r}.")
+        if not links.whole_key:
+            raise TypeError(
+                f"{self._what}: {links.table.fullname} does not refer to the primary key of "
+                f"{related.class_.__name__}. Give objects, not {given!r}."
+            )
+        key = given if isinstance(given, tuple) else (given,)
+        if len(key) != len(self._fits) or not all(map(_fits, key, self._fits)):
+            expected = ", ".join(f"{name} {column.type!r}" for column, name in links.related.items())
+            raise TypeError(
+                f"{self._what}: {given!r} is no primary key of {related.class_.__name__} ({expected}), and no object "
+                "of it. Several are given one by one: *keys."
+            )
+        return key
+
+    def _check_shared(self, owner: Key, keys: list[Key]) -> None:
+        values = dict(zip(self.links.owner, owner, strict=True))
+        for position, column in enumerate(self.links.related):
+            for key in keys if column in values else ():
+                if key[position] != values[column]:
+                    raise ValueError(
+                        f"{self._what}: {key!r} has another {column.name} than {self._instance!r}, which has "
+                        f"{values[column]!r}, and a link has one for both."
+                    )
+
+    def _must_flush(self) -> bool:
+        """Whether a flush has to come first: new objects have no key, and changes of a collection would be lost when
+        it is expired."""
+        if self._has_changes(sa.inspect(self._instance), self._attributes(self.links.owner_mapper, self.links.owner)):
+            return True
+        attributes = self._attributes(self.links.related_mapper, self.links.related)
+        for related in self._keys:
+            if isinstance(related, tuple):
+                state = self._loaded(related) if attributes else None
+            else:
+                state = related
+                if state.key is None:  # pending
+                    return True
+            if state is not None and self._has_changes(state, attributes):
+                return True
+        return False
+
+    # -- what is loaded ---------------------------------------------------------------------------------------------
+
+    def _expire(self, keys: Iterable[Key]) -> None:
+        """Let the collections of both sides be loaded again. Those of others that have unsaved changes stay."""
+        if self._instance in self.session:
+            self._expire_loaded(
+                sa.inspect(self._instance), self._attributes(self.links.owner_mapper, self.links.owner)
+            )
+        attributes = self._attributes(self.links.related_mapper, self.links.related)
+        if not attributes:
+            return
+        if self.links.whole_key:
+            loaded: Iterable[Any] = map(self._loaded, keys)
+        else:
+            known = set(keys)
+            objects = (each for each in self.session if isinstance(each, self.links.related_mapper.class_))
+            loaded = [state for state in map(sa.inspect, objects) if _loaded_values(state, self.links) in known]
+        for state in loaded:
+            if state is not None and not self._has_changes(state, attributes):
+                self._expire_loaded(state, attributes)
+
+    def _attributes(self, mapper: sa_orm.Mapper[Any], columns: Iterable[sa.Column[Any]]) -> list[str]:
+        """The relationships of `mapper` and its subclasses over the same link table, with these columns for its own
+        side."""
+        side = set(columns)
+        return list(
+            {
+                relationship.key: None
+                for each in mapper.self_and_descendants
+                for relationship in each.relationships
+                if relationship.secondary is self.links.table
+                and {link for _, link in relationship.synchronize_pairs} == side
+            }
+        )
+
+    def _loaded(self, key: Key) -> sa_orm.InstanceState[Any] | None:
+        """The state of the related object, if the session has it; without loading what is expired of it."""
+        found = self.session.identity_map.get(self.links.related_mapper.identity_key_from_primary_key(key))
+        return None if found is None else sa.inspect(found)
+
+    def _has_changes(self, state: sa_orm.InstanceState[Any], attributes: list[str]) -> bool:
+        return state.modified and any(
+            state.attrs[name].history.has_changes() for name in attributes if name in state.dict
+        )
+
+    def _expire_loaded(self, state: sa_orm.InstanceState[Any], attributes: list[str]) -> None:
+        if loaded := [name for name in attributes if name in state.dict]:
+            self.session.expire(state.obj(), loaded)
+
+
+def _reader(mapper: sa_orm.Mapper[Any], names: Collection[str]) -> Callable[[Any], Key]:
+    """A function that reads attributes of saved objects, by their state. Those of the primary key are known even
+    where all is expired."""
+    primary_key = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+    if primary_key == [*names]:
+        return operator.attrgetter("identity")
+    places = [primary_key.index(name) if name in primary_key else name for name in names]
+
+    def read(state: sa_orm.InstanceState[Any]) -> Key:
+        identity: Any = state.identity
+        return tuple([identity[place] if isinstance(place, int) else getattr(state.obj(), place) for place in places])
+
+    return read
+
+
+def _loaded_values(state: sa_orm.InstanceState[Any], links: Links) -> Key:
+    return tuple(state.dict.get(name) for name in links.related.values())
+
+
+def _python_type(column: sa.Column[Any]) -> type[Any] | None:
+    """The type of the column's values where its type says so plainly."""
+    if isinstance(column.type, (sa.Integer, sa.String, sa.Uuid)) and not isinstance(column.type, sa.Enum):
+        python_type: type[Any] = column.type.python_type
+        return python_type
+    return None
+
+
+def _fits(value: object, python_type: type[Any] | None) -> bool:
+    if python_type is not None:
+        return isinstance(value, python_type)
+    return value is not None and not isinstance(value, (list, set, frozenset, dict, Iterator))
