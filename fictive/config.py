@@ -14,6 +14,9 @@ __all__ = ["Settings", "UnsavedChanges", "WritesOutside"]
 
 _PREFIX = "FICTIVE_"
 
+ORIGINS = "fictive.origins"
+"""The key in `app.extensions` of where the variables that configure the app's databases came from."""
+
 
 class WritesOutside(str, enum.Enum):
     """What a write outside a transaction does."""
@@ -50,7 +53,7 @@ class Settings:
 
         Raises `ConfigurationError` for an unknown key or a value that is not one of the choices, and names them.
         """
-        known = {_PREFIX + field.name.upper(): field for field in dataclasses.fields(cls)}
+        known = {setting_name(field.name): field for field in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for key in config:
             if not (isinstance(key, str) and key.startswith(_PREFIX)):
@@ -62,6 +65,11 @@ class Settings:
             kind = type(known[key].default)
             values[known[key].name] = flag(config[key], key) if kind is bool else choice(kind, config[key], key)
         return cls(**values)
+
+
+def setting_name(field: str) -> str:
+    """The key in `app.config` of a field of `Settings`."""
+    return _PREFIX + field.upper()
 
 
 def flag(value: object, name: str) -> bool:

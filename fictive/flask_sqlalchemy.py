@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ import flask_sqlalchemy.session
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
-from .config import Settings
+from . import cli
+from .config import ORIGINS, Settings
 from .drivers.sqlite import TakeTurnsPool, is_memory_url
 from .errors import ConfigurationError
 from .rows import many_to_many
@@ -71,8 +73,13 @@ class OptInTransactionMixin(_Base):
         _check_versions()
 
     def init_app(self, app: flask.Flask) -> None:
-        """As Flask-SQLAlchemy's; reads the `FICTIVE_*` settings first, so that a bad one leaves the app untouched."""
+        """As Flask-SQLAlchemy's; reads the `FICTIVE_*` settings first, so that a bad one leaves the app untouched.
+
+        Where the app's configuration names no database, `fictive.settings.DatabaseSettings` does, if there is a
+        `DATABASE_URL`. Adds the commands `flask fictive ...`.
+        """
         settings = Settings.from_mapping(app.config)
+        origins = _configure_from_environment(app)
         registered = "sqlalchemy" in app.extensions
         try:
             super().init_app(app)
@@ -81,6 +88,8 @@ class OptInTransactionMixin(_Base):
                 self._undo_init_app(app)
             raise
         app.extensions["fictive"] = settings
+        app.extensions[ORIGINS] = origins
+        app.cli.add_command(cli.fictive)
 
     def _undo_init_app(self, app: flask.Flask) -> None:
         """Leave an app whose engines could not be made as it was, for a second try with another configuration."""
@@ -161,6 +170,33 @@ class OptInTransactionMixin(_Base):
                     session.report_committed()
         finally:
             super()._teardown_session(exc)
+
+
+def _configure_from_environment(app: flask.Flask) -> dict[str, str]:
+    """Give an app that names no database the one of the environment; returns where its variables came from."""
+    names_one = (
+        app.config.get("SQLALCHEMY_DATABASE_URI")
+        or app.config.get("SQLALCHEMY_BINDS")
+        or (app.config.get("SQLALCHEMY_ENGINE_OPTIONS") or {}).get("url")
+    )
+    if names_one:
+        return {}
+    try:
+        from .settings import DatabaseSettings, is_configured
+    except ImportError:
+        if "DATABASE_URL" in os.environ:
+            raise ConfigurationError(
+                "The app names no database, and reading DATABASE_URL needs pydantic-settings: "
+                "pip install 'fictive[settings]', or set SQLALCHEMY_DATABASE_URI."
+            ) from None
+        return {}
+    if not is_configured():
+        return {}
+    settings = DatabaseSettings()
+    for key, value in settings.flask_config().items():
+        own = app.config.get(key)
+        app.config[key] = {**value, **own} if isinstance(own, dict) else value
+    return settings.origins()
 
 
 def _belongs_to(function: Any, db: object) -> bool:

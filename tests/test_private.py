@@ -118,3 +118,12 @@ def test_nothing_else_in_fictive_touches_sqlalchemys_underscores() -> None:
                 f"{name}:{number}: {match}" for match in foreign.findall(line) if match not in allowed.get(name, set())
             ]
     assert found == []
+
+
+def test_what_a_pool_was_made_with() -> None:
+    engine = sa.create_engine(
+        "postgresql+psycopg://", pool_size=2, max_overflow=3, pool_timeout=4, pool_recycle=5, pool_pre_ping=True
+    )
+    assert private.pool_settings(engine.pool) == {
+        "pool_size": 2, "max_overflow": 3, "pool_timeout": 4, "pool_recycle": 5, "pool_pre_ping": True
+    }  # fmt: skip

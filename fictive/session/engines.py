@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import math
@@ -22,7 +23,7 @@ from ..drivers.base import dbapi_connection
 from ..errors import ConfigurationError, TransactionAborted
 from . import private
 
-__all__ = ["ABORTED", "check_engine", "is_lost", "listen_to", "prepare", "status_of"]
+__all__ = ["ABORTED", "STATEMENT_TIMEOUT", "check_engine", "is_lost", "listen_to", "prepare", "status_of"]
 
 
 class Listener(Protocol):
@@ -51,6 +52,9 @@ _inherited: list[sa.Pool] = []
 _REST = "fictive.rest"
 _SESSION = "fictive.session"
 
+STATEMENT_TIMEOUT = "fictive_statement_timeout"
+"""The execution option of an engine whose transactions have a `statement_timeout`, in milliseconds."""
+
 # Whom to tell of errors on a connection: the sessions, for the time of their transactions. Weak on both sides.
 _listeners: weakref.WeakKeyDictionary[sa.Connection, weakref.ref[Listener]] = weakref.WeakKeyDictionary()
 
@@ -77,9 +81,12 @@ def prepare(engine: sa.Engine) -> None:
             if driver.rests_in_autocommit:
                 # after all `begin` listeners, among which may be SQLAlchemy's documented recipe to the same end
                 root.dialect.do_begin = driver.begin  # type: ignore[method-assign, assignment]
+            if (timeout := root.get_execution_options().get(STATEMENT_TIMEOUT)) is not None:
+                event.listen(root, "begin", functools.partial(_limit, driver, int(timeout)))
             if not _fork_hooks:
                 _fork_hooks.append(_after_fork)
                 os.register_at_fork(after_in_child=_after_fork)
+                atexit.register(_dispose_all)
             _prepared.add(root)
         _prepared.add(engine)
 
@@ -135,6 +142,16 @@ def _after_fork() -> None:
     for engine in list(_prepared):
         _inherited.append(engine.pool)  # never collected, so that no driver ends the parent's sessions
         engine.dispose(close=False)
+
+
+def _dispose_all() -> None:
+    """The process ends: the server is told so, connection by connection."""
+    for engine in list(_prepared):
+        engine.dispose()
+
+
+def _limit(driver: Driver, timeout: int, connection: sa.Connection) -> None:
+    driver.ride(connection, f"SET LOCAL statement_timeout = {timeout}")
 
 
 def _connect(driver: Driver, dialect: sa.Dialect, record: ConnectionPoolEntry, cargs: Any, cparams: Any) -> Any:

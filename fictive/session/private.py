@@ -31,6 +31,7 @@ __all__ = [
     "is_orm_dml",
     "keep_with",
     "locks_rows",
+    "pool_settings",
     "resolved",
     "rollback_cause",
     "root_engine",
@@ -288,3 +289,12 @@ def root_engine(engine: sa.Engine) -> sa.Engine:
     while (inner := getattr(engine, "_proxied", None)) is not None:
         engine = inner
     return engine
+
+
+def pool_settings(pool: sa.Pool) -> dict[str, Any]:
+    """What a pool was made with, as far as its kind has it; a pool tells only some of it."""
+    kept = {"max_overflow": "_max_overflow", "pool_recycle": "_recycle", "pool_pre_ping": "_pre_ping"}
+    found = {name: getattr(pool, attribute) for name, attribute in kept.items() if hasattr(pool, attribute)}
+    if isinstance(pool, sa.QueuePool):
+        found |= {"pool_size": pool.size(), "pool_timeout": pool.timeout()}
+    return found

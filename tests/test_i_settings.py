@@ -1,0 +1,363 @@
+"""Settings from the environment (rule I4)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import DeclarativeBase
+
+from fictive.errors import ConfigurationError
+from fictive.flask_sqlalchemy import OptInTransactionMixin
+from fictive.session import engines
+from fictive.settings import DatabaseSettings, is_configured
+from fictive.testing import postgres
+from fictive.testing.wire import Wire
+from tests.wirelog import messages
+
+URL = "postgresql+psycopg2://app:hunter2@localhost/shop"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """No variables of this machine's, an empty directory, and a way to set some."""
+    for name in list(os.environ):
+        if "DB_" in name or "DATABASE_URL" in name:
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+    def put(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return put
+
+
+def fresh_db() -> Any:
+    class Base(DeclarativeBase):
+        pass
+
+    class DB(OptInTransactionMixin, SQLAlchemy):
+        pass
+
+    return DB(model_class=Base)
+
+
+GOOD = {
+    "nothing else": ({}, {}),
+    "pool": (
+        {"DB_POOL_SIZE": "3", "DB_MAX_OVERFLOW": "0", "DB_POOL_TIMEOUT": "2.5", "DB_POOL_RECYCLE": "60"},
+        {"pool_size": 3, "max_overflow": 0, "pool_timeout": 2.5, "pool_recycle": 60},
+    ),
+    "flags": ({"DB_POOL_PRE_PING": "yes", "DB_ECHO": "off"}, {"pool_pre_ping": True, "echo": False}),
+    "timeout in seconds": ({"DB_STATEMENT_TIMEOUT": "5"}, {"connect_args": {"options": "-c statement_timeout=5000"}}),
+    "timeout with unit": (
+        {"DB_STATEMENT_TIMEOUT": "1min"},
+        {"connect_args": {"options": "-c statement_timeout=60000"}},
+    ),
+    "pgbouncer": (
+        {"DB_STATEMENT_TIMEOUT": "1s", "DB_PGBOUNCER": "1"},
+        {"execution_options": {"fictive_statement_timeout": 1000}},
+    ),
+    "somebody else's variables": ({"DB_HOST": "elsewhere", "DB_NAME": "x", "DB_PASSWORD": "y"}, {}),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_i4_good_environments(name: str, environment: Callable[..., None]) -> None:
+    variables, options = GOOD[name]
+    environment(DATABASE_URL=URL, **variables)
+    settings = DatabaseSettings()
+    assert settings.engine_options() == options
+    assert settings.flask_config().get("SQLALCHEMY_ENGINE_OPTIONS", {}) == options
+    assert "hunter2" not in repr(settings) + str(settings) + repr(settings.flask_config())
+
+
+BAD = {
+    "no url": ({}, "DATABASE_URL is not set. For example: DATABASE_URL="),
+    "not a url": ({"DATABASE_URL": "postgresql//app:hunter2@h/x"}, "DATABASE_URL is not a database URL"),
+    "bad port": ({"DATABASE_URL": "postgresql://app:hunter2@h:hunter2/x"}, "DATABASE_URL is not a database URL"),
+    "unknown database": (
+        {"DATABASE_URL": "mongodb://app:hunter2@h/x"}, "DATABASE_URL names a database or driver.*mongodb",
+    ),
+    "unknown driver": ({"DATABASE_URL": "postgresql+secret2://h/x"}, "DATABASE_URL names a database or driver"),
+    "not a number": ({"DATABASE_URL": URL, "DB_POOL_SIZE": "many"}, "DB_POOL_SIZE .*integer.*DB_POOL_SIZE=5"),
+    "too small": ({"DATABASE_URL": URL, "DB_POOL_SIZE": "-2"}, "DB_POOL_SIZE .*greater than or equal to 0"),
+    "no time": ({"DATABASE_URL": URL, "DB_POOL_TIMEOUT": "0"}, "DB_POOL_TIMEOUT .*greater than 0"),
+    "not a flag": ({"DATABASE_URL": URL, "DB_ECHO": "perhaps"}, "DB_ECHO .*boolean.*DB_ECHO=false"),
+    "not a duration": (
+        {"DATABASE_URL": URL, "DB_STATEMENT_TIMEOUT": "5 parsecs"}, "DB_STATEMENT_TIMEOUT is '5 parsecs'",
+    ),
+    "zero duration": ({"DATABASE_URL": URL, "DB_STATEMENT_TIMEOUT": "0"}, "DB_STATEMENT_TIMEOUT .*more than zero"),
+    "nearly": ({"DATABASE_URL": URL, "DB_POOLSIZE": "5"}, "no variable DB_POOLSIZE: did you mean DB_POOL_SIZE"),
+    "bind without url": ({"DATABASE_URL": URL, "DB_BINDS": "audit"}, "AUDIT_DATABASE_URL is not set"),
+    "bad option of a bind": (
+        {"DATABASE_URL": URL, "DB_BINDS": "audit", "AUDIT_DATABASE_URL": URL, "AUDIT_DB_POOL_SIZE": "x"},
+        "AUDIT_DB_POOL_SIZE .*integer",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_i4_bad_environments(name: str, environment: Callable[..., None]) -> None:
+    variables, message = BAD[name]
+    environment(**variables)
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        DatabaseSettings().flask_config()
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_i4_all_that_is_wrong_is_told_at_once(environment: Callable[..., None]) -> None:
+    environment(DB_POOL_SIZE="x", DB_ECHO="maybe")
+    with pytest.raises(ConfigurationError, match=r"DATABASE_URL is not set.*DB_POOL_SIZE.*DB_ECHO"):
+        DatabaseSettings()
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
+@pytest.mark.parametrize("installed", [("psycopg", "psycopg2"), ("psycopg2",), ()])
+def test_i4_the_driver_that_is_installed(
+    scheme: str, installed: tuple[str, ...], environment: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fictive.settings.importlib.util.find_spec", lambda name: name in installed or None)
+    environment(DATABASE_URL=f"{scheme}://h/x")
+    if installed:
+        assert DatabaseSettings().url.drivername == f"postgresql+{installed[0]}"
+    else:
+        with pytest.raises(ConfigurationError, match="needs a driver that is not installed"):
+            DatabaseSettings()
+
+
+def test_i4_a_file_and_the_environment_which_wins(environment: Callable[..., None], tmp_path: Path) -> None:
+    assert not is_configured()
+    (tmp_path / ".env").write_text(f"DATABASE_URL={URL}\nDB_POOL_SIZE=2\nDB_MAX_OVERFLOW=4\n")
+    environment(DB_POOL_SIZE="3")
+    settings = DatabaseSettings()
+    assert is_configured()
+    assert settings.engine_options() == {"pool_size": 3, "max_overflow": 4}
+    assert settings.origins() == {
+        "DATABASE_URL": ".env", "DB_POOL_SIZE": "environment", "DB_MAX_OVERFLOW": ".env"
+    }  # fmt: skip
+    (tmp_path / ".env").write_text(f"DATABASE_URL={URL}\nDB_POL_SIZE=2\n")
+    with pytest.raises(ConfigurationError, match="DB_POL_SIZE"):
+        DatabaseSettings()
+    assert DatabaseSettings(env_file=None, database_url="sqlite://").url.drivername == "sqlite"
+
+
+def test_i4_binds(environment: Callable[..., None], tmp_path: Path) -> None:
+    environment(
+        DATABASE_URL="sqlite:///main.db", DB_BINDS="audit, old", AUDIT_DATABASE_URL=URL, AUDIT_DB_POOL_SIZE="1",
+        OLD_DATABASE_URL="sqlite:///old.db",
+    )  # fmt: skip
+    db, app = fresh_db(), Flask(__name__, instance_path=str(tmp_path))
+    db.init_app(app)
+    with app.app_context():
+        assert {key: engine.dialect.name for key, engine in db.engines.items()} == {
+            None: "sqlite", "audit": "postgresql", "old": "sqlite"
+        }  # fmt: skip
+        assert db.engines["audit"].pool.size() == 1
+
+
+def test_i4_an_app_that_names_a_database_keeps_it(environment: Callable[..., None], tmp_path: Path) -> None:
+    environment(DATABASE_URL="postgresql://nowhere/x")
+    db, app = fresh_db(), Flask(__name__, instance_path=str(tmp_path))
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    db.init_app(app)
+    with app.app_context():
+        assert db.engine.dialect.name == "sqlite"
+
+
+def test_i4_neither_app_nor_environment(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="SQLALCHEMY_DATABASE_URI"):
+        fresh_db().init_app(Flask(__name__, instance_path=str(tmp_path)))
+
+
+def test_i4_a_bad_variable_leaves_the_app_untouched(environment: Callable[..., None], tmp_path: Path) -> None:
+    environment(DATABASE_URL="postgresql://h/x", DB_ECHO="perhaps")
+    app = Flask(__name__, instance_path=str(tmp_path))
+    before = dict(app.config)
+    with pytest.raises(ConfigurationError, match="DB_ECHO"):
+        fresh_db().init_app(app)
+    assert app.config == before
+    assert not app.extensions
+
+
+def test_i4_flask_fictive_settings(environment: Callable[..., None], tmp_path: Path) -> None:
+    environment(DATABASE_URL=URL, DB_POOL_SIZE="3", DB_STATEMENT_TIMEOUT="2s")
+    (tmp_path / ".env").write_text("DB_MAX_OVERFLOW=4\n")
+    db, app = fresh_db(), Flask(__name__, instance_path=str(tmp_path))
+    app.config.update(SQLALCHEMY_ENGINE_OPTIONS={"pool_recycle": 60}, FICTIVE_RETRY_READS=False)
+    db.init_app(app)
+    runner = app.test_cli_runner()
+    lines = [json.loads(line) for line in runner.invoke(args=["fictive", "settings", "--json"]).output.splitlines()]
+    found = {line["name"]: (line["value"], line["origin"]) for line in lines}
+    assert found["DATABASE_URL"] == ("postgresql+psycopg2://app:***@localhost/shop", "environment")
+    assert found["DB_POOL_SIZE"] == ("3", "environment")
+    assert found["DB_MAX_OVERFLOW"] == ("4", ".env")
+    assert found["DB_POOL_RECYCLE"] == ("60", "app.config")
+    assert found["DB_POOL_PRE_PING"] == ("False", "default")
+    assert found["DB_STATEMENT_TIMEOUT"] == ("2000ms", "environment")
+    assert found["FICTIVE_RETRY_READS"] == ("False", "app.config")
+    assert found["FICTIVE_WRITES_OUTSIDE"] == ("commit", "default")
+    table = runner.invoke(args=["fictive", "settings"])
+    assert table.exit_code == 0
+    assert "hunter2" not in table.output
+    assert len(table.output.splitlines()) == len(lines)
+    assert "passwords are hidden" in runner.invoke(args=["fictive", "settings", "--help"]).output.lower()
+
+
+def test_i4_statement_timeout_holds(
+    database_url: str, environment: Callable[..., None], driver: str, wire: Wire, tmp_path: Path
+) -> None:
+    """Everywhere on an ordinary server; in each transaction, with no round trip of its own, behind a PgBouncer."""
+    environment(DATABASE_URL=wire.url(database_url), DB_STATEMENT_TIMEOUT="1234ms")
+    show = sa.text("select current_setting('statement_timeout')")
+    db, app = fresh_db(), Flask(__name__, instance_path=str(tmp_path))
+    db.init_app(app)
+    with app.app_context():
+        assert db.session.scalar(show) == "1234ms"
+        db.engine.dispose()
+    environment(DB_PGBOUNCER="true")
+    db, app = fresh_db(), Flask(__name__, instance_path=str(tmp_path))
+    db.init_app(app)
+    with app.app_context():
+        assert db.session.scalar(show) == "0"
+        with wire.record() as log, db.session.begin():
+            assert db.session.scalar(show) == "1234ms"
+        assert messages(log) == ["BEGIN+SET+SELECT", "COMMIT"]
+        with db.engine.begin() as connection:
+            assert connection.scalar(show) == "1234ms"
+        assert db.session.scalar(show) == "0"
+        db.engine.dispose()
+
+
+# The end of the process
+
+
+TERMINATE = b"X\0\0\0\4"
+
+
+@pytest.fixture
+def farewells(pg: postgres.Server) -> Iterator[tuple[int, list[bool]]]:
+    """A port that leads to the server, and for each connection that has ended whether it said so to the server."""
+    said: list[bool] = []
+    threads = []
+    sockets = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def pass_on(source: socket.socket, target: socket.socket, note: bool) -> None:
+        last = b""
+        while data := source.recv(65536):
+            last = data
+            target.sendall(data)
+        if note:
+            said.append(last.endswith(TERMINATE))
+        target.shutdown(socket.SHUT_WR)
+
+    def accept() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection((pg.host, pg.port))
+            sockets.extend((client, server))
+            for arguments in ((client, server, True), (server, client, False)):
+                threads.append(threading.Thread(target=pass_on, args=arguments))
+                threads[-1].start()
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    yield listener.getsockname()[1], said
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    for thread in [accepting, *threads]:
+        thread.join(10)
+    for each in sockets:
+        each.close()
+
+
+APP = """
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import text
+from fictive.flask_sqlalchemy import OptInTransactionMixin
+class DB(OptInTransactionMixin, SQLAlchemy): pass
+db = DB()
+app = Flask(__name__)
+db.init_app(app)
+with app.app_context():
+    db.session.execute(text("select 1"))
+@app.get("/")
+def view():
+    return str(db.session.scalar(text("select 1")))
+"""
+
+
+def _url(pg: postgres.Server, port: int) -> str:
+    return sa.make_url(pg.url("postgres", driver="psycopg2")).set(port=port).render_as_string(hide_password=False)
+
+
+def _run(tmp_path: Path, *command: str, url: str) -> subprocess.Popen[str]:
+    (tmp_path / "served.py").write_text(APP)
+    root = str(Path(engines.__file__).parents[2])
+    variables = {**os.environ, "DATABASE_URL": url, "PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_i4_engines_are_disposed_at_the_end_of_the_process(
+    pg: postgres.Server, farewells: tuple[int, list[bool]], tmp_path: Path
+) -> None:
+    port, said = farewells
+    process = _run(tmp_path, "-c", "import served", url=_url(pg, port))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert said == [True]
+
+
+def test_i4_engines_are_disposed_on_sigterm_under_gunicorn(
+    pg: postgres.Server, farewells: tuple[int, list[bool]], tmp_path: Path
+) -> None:
+    """Those of the worker, forked from a process that had a connection, and that process's."""
+    port, said = farewells
+    process = _run(
+        tmp_path, "-m", "gunicorn", "--preload", "--bind", "unix:web", "--workers", "1", "served:app",
+        url=_url(pg, port),
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if "Booting worker" in line:
+                break
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "web"))
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            answer = b""
+            while data := client.recv(4096):
+                answer += data
+        assert answer.endswith(b"1"), answer
+    finally:
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert said == [True, True]
