@@ -44,7 +44,7 @@ class _AppSession(OptInSession):
             settings = flask.current_app.extensions.get("fictive")
             if isinstance(settings, Settings):
                 return settings
-        return Settings()
+        return super().default_settings()
 
 
 class OptInTransactionMixin(_Base):

@@ -55,9 +55,6 @@ _SESSION = "fictive.session"
 STATEMENT_TIMEOUT = "fictive_statement_timeout"
 """The execution option of an engine whose transactions have a `statement_timeout`, in milliseconds."""
 
-# Whom to tell of errors on a connection: the sessions, for the time of their transactions. Weak on both sides.
-_listeners: weakref.WeakKeyDictionary[sa.Connection, weakref.ref[Listener]] = weakref.WeakKeyDictionary()
-
 
 def prepare(engine: sa.Engine) -> None:
     """Attach fictive's listeners to `engine`, once; costs a set lookup afterwards. Sends nothing.
@@ -132,8 +129,8 @@ def status_of(connection: sa.Connection) -> TransactionStatus:
 
 
 def listen_to(connection: sa.Connection, listener: Listener) -> None:
-    """Tell `listener` what happens on `connection`, as long as both live."""
-    _listeners[connection] = connection.info[_SESSION] = weakref.ref(listener)
+    """Tell `listener` what happens on `connection`, until that goes back to the pool."""
+    connection.info[_SESSION] = weakref.ref(listener)
 
 
 def _after_fork() -> None:
@@ -202,9 +199,7 @@ def _restore(driver: Driver, dbapi: Any, record: ConnectionPoolEntry) -> None:
 
 def _commit(driver: Driver, commit: Callable[[Any], None], dbapi: Any) -> None:
     """COMMIT of an aborted transaction is answered with ROLLBACK, and no driver says so. Sessions only."""
-    reference = dbapi.info.get(_SESSION)
-    session = reference() if reference is not None else None
-    if session is not None:
+    if (session := _session_on(dbapi)) is not None:
         if driver.status(dbapi.dbapi_connection) is TransactionStatus.ABORTED:
             raise TransactionAborted(ABORTED)
         session.commit_begins()
@@ -214,11 +209,13 @@ def _commit(driver: Driver, commit: Callable[[Any], None], dbapi: Any) -> None:
 def _hand_on_error(context: ExceptionContext) -> None:
     if context.is_disconnect:
         _lost[context.dialect] = time.monotonic()
-    session = _session_on(context.connection) if context.connection is not None else None
-    if session is not None:
+    connection = context.connection
+    if connection is None or connection.closed or connection.invalidated:
+        return
+    if (session := _session_on(connection)) is not None:
         session.note_error(context.sqlalchemy_exception or context.original_exception)
 
 
-def _session_on(connection: sa.Connection) -> Listener | None:
-    reference = _listeners.get(connection)
+def _session_on(connection: sa.Connection | sa.PoolProxiedConnection) -> Listener | None:
+    reference = connection.info.get(_SESSION)
     return reference() if reference is not None else None

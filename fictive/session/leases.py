@@ -14,7 +14,7 @@ from ..drivers.base import dbapi_connection
 from ..errors import PinnedConnectionLost
 from . import private
 from .engines import prepare
-from .parking import Spots
+from .parking import leave, take
 
 __all__ = ["Lease", "Pins", "Stream", "StreamLease"]
 
@@ -31,8 +31,7 @@ class Lease:
     that a pool of one connection is enough.
     """
 
-    def __init__(self, spots: Spots, streams: Iterable[Stream] = ()) -> None:
-        self._spots = spots
+    def __init__(self, streams: Iterable[Stream] = ()) -> None:
         self._streams = streams
         self._taken: dict[sa.Engine, sa.Connection] = {}
         self._lent: list[sa.Connection] = []  # connections that the session was bound to, idle until now
@@ -51,7 +50,7 @@ class Lease:
         return connection
 
     def open(self, engine: sa.Engine) -> sa.Connection:
-        if (parked := self._spots.take(engine)) is not None:
+        if (parked := take(engine)) is not None:
             return parked
         prepare(engine)
         connection = private.BareConnection(engine)
@@ -71,11 +70,11 @@ class Lease:
                 bind.rollback()
             else:
                 bind.commit()
-        for engine, connection in self._taken.items():
+        for connection in self._taken.values():
             if failed:
                 connection.close()
             else:
-                self._spots.leave(engine, connection)
+                leave(connection)
 
 
 class StreamLease(Lease):
@@ -83,9 +82,6 @@ class StreamLease(Lease):
 
     PostgreSQL has cursors within transactions only (PostgreSQL documentation, "DECLARE").
     """
-
-    def __init__(self) -> None:
-        super().__init__(Spots())
 
     def release(self, *, failed: bool) -> None:
         for connection in self._taken.values():

@@ -30,8 +30,7 @@ from . import private
 from .callers import caller, stack_level
 from .engines import ABORTED, is_lost, listen_to, prepare, status_of
 from .leases import Lease, Pins, Stream, StreamLease
-from .parking import Spots
-from .statements import Effect, Nature, nature_of, summary
+from .statements import PLAIN_READ, Effect, Nature, nature_of, summary
 from .transaction import Transaction, TransactionState, ended_error
 
 __all__ = ["OptInSession", "check_options"]
@@ -40,6 +39,7 @@ log = logging.getLogger("fictive.session")
 
 _T = TypeVar("_T")
 _NO_OPTIONS = TransactionOptions()
+_DEFAULTS = Settings()
 _EMPTY: Mapping[str, Any] = {}
 _REMEMBERED_WRITES = 20
 _TOGETHER = (
@@ -78,25 +78,31 @@ class OptInSession(private.JointedSession):
         retry_reads: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        check_options({**kwargs, "writes_outside": writes_outside, "unsaved_changes": unsaved_changes})
+        check_options(kwargs)
         self._given_autoflush: bool | None = kwargs.pop("autoflush", None)
         self._given_expire_on_commit: bool | None = kwargs.pop("expire_on_commit", None)
         self._tx: Transaction | None = None  # innermost block, open or ended but not yet left
         self._own = False  # a flush, commit or statement of several parts runs in a transaction of its own
-        self._spots = Spots()
         self._lease: Lease | None = None  # of the statement outside that is under way
         self._pins: Pins | None = None
         self._outlived_pins: list[Pins] = []
-        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[Stream] | None = None
         self._options = _NO_OPTIONS  # for the next BEGIN
         self._first_write: str | None = None
         self._first_error: BaseException | None = None
         self._commit_sent = False
         self._committed_writes: list[str] = []
+        self._prepared: sa.Engine | None = None  # the last one found prepared
         settings = self.default_settings()
-        self._writes = settings.writes_outside if writes_outside is None else WritesOutside(writes_outside)
-        self.unsaved_changes = settings.unsaved_changes if unsaved_changes is None else unsaved_changes
-        self._retry_reads = settings.retry_reads if retry_reads is None else flag(retry_reads, "retry_reads")
+        self._writes = settings.writes_outside
+        self._unsaved_changes = settings.unsaved_changes
+        self._retry_reads = settings.retry_reads
+        if writes_outside is not None:
+            self._writes = choice(WritesOutside, writes_outside, "writes_outside")
+        if unsaved_changes is not None:
+            self.unsaved_changes = unsaved_changes
+        if retry_reads is not None:
+            self._retry_reads = flag(retry_reads, "retry_reads")
         super().__init__(*args, **kwargs)
         # the session has execution options from SQLAlchemy 2.1 on
         self._session_options: Mapping[str, Any] = getattr(self, "execution_options", None) or _EMPTY
@@ -104,7 +110,7 @@ class OptInSession(private.JointedSession):
 
     def default_settings(self) -> Settings:
         """The settings of a session that is not told otherwise; those of the app, in a Flask app."""
-        return Settings()
+        return _DEFAULTS
 
     # -- settings ---------------------------------------------------------------------------------------------------
 
@@ -128,7 +134,7 @@ class OptInSession(private.JointedSession):
 
     @unsaved_changes.setter
     def unsaved_changes(self, value: UnsavedChanges | str) -> None:
-        self._unsaved_changes: UnsavedChanges = choice(UnsavedChanges, value, "unsaved_changes")
+        self._unsaved_changes = choice(UnsavedChanges, value, "unsaved_changes")
 
     def _apply_defaults(self) -> None:
         plain = self._writes is WritesOutside.BEGIN
@@ -220,22 +226,20 @@ class OptInSession(private.JointedSession):
         if self._is_inside():
             return self._run_inside(run, statement, params)
 
-        def option(name: str) -> Any:
-            if name in execution_options:
-                return execution_options[name]
-            own = statement.get_execution_options() if isinstance(statement, sa.Executable) else _EMPTY
-            return own.get(name, self._session_options.get(name))
-
+        options = execution_options
+        own = statement.get_execution_options() if isinstance(statement, sa.Executable) else _EMPTY
+        if own or self._session_options:
+            options = {**self._session_options, **own, **execution_options}
         nature = nature_of(statement, params)
-        if (says := option("fictive_writes")) is not None:
+        if (says := options.get("fictive_writes")) is not None:
             nature = Nature(Effect.WRITE if says else Effect.READ, nature.transaction_only, nature.connection_state)
-        if option("fictive_outside"):
+        if options.get("fictive_outside"):
             nature = Nature(nature.effect)
-        elif self._writes is WritesOutside.BEGIN and nature != _READ:
-            return self._run_and_stay(run, statement, params)
-        else:
+        elif nature is not PLAIN_READ and nature != PLAIN_READ:
+            if self._writes is WritesOutside.BEGIN:
+                return self._run_and_stay(run, statement, params)
             self._refuse_outside(statement, nature)
-        streaming = option("stream_results") or option("yield_per") or private.yields_per(execution_options)
+        streaming = options.get("stream_results") or options.get("yield_per") or private.yields_per(execution_options)
         if streaming and nature.effect is not Effect.WRITE:
             if not returns_result:  # scalar(): the first value, and the rest is let go
                 return self.execute(statement, params, execution_options=execution_options).scalar()  # type: ignore[return-value]
@@ -307,7 +311,7 @@ class OptInSession(private.JointedSession):
             if returns_result:
                 private.buffer(result)
             return result
-        lease = self._lease = Lease(self._spots, self._streams if reads and self._streams else ())
+        lease = self._lease = Lease(self._streams or () if reads else ())
         failed = True
         try:
             result = run(statement, params)
@@ -336,6 +340,8 @@ class OptInSession(private.JointedSession):
         finally:
             self._lease = outer
         if (stream := lease.hand_over(result)) is not None:
+            if self._streams is None:
+                self._streams = weakref.WeakSet()
             self._streams.add(stream)
         lease.release(failed=False)
         return result
@@ -428,7 +434,9 @@ class OptInSession(private.JointedSession):
         """The engine, as SQLAlchemy's session has it; in `pinned()`, the pinned connection."""
         bind = super().get_bind(*args, **kwargs)
         if isinstance(bind, sa.Engine):
-            prepare(bind)
+            if bind is not self._prepared:
+                prepare(bind)
+                self._prepared = bind
             if self._pins is not None:
                 return self._pins.pin(bind)
         return bind
@@ -442,8 +450,7 @@ class OptInSession(private.JointedSession):
             return
         self._check_block()
         if self._is_inside():
-            if self._tx is not None and not self.is_clean():
-                self._note_in_block(None, None)
+            self._note_in_block(None, None)
             try:
                 super().flush(*_given(objects))
             except BaseException as error:
@@ -574,7 +581,8 @@ class OptInSession(private.JointedSession):
         if block is None or len(block.writes) >= _REMEMBERED_WRITES:
             return
         if statement is None:
-            block.writes.append(f"{self._pending_writes()} ({caller()})")
+            if not self.is_clean():
+                block.writes.append(f"{self._pending_writes()} ({caller()})")
         elif nature_of(statement, params).effect is not Effect.READ:
             block.writes.append(f"{summary(statement)} ({caller()})")
 
@@ -896,8 +904,7 @@ class OptInSession(private.JointedSession):
         self._release_outlived_pins()
 
     def _discard_blocks(self) -> None:
-        self._spots.clear()
-        for stream in list(self._streams):
+        for stream in list(self._streams or ()):
             stream.close()
         if self._tx is not None:
             self._ended(self._root_block(), TransactionState.ROLLED_BACK, caller())
@@ -939,9 +946,6 @@ class OptInSession(private.JointedSession):
         listen_to(connection, self)
 
 
-_READ = Nature()
-
-
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise `ConfigurationError` for options of a session that cannot work; they may come from a sessionmaker."""
     if options.get("autobegin") is False:
@@ -949,7 +953,7 @@ def check_options(options: Mapping[str, Any]) -> None:
             "autobegin=False cannot be combined with the opt-in session: nothing begins by itself here, and "
             "SQLAlchemy's record of changes needs it. Leave the option out."
         )
-    if private.is_autocommit(options.get("execution_options") or _EMPTY):
+    if options.get("execution_options") and private.is_autocommit(options["execution_options"]):
         raise ConfigurationError(
             "execution_options={'isolation_level': 'AUTOCOMMIT'} would leave begin() without a transaction. "
             "Leave it out: outside begin() the session runs statements in autocommit by itself."

@@ -29,6 +29,7 @@ __all__ = [
     "drop_connections",
     "is_autocommit",
     "is_orm_dml",
+    "is_watched",
     "keep_with",
     "locks_rows",
     "pool_settings",
@@ -231,6 +232,19 @@ def connects_in_autocommit(dialect: sa.Dialect) -> bool:
     return is_autocommit({"isolation_level": getattr(dialect, "_on_connect_isolation_level", None)})
 
 
+_OWN_LISTENERS = 2
+
+
+def is_watched(engine: sa.Engine) -> bool:
+    """Whether anyone but fictive (`engines.prepare`: one `checkout`, one `checkin`) is told of each connection that
+    comes from or goes to the pool. SQLAlchemy tells of one listener whether it is there, but not how many there are.
+    """
+    pool = engine.pool.dispatch
+    return (
+        len(pool.checkout) + len(pool.checkin) + len(pool.reset) + len(engine.dispatch.engine_connect) > _OWN_LISTENERS
+    )
+
+
 def streams(engine: sa.Engine) -> bool:
     """Whether the engine's own options ask for cursors on the server."""
     options = engine.get_execution_options()
@@ -271,9 +285,11 @@ def as_single_insert(statement: Any, params: Any) -> Any | None:
 
     SQLAlchemy sends `execute(insert(Model), {...})` through its bulk path, which wants a transaction of the session.
     """
+    if not isinstance(statement, sa.Insert):
+        return None
     if isinstance(params, Sequence) and len(params) == 1:
         params = params[0]
-    if not (isinstance(statement, sa.Insert) and isinstance(params, Mapping)):
+    if not isinstance(params, Mapping):
         return None
     subject = statement._propagate_attrs.get("plugin_subject")
     mapper = getattr(subject, "mapper", None)

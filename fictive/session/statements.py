@@ -22,7 +22,7 @@ from sqlalchemy.sql.expression import FunctionElement, TextClause, TextualSelect
 from . import private
 from .read_functions import READ_FUNCTIONS
 
-__all__ = ["Effect", "Nature", "nature_of", "summary"]
+__all__ = ["PLAIN_READ", "Effect", "Nature", "nature_of", "summary"]
 
 
 class Effect(enum.IntEnum):
@@ -104,7 +104,7 @@ def _walk(statement: Any, params: Any) -> Nature:
             transaction_only = transaction_only or part.transaction_only
             connection_state = connection_state or part.connection_state
     if effect is Effect.READ and not (transaction_only or connection_state):
-        return _PLAIN_READ
+        return PLAIN_READ
     return Nature(effect, transaction_only, connection_state)
 
 
@@ -127,7 +127,7 @@ def summary(statement: Any) -> str:
     return type(statement).__name__
 
 
-_PLAIN_READ = Nature()
+PLAIN_READ = Nature()
 
 _TRANSACTION_FUNCTIONS = frozenset(
     {

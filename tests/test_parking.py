@@ -1,0 +1,92 @@
+"""Connections that sessions leave for the next statement outside (`fictive.session.parking`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from fictive.session import parking
+from fictive.sqlalchemy import OptInSession, ParkingPool
+
+PID = sa.select(sa.func.pg_backend_pid())
+MakeEngine = Callable[..., sa.Engine]
+
+
+@pytest.fixture
+def make_engine(database_url: str) -> Iterator[MakeEngine]:
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> sa.Engine:
+            engine = sa.create_engine(database_url, poolclass=ParkingPool, **options)
+            stack.callback(engine.dispose)
+            return engine
+
+        yield make
+
+
+def outside(engine: sa.Engine) -> Any:
+    """The backend of a statement outside, in a session of its own."""
+    with OptInSession(engine) as session:
+        return session.scalar(PID)
+
+
+def test_a2_the_next_session_takes_what_the_last_one_left(make_engine: MakeEngine) -> None:
+    engine = make_engine(pool_size=2, max_overflow=0, pool_timeout=2)
+    pool = engine.pool
+    assert isinstance(pool, ParkingPool)
+    pid = outside(engine)
+    assert (pool.checkedin(), pool.checkedout(), pool.take(sa.create_engine(engine.url))) == (1, 0, None)
+    assert outside(engine) == pid
+    with engine.begin() as connection:  # Core and transactions have it as well, and as it rests: transactional
+        assert connection.scalar(PID) == pid
+        assert not connection.connection.dbapi_connection.autocommit  # type: ignore[union-attr]
+        assert (pool.checkedin(), pool.checkedout()) == (0, 1)
+        assert outside(engine) != pid
+    engine.dispose()
+    assert (pool.checkedin(), pool.checkedout()) == (0, 0)
+    assert outside(engine) != pid
+
+
+def test_a2_connections_beyond_the_size_of_the_pool_are_closed(make_engine: MakeEngine) -> None:
+    engine = make_engine(pool_size=1, max_overflow=2)
+    outside(engine)
+    with engine.connect() as one, engine.connect() as two:
+        assert len({one.scalar(PID), two.scalar(PID), outside(engine)}) == 3
+    assert isinstance(engine.pool, ParkingPool)
+    assert (engine.pool.overflow(), engine.pool.checkedin(), engine.pool.checkedout()) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
+@pytest.mark.parametrize(
+    ("event", "target"),
+    [("checkout", "engine"), ("checkin", "pool"), ("reset", "engine"), ("engine_connect", "engine")],
+)
+def test_a_listener_is_told_of_every_session(event: str, target: str, make_engine: MakeEngine) -> None:
+    """It may set who the user is; nobody may have a connection past it."""
+    engine = make_engine()
+    outside(engine)
+    told: list[str] = []
+    listening = (engine.pool if target == "pool" else engine), event, lambda *_: told.append(event)
+    sa.event.listen(*listening)
+    try:
+        for count in (1, 2, 3):
+            outside(engine)
+            assert len(told) >= count
+    finally:
+        sa.event.remove(*listening)
+
+
+@pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
+def test_the_pool_looks_over_what_was_parked_for_long(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(pool_recycle=0)
+    monkeypatch.setattr(parking, "_SECONDS", 1000.0)
+    pid = outside(engine)
+    assert outside(engine) == pid
+    monkeypatch.setattr(parking, "_SECONDS", 0.0)
+    assert outside(engine) != pid  # recycled
