@@ -6,6 +6,8 @@ fictive untouched; the classes here speak of how the session was used.
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy.exc as sa_exc
 
 __all__ = [
@@ -13,8 +15,11 @@ __all__ = [
     "CommitOutcomeUnknown",
     "ConfigurationError",
     "ConnectionBusy",
+    "DatabaseInUse",
     "FictiveError",
     "FictiveWarning",
+    "LockLost",
+    "LockTimeout",
     "PinnedConnectionLost",
     "TransactionAborted",
     "TransactionAlreadyBegun",
@@ -73,6 +78,34 @@ class ConnectionBusy(FictiveError, sa_exc.TimeoutError):
 
 class PinnedConnectionLost(FictiveError, sa_exc.InvalidRequestError):
     """The connection of a `pinned()` block is gone, and with it what was set through it."""
+
+
+class _ToldByTheServer(FictiveError, sa_exc.OperationalError):
+    """An error of the server's in fictive's words; it keeps the driver's error, and so the SQLSTATE."""
+
+    def __init__(self, message: str, cause: sa_exc.DBAPIError | None = None) -> None:
+        # DBAPIError would put the driver's message where ours belongs
+        sa_exc.StatementError.__init__(self, message, None, None, cause.orig if cause else None)
+        self.connection_invalidated = cause is not None and cause.connection_invalidated
+
+    def __reduce__(self) -> Any:
+        return type(self), self.args
+
+
+class LockTimeout(_ToldByTheServer, TimeoutError):
+    """A lock could not be had in the time given, or at once. The message names who holds it, where that can be seen.
+
+    Within a transaction the server may have given the transaction up with it (see the function that raised it).
+    `__cause__` is the driver's error as SQLAlchemy raised it, if there was one.
+    """
+
+
+class LockLost(_ToldByTheServer):
+    """The connection that held an advisory lock is gone: somebody else may have had the lock meanwhile."""
+
+
+class DatabaseInUse(_ToldByTheServer):
+    """A database cannot be dropped, or be a template, while others are connected to it. The message names them."""
 
 
 class UnsupportedDialect(FictiveError, sa_exc.InvalidRequestError, NotImplementedError):

@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import flask
@@ -17,9 +18,14 @@ import sqlalchemy.orm as sa_orm
 
 from . import cli
 from .config import ORIGINS, Settings
+from .databases.cleanup import cleanup_tables
 from .drivers.sqlite import TakeTurnsPool, is_memory_url
 from .errors import ConfigurationError
+from .locks.advisory import AdvisoryKey, advisory_lock
+from .locks.rows import Rows, claim
+from .locks.tables import lock_tables
 from .rows import many_to_many
+from .session.durations import Duration
 from .session.engines import prepare
 from .session.optin import OptInSession, check_options
 from .session.parking import ParkingPool
@@ -133,6 +139,23 @@ class OptInTransactionMixin(_Base):
     def m2m_clear(self, instance: object, relationship: sa_orm.QueryableAttribute[Any]) -> tuple[Any, ...]:
         """`fictive.sqlalchemy.m2m_clear` in the current session."""
         return many_to_many.m2m_clear(self.session, instance, relationship)
+
+    def lock_tables(self, tables: Iterable[Any], **options: Any) -> contextlib.AbstractContextManager[sa_orm.Session]:
+        """`fictive.sqlalchemy.lock_tables` with the current session."""
+        return lock_tables(self.session, tables, **options)
+
+    def advisory_lock(self, key: AdvisoryKey, **options: Any) -> contextlib.AbstractContextManager[sa_orm.Session]:
+        """`fictive.sqlalchemy.advisory_lock` with the current session."""
+        return advisory_lock(self.session, key, **options)
+
+    def claim(self, statement: Rows, limit: int | None = None, **options: Any) -> Rows:
+        """`fictive.sqlalchemy.claim`, which needs no session."""
+        return claim(statement, limit, **options)
+
+    def cleanup_tables(self, *, lock_timeout: Duration | None = "5s") -> None:
+        """`fictive.sqlalchemy.cleanup_tables` for the tables of all bind keys, with the current session."""
+        for metadata in self.metadatas.values():
+            cleanup_tables(self.session, metadata, lock_timeout=lock_timeout)
 
     # -- what Flask-SQLAlchemy builds itself of ---------------------------------------------------------------------
 

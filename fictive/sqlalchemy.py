@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from .config import Settings, UnsavedChanges, WritesOutside
+from .databases.cleanup import cleanup_tables
+from .databases.create import create_database, database_exists, drop_database
 from .drivers.sqlite import TakeTurnsPool
+from .locks.advisory import advisory_lock, lock_key
+from .locks.rows import claim
+from .locks.tables import LockMode, lock_tables
 from .rows.many_to_many import LinkChanges, m2m_add, m2m_clear, m2m_remove, m2m_set
 from .session.optin import OptInSession
 from .session.parking import ParkingPool
@@ -12,6 +17,7 @@ from .session.transaction import Transaction, TransactionState
 
 __all__ = [
     "LinkChanges",
+    "LockMode",
     "OptInScopedSession",
     "OptInSession",
     "ParkingPool",
@@ -21,6 +27,14 @@ __all__ = [
     "TransactionState",
     "UnsavedChanges",
     "WritesOutside",
+    "advisory_lock",
+    "claim",
+    "cleanup_tables",
+    "create_database",
+    "database_exists",
+    "drop_database",
+    "lock_key",
+    "lock_tables",
     "m2m_add",
     "m2m_clear",
     "m2m_remove",

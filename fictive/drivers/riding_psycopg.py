@@ -14,6 +14,7 @@ Uses of psycopg's own names, held by `tests/test_private.py`: `Connection._start
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from psycopg.abc import PQGen
 
 __all__ = ["RidingConnection"]
+
+_ANONYMOUS_BLOCK = re.compile(r"DO (?P<tag>\$\w*\$)(?P<body>.*)(?P=tag)", re.DOTALL)
 
 
 class RidingConnection(psycopg.Connection[Any]):
@@ -171,4 +174,12 @@ def _is_single(query: Any, params: Any) -> bool:
     """Whether it is one statement, as the extended protocol wants; psycopg lets several through without values."""
     if isinstance(query, bytes):
         query = query.decode("utf-8", "replace")
-    return isinstance(query, str) and (bool(params) or ";" not in query.rstrip().rstrip(";"))
+    if not isinstance(query, str):
+        return False
+    return bool(params) or ";" not in query.rstrip().rstrip(";") or _is_anonymous_block(query)
+
+
+def _is_anonymous_block(query: str) -> bool:
+    """Whether it is one DO, whose semicolons are all within its dollar quotes."""
+    match = _ANONYMOUS_BLOCK.fullmatch(query)
+    return match is not None and match["tag"] not in match["body"]

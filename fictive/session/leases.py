@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +17,7 @@ from . import private
 from .engines import prepare
 from .parking import leave, take
 
-__all__ = ["Lease", "Pins", "Stream", "StreamLease"]
+__all__ = ["Lease", "Pins", "Stream", "StreamLease", "connection_in_autocommit"]
 
 log = logging.getLogger("fictive.session")
 
@@ -75,6 +76,24 @@ class Lease:
                 connection.close()
             else:
                 leave(connection)
+
+
+@contextlib.contextmanager
+def connection_in_autocommit(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection of the caller's own, each statement on it standing alone. It goes back to the pool as it was;
+    whoever has doubts about its state invalidates it. For engines of any session, opt-in or not."""
+    connection = private.BareConnection(engine)
+    try:
+        driver, dbapi = driver_for(engine.dialect), dbapi_connection(connection)
+        rest = driver.snapshot(dbapi)
+        driver.enter_autocommit(connection)
+        try:
+            yield connection
+        finally:
+            if not connection.invalidated and not driver.restore(dbapi, rest):
+                connection.invalidate()
+    finally:
+        connection.close()
 
 
 class StreamLease(Lease):

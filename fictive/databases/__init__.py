@@ -1,0 +1,1 @@
+"""Whole databases: making, dropping and emptying them."""
