@@ -31,13 +31,14 @@ from tests.wirelog import messages, own_verbs
 
 Look = Callable[..., list[Any]]
 
+HERE = "database = (select oid from pg_database where datname = current_database())"
 TABLE_LOCKS = (
-    "select relation::regclass::text || ' ' || mode from pg_locks where locktype = 'relation' and granted"
+    f"select relation::regclass::text || ' ' || mode from pg_locks where locktype = 'relation' and granted and {HERE}"
     " and relation::regclass::text in ('item', 'child', 'tag', 'animal', 'dog')"
     " and mode not in ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock') order by 1"
 )
-ADVISORY_LOCKS = "select count(*) from pg_locks where locktype = 'advisory'"
-WAITING = "select count(*) from pg_locks where not granted"
+ADVISORY_LOCKS = f"select count(*) from pg_locks where locktype = 'advisory' and {HERE}"
+WAITING = f"select count(*) from pg_locks where not granted and {HERE}"
 
 
 @pytest.fixture(autouse=True)
@@ -280,7 +281,7 @@ def test_f2_keys_are_postgresqls(app: Flask, look: Look, other: OptInSession) ->
         numbers = ", ".join(map(str, lock_key(key).numbers))
         for block in (db.session.begin, contextlib.nullcontext):
             with block(), db.advisory_lock(key):
-                found = look(f"select count(*) from pg_locks l where {lock_key(key).in_pg_locks()}")
+                found = look(f"select count(*) from pg_locks l where {lock_key(key).in_pg_locks()} and {HERE}")
                 assert found == [1], key
                 assert look(f"select pg_try_advisory_lock({numbers})") == [False]
                 for options in ({"nowait": True}, {"timeout": 0.01}):
@@ -466,7 +467,8 @@ def test_f1_names_of_all_kinds(app: Flask, look: Look, other: OptInSession) -> N
     metadata.create_all(db.engine.execution_options(schema_translate_map=moved))
     engine = db.engine.execution_options(schema_translate_map=moved)
     with OptInSession(engine) as session, lock_tables(session, tables, mode=LockMode.EXCLUSIVE):
-        assert look("select count(*) from pg_locks where mode = 'ExclusiveLock' and locktype = 'relation'") == [18]
+        exclusive = f"select count(*) from pg_locks where mode = 'ExclusiveLock' and locktype = 'relation' and {HERE}"
+        assert look(exclusive) == [18]
         with (
             OptInSession(engine) as second,
             pytest.raises(LockTimeout, match=r'"my schema%"\."Mixed-Case"'),

@@ -175,6 +175,10 @@ def fill() -> None:
     db.session.expunge_all()
 
 
+WAITING = (
+    "select count(*) from pg_locks where not granted"
+    " and database = (select oid from pg_database where datname = current_database())"
+)
 COUNTS = (
     "select (select count(*) from item) + (select count(*) from child) + (select count(*) from tag)"
     " + (select count(*) from item_tag) + (select count(*) from animal) + (select count(*) from dog)"
@@ -235,6 +239,7 @@ def test_h2_in_every_kind_of_session(app: Flask, look: Look) -> None:
         assert look(COUNTS) == [0]
         assert not db.session.in_transaction()
         assert bool(db.session.new) is (mode != "begin")  # and it was not written
+        db.session.expunge_all()
         db.session.close()
         db.session.writes_outside = "commit"
     fill()
@@ -304,7 +309,7 @@ def test_h2_empty_table_with_rows_not_committed_is_waited_for(app: Flask, look: 
             thread = threading.Thread(target=lambda: cleanup_tables(second, db.Model, lock_timeout="20s"))
             with OptInSession(db.engine) as second:
                 thread.start()
-                wait_until(lambda: look("select count(*) from pg_locks where not granted") == [1])
+                wait_until(lambda: look(WAITING) == [1])
                 other.commit()
                 thread.join(20)
     assert look("select count(*) from tag") == [0]

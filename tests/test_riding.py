@@ -2090,6 +2090,8 @@ def test_parse_control(query: Any, expected: Any) -> None:
         ("commit", True), ("/* x */ End", True), ("prepare p as select 1", True), ("committed", False),
         ("select case when true then 1 end", False), ("select 1; commit", True), ("select 1; select 2", False),
         ("select ';' || 'the end'", True), ("/* unclosed", True), ("rollback to a", True),
+        ("DO $a$begin; end$a$", False), ("DO $$begin; end$$; commit; DO $$begin; end$$", True),
+        ("DO $a$begin; end$a$; commit", True), ("do $a$begin; end$a$ -- ; commit\n", True),
     ],
 )  # fmt: skip
 def test_goes_alone(text: str, alone: bool) -> None:

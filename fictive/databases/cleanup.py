@@ -67,7 +67,7 @@ def cleanup_tables(
 def _metadata_of(base: Any) -> sa.MetaData:
     metadata = base if isinstance(base, sa.MetaData) else getattr(base, "metadata", None)
     # of a table or a model all the others would be emptied too
-    is_one = isinstance(base, sa.FromClause) or sa.inspect(base, raiseerr=False) is not None
+    is_one = isinstance(base, sa.FromClause) or isinstance(sa.inspect(base, raiseerr=False), sa_orm.Mapper)
     if not isinstance(metadata, sa.MetaData) or is_one:
         raise TypeError(f"cleanup_tables() takes a declarative base or a sqlalchemy.MetaData, not {base!r}.")
     return metadata

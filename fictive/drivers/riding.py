@@ -33,6 +33,7 @@ __all__ = [
     "again",
     "are_plain",
     "goes_alone",
+    "is_anonymous_block",
     "is_parsed",
     "parse_control",
     "parsed",
@@ -77,9 +78,22 @@ def goes_alone(text: str) -> bool:
     start = _NOTHING.match(text).end()  # type: ignore[union-attr]
     if text[start : start + 1] in ("", "-", "/"):
         return True
-    return _ENDS.match(text, start) is not None or (
-        text.find(";", start) != -1 and _ENDS.search(text, start) is not None
-    )
+    if _ENDS.match(text, start) is not None:
+        return True
+    several = text.find(";", start) != -1 and not is_anonymous_block(text)
+    return several and _ENDS.search(text, start) is not None
+
+
+_ANONYMOUS_BLOCK = re.compile(r"DO (?P<tag>\$\w*\$)(?P<body>.*)(?P=tag)", re.DOTALL)
+
+
+def is_anonymous_block(text: str) -> bool:
+    """Whether a text is one DO: its semicolons, and words such as END, are within its dollar quotes. Within a
+    transaction it cannot end it (PostgreSQL documentation, "DO")."""
+    if not text.startswith("DO $"):
+        return False
+    match = _ANONYMOUS_BLOCK.fullmatch(text)
+    return match is not None and match["tag"] not in match["body"]
 
 
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None), Decimal, date, datetime, time, timedelta, UUID})

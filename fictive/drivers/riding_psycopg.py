@@ -14,7 +14,6 @@ Uses of psycopg's own names, held by `tests/test_private.py`: `Connection._start
 from __future__ import annotations
 
 import contextlib
-import re
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
@@ -24,14 +23,12 @@ import psycopg
 from psycopg import generators
 from psycopg.pq import Format, TransactionStatus
 
-from .riding import Waiting, parse_control
+from .riding import Waiting, is_anonymous_block, parse_control
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
 
 __all__ = ["RidingConnection"]
-
-_ANONYMOUS_BLOCK = re.compile(r"DO (?P<tag>\$\w*\$)(?P<body>.*)(?P=tag)", re.DOTALL)
 
 
 class RidingConnection(psycopg.Connection[Any]):
@@ -176,10 +173,4 @@ def _is_single(query: Any, params: Any) -> bool:
         query = query.decode("utf-8", "replace")
     if not isinstance(query, str):
         return False
-    return bool(params) or ";" not in query.rstrip().rstrip(";") or _is_anonymous_block(query)
-
-
-def _is_anonymous_block(query: str) -> bool:
-    """Whether it is one DO, whose semicolons are all within its dollar quotes."""
-    match = _ANONYMOUS_BLOCK.fullmatch(query)
-    return match is not None and match["tag"] not in match["body"]
+    return bool(params) or ";" not in query.rstrip().rstrip(";") or is_anonymous_block(query)
