@@ -25,6 +25,7 @@ from .locks.advisory import AdvisoryKey, advisory_lock
 from .locks.rows import Rows, claim
 from .locks.tables import lock_tables
 from .rows import many_to_many
+from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
 from .session.durations import Duration
 from .session.engines import prepare
 from .session.optin import OptInSession, check_options
@@ -32,11 +33,18 @@ from .session.parking import ParkingPool
 from .session.scoped import OptInScopedSession
 from .session.transaction import Transaction
 
-__all__ = ["OptInTransactionMixin"]
+__all__ = ["FilterByOrCreateMixin", "OptInTransactionMixin"]
 
 _NEEDED = {"flask-sqlalchemy": "3.1", "sqlalchemy": "2.0.43"}
 
 if TYPE_CHECKING:
+    from flask_sqlalchemy.extension import _FSAModel
+
+    class _ModelWithFindOrCreate(_FSAModel):
+        find_or_create: FindOrCreateDescriptor
+        get_or_create: GetOrCreateDescriptor
+        update_or_create: UpdateOrCreateDescriptor
+
     _Base = flask_sqlalchemy.SQLAlchemy
 else:
     _Base = object
@@ -68,14 +76,7 @@ class OptInTransactionMixin(_Base):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        order = cls.__mro__
-        if flask_sqlalchemy.SQLAlchemy in order and order.index(OptInTransactionMixin) > order.index(
-            flask_sqlalchemy.SQLAlchemy
-        ):
-            raise ConfigurationError(
-                f"OptInTransactionMixin comes after SQLAlchemy in the bases of {cls.__name__}, without effect. "
-                f"Write: class {cls.__name__}(OptInTransactionMixin, SQLAlchemy)."
-            )
+        _check_order(cls, OptInTransactionMixin)
         _check_versions()
 
     def init_app(self, app: flask.Flask) -> None:
@@ -220,6 +221,42 @@ def _configure_from_environment(app: flask.Flask) -> dict[str, str]:
         own = app.config.get(key)
         app.config[key] = {**value, **own} if isinstance(own, dict) else value
     return settings.origins()
+
+
+class FilterByOrCreateMixin(_Base):
+    """Gives every model `find_or_create`, `get_or_create` and `update_or_create`, which use `db.session`.
+
+    Goes before `SQLAlchemy` in the bases, with `OptInTransactionMixin` in any order, or without it. What they do:
+    `fictive.sqlalchemy.FindOrCreateDescriptor`. A model or base class that has one of these names keeps its own.
+    """
+
+    if TYPE_CHECKING:
+        Model: type[_ModelWithFindOrCreate]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _check_order(cls, FilterByOrCreateMixin)
+        _check_versions()
+
+    def _make_declarative_base(self, *args: Any, **kwargs: Any) -> Any:
+        base = super()._make_declarative_base(*args, **kwargs)
+        for name, descriptor in (
+            ("find_or_create", FindOrCreateDescriptor),
+            ("get_or_create", GetOrCreateDescriptor),
+            ("update_or_create", UpdateOrCreateDescriptor),
+        ):
+            if not hasattr(base, name):
+                setattr(base, name, descriptor(lambda: self.session))
+        return base
+
+
+def _check_order(cls: type, mixin: type) -> None:
+    order = cls.__mro__
+    if flask_sqlalchemy.SQLAlchemy in order and order.index(mixin) > order.index(flask_sqlalchemy.SQLAlchemy):
+        raise ConfigurationError(
+            f"{mixin.__name__} comes after SQLAlchemy in the bases of {cls.__name__}, without effect. "
+            f"Write: class {cls.__name__}({mixin.__name__}, SQLAlchemy)."
+        )
 
 
 def _belongs_to(function: Any, db: object) -> bool:

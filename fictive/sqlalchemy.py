@@ -9,6 +9,7 @@ from .drivers.sqlite import TakeTurnsPool
 from .locks.advisory import advisory_lock, lock_key
 from .locks.rows import claim
 from .locks.tables import LockMode, lock_tables
+from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
 from .rows.many_to_many import LinkChanges, m2m_add, m2m_clear, m2m_remove, m2m_set
 from .session.optin import OptInSession
 from .session.parking import ParkingPool
@@ -16,6 +17,8 @@ from .session.scoped import OptInScopedSession, sessionmaker
 from .session.transaction import Transaction, TransactionState
 
 __all__ = [
+    "FindOrCreateDescriptor",
+    "GetOrCreateDescriptor",
     "LinkChanges",
     "LockMode",
     "OptInScopedSession",
@@ -26,6 +29,7 @@ __all__ = [
     "Transaction",
     "TransactionState",
     "UnsavedChanges",
+    "UpdateOrCreateDescriptor",
     "WritesOutside",
     "advisory_lock",
     "claim",

@@ -27,6 +27,7 @@ __all__ = [
     "connects_in_autocommit",
     "cursor_result",
     "drop_connections",
+    "has_listeners",
     "is_autocommit",
     "is_orm_dml",
     "is_watched",
@@ -314,3 +315,11 @@ def pool_settings(pool: sa.Pool) -> dict[str, Any]:
     if isinstance(pool, sa.QueuePool):
         found |= {"pool_size": pool.size(), "pool_timeout": pool.timeout()}
     return found
+
+
+def has_listeners(mapper: sa_orm.Mapper[Any], *events: str) -> bool:
+    """Whether anyone listens to one of these events of the mapper, its superclasses or all mappers.
+
+    `event.contains` answers for one known function only.
+    """
+    return any(getattr(mapper.dispatch, name) for name in events)

@@ -1,0 +1,108 @@
+"""`Model.find_or_create(...)`, `Model.get_or_create(...)`, `Model.update_or_create(...)` on any declarative base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+import sqlalchemy.orm as sa_orm
+
+from .find_or_create import get_or_create, update_or_create
+from .values import Defaults
+
+__all__ = ["FindOrCreateDescriptor", "GetOrCreateDescriptor", "UpdateOrCreateDescriptor"]
+
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
+
+SessionSource = Callable[[], "sa_orm.Session | sa_orm.scoped_session[Any]"]
+
+
+class _FindOrCreate(Protocol[_T_co]):
+    def __call__(self, defaults: Defaults = None, **filter_by: Any) -> _T_co: ...
+
+
+class _GetOrCreate(Protocol[_T_co]):
+    def __call__(self, defaults: Defaults = None, **filter_by: Any) -> tuple[_T_co, bool]: ...
+
+
+class _UpdateOrCreate(Protocol[_T_co]):
+    def __call__(
+        self, defaults: Mapping[str, Any], create_defaults: Mapping[str, Any] | None = None, **filter_by: Any
+    ) -> tuple[_T_co, bool]: ...
+
+
+class _Descriptor:
+    """Made with a callable that returns the session to use: any of SQLAlchemy's, or a registry of them."""
+
+    def __init__(self, session: SessionSource) -> None:
+        self._session = session
+
+
+class FindOrCreateDescriptor(_Descriptor):
+    """`Model.find_or_create(defaults=None, **filter_by)`: the object that has these attributes, created on a miss.
+
+    `filter_by` names attributes as `Query.filter_by` does: columns, hybrids, composites, many-to-one relationships;
+    None looks for NULL. `defaults` are more attributes for a new object, a mapping or a callable that returns one, and
+    its values may be callables; what is callable is called on a miss only. The new object is made by the model's
+    constructor. It is an object of the session, loaded, and not expired.
+
+    However many do it at once, there is one row, and one of them has created it. 1 round trip on a hit. On a miss 2,
+    and 3 where another was faster: `INSERT ... ON CONFLICT (key) DO NOTHING RETURNING`, with the primary key, unique
+    constraint or unique index whose columns are all in the lookup. Where there is none, or NULL is in it, or the
+    model has insert events or several tables, creators of one lookup wait for each other at an advisory lock in a
+    transaction: 5 on a miss. Needs PostgreSQL 14, or SQLite, whose write lock does the same.
+
+    Inside it is part of the transaction, and never aborts it. Outside it follows `writes_outside`; on a plain session
+    it is part of the transaction that the session has begun, and nothing is committed. The session is not flushed.
+
+    Raises before any SQL: `UnknownAttribute` for a name that is not stored, `UnsavedObject` for a related object
+    without a row. `MultipleResultsFound` where several match; `IntegrityError` of any other constraint; in REPEATABLE
+    READ and above, where another transaction has created the row and this one cannot see it, the error with SQLSTATE
+    40001, after which the transaction is to be done again (PostgreSQL documentation, "Transaction Isolation").
+    """
+
+    def __get__(self, instance: object, owner: type[_T]) -> _FindOrCreate[_T]:
+        source = self._session
+
+        def find_or_create(defaults: Defaults = None, **filter_by: Any) -> _T:
+            return get_or_create(source(), owner, filter_by, defaults)[0]
+
+        return find_or_create
+
+
+class GetOrCreateDescriptor(_Descriptor):
+    """`Model.get_or_create(defaults=None, **filter_by)`: as `find_or_create`, returning `(object, created)`."""
+
+    def __get__(self, instance: object, owner: type[_T]) -> _GetOrCreate[_T]:
+        source = self._session
+
+        def bound(defaults: Defaults = None, **filter_by: Any) -> tuple[_T, bool]:
+            return get_or_create(source(), owner, filter_by, defaults)
+
+        return bound
+
+
+class UpdateOrCreateDescriptor(_Descriptor):
+    """`Model.update_or_create(defaults, create_defaults=None, **filter_by)`: returns `(object, created)`.
+
+    Sets `defaults` on the row that the lookup finds, or creates one of the lookup, `defaults` and `create_defaults`,
+    which win. Of several at once one creates, and the others' values are applied after. A row in which nothing would
+    change is not written, and no `onupdate` column moves. The object is as the database has it; changes to it that
+    were not flushed are lost.
+
+    1 round trip: `INSERT ... ON CONFLICT (key) DO UPDATE`, in which callables are all called. It locks the row FOR NO
+    KEY UPDATE, so that rows referring to it can still be written. Each call takes a number from the table's sequence.
+    Where `find_or_create` needs its advisory lock, or the model has update events, 5 round trips, and likewise on
+    SQLite. Everything else is as for `find_or_create`.
+    """
+
+    def __get__(self, instance: object, owner: type[_T]) -> _UpdateOrCreate[_T]:
+        source = self._session
+
+        def bound(
+            defaults: Mapping[str, Any], create_defaults: Mapping[str, Any] | None = None, **filter_by: Any
+        ) -> tuple[_T, bool]:
+            return update_or_create(source(), owner, filter_by, defaults, create_defaults)
+
+        return bound

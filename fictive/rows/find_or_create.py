@@ -1,0 +1,280 @@
+"""Find a row by some of its attributes, or create it: right under load, and never by an error that is caught."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+
+from ..config import WritesOutside
+from ..drivers import sqlstate
+from ..errors import UnsupportedDialect
+from ..session import private
+from ..session.given import dialect_of, session_of, together
+from ..session.optin import OptInSession
+from . import creating
+from .columns import mapper_of
+from .lookups import Lookup, UniqueKey, key_for, lookup_of
+from .values import Defaults, check_names, columns_of, evaluated, new_object, set_columns, split
+
+__all__ = ["get_or_create", "update_or_create"]
+
+_T = TypeVar("_T")
+
+_ASIDE: Any = {"autoflush": False, "expire_on_commit": False, "join_transaction_mode": "rollback_only"}
+_ASIDE_IN_SAVEPOINT: Any = {**_ASIDE, "join_transaction_mode": "create_savepoint"}
+_ROUNDS = 5
+"""How often a row may vanish between the INSERT that met it and the SELECT that looks for it."""
+_TRIES = 20
+"""How often a transaction of our own, with nothing else in it, is done again after a serialization failure."""
+
+
+def get_or_create(
+    session: object, model: type[_T], filter_by: Mapping[str, Any], defaults: Defaults = None
+) -> tuple[_T, bool]:
+    """See `FindOrCreateDescriptor`."""
+    call = _Call(session, model, "find_or_create", filter_by)
+    if not callable(defaults):
+        check_names(call.mapper, defaults or {}, "defaults", call.lookup)
+    return call.again_on_conflict(lambda: call.find_or_create(defaults))
+
+
+def update_or_create(
+    session: object,
+    model: type[_T],
+    filter_by: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    create_defaults: Mapping[str, Any] | None = None,
+) -> tuple[_T, bool]:
+    """See `UpdateOrCreateDescriptor`."""
+    call = _Call(session, model, "update_or_create", filter_by)
+    check_names(call.mapper, defaults, "defaults", call.lookup)
+    check_names(call.mapper, create_defaults or {}, "create_defaults", call.lookup)
+    changes = evaluated(defaults)
+    return call.again_on_conflict(lambda: call.update_or_create(changes, create_defaults or {}))
+
+
+class _Call:
+    """One call: what is looked up, where, and the key that it goes by."""
+
+    def __init__(self, session: object, model: type[Any], method: str, filter_by: Mapping[str, Any]) -> None:
+        self.session = session_of(session)
+        self.mapper = mapper_of(model)
+        self.lookup: Lookup = lookup_of(self.mapper, filter_by)
+        self.what = f"{model.__name__}.{method}()"
+        self.dialect = dialect_of(self.session, self.mapper).name
+        if self.dialect not in ("postgresql", "sqlite"):
+            raise UnsupportedDialect(f"{self.what} needs PostgreSQL or SQLite; this session is on {self.dialect}.")
+        self.key: UniqueKey | None = key_for(self.lookup, self.dialect)
+        self._made: dict[str, Any] | None = None
+
+    # -- outside and inside -------------------------------------------------------------------------------------------
+
+    def again_on_conflict(self, work: Callable[[], _T]) -> _T:
+        """Outside nothing else is lost when a serialization failure rolls it back, so it is done again here.
+
+        It happens where the server's own default is REPEATABLE READ or above.
+        """
+        for left in reversed(range(_TRIES)):
+            alone = self._is_alone()
+            try:
+                return work()
+            except sa.exc.DBAPIError as error:
+                if not alone or not left or sqlstate(error) != "40001":
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    def _is_alone(self) -> bool:
+        session = self.session
+        if not isinstance(session, OptInSession) or session.in_transaction():
+            return False
+        bind = session.get_bind(mapper=self.mapper)
+        joined = isinstance(bind, sa.Connection) and bind.in_transaction()
+        return session.writes_outside is WritesOutside.COMMIT and not joined
+
+    # -- finding ------------------------------------------------------------------------------------------------------
+
+    def find(self) -> Any:
+        """The object, or None; raises `MultipleResultsFound`."""
+        return self.session.scalars(self.lookup.select()).unique().one_or_none()
+
+    def find_or_create(self, defaults: Defaults) -> tuple[Any, bool]:
+        if (found := self.find()) is not None:
+            return found, False
+        values = self._values(defaults)
+        if self.key is not None and self._is_plain("before_insert", "after_insert"):
+            return self._create_by_key(values, self.key)
+        with self._alone_with_lookup() as (aside, level):
+            if (found := self.find()) is not None:
+                return found, False
+            created = self._create(aside, values, level)
+            if created is None:
+                found = self.find()
+                assert found is not None
+                return found, False
+            return self._adopt(created, values), True
+
+    def update_or_create(self, changes: Mapping[str, Any], only_new: Mapping[str, Any]) -> tuple[Any, bool]:
+        if (
+            self.key is not None
+            and changes
+            and self.dialect == "postgresql"
+            and self._is_plain("before_insert", "after_insert", "before_update", "after_update")
+        ):
+            return self._update_or_create_by_key(changes, self._values({**changes, **only_new}), self.key)
+        with self._alone_with_lookup() as (aside, level):
+            created = None
+            found = aside.scalars(self._locking()).unique().one_or_none()
+            if found is None:
+                values = self._values({**changes, **only_new})
+                created = self._create(aside, values, level)
+                if created is not None:
+                    return self._adopt(created, values), True
+                found = aside.scalars(self._locking()).unique().one()
+            for name, value in split(self.mapper, changes)[0].items():
+                setattr(found, name, value)
+            aside.commit()
+            return self._adopt(found, changes), False
+
+    def _locking(self) -> sa.Select[Any]:
+        return self.lookup.select().with_for_update(key_share=True, of=self.mapper.class_)
+
+    # -- creating -----------------------------------------------------------------------------------------------------
+
+    def _values(self, defaults: Defaults) -> dict[str, Any]:
+        """What a new object is made of; callables are called at the first time."""
+        if self._made is None:
+            given = defaults() if callable(defaults) else defaults
+            if callable(defaults):
+                check_names(self.mapper, given or {}, "defaults", self.lookup)
+            self._made = {**self.lookup.assigned, **self.lookup.related, **evaluated(given or {})}
+        return self._made
+
+    def _is_plain(self, *events: str) -> bool:
+        """Whether one INSERT is all there is to creating: one table, and nobody listens."""
+        return (
+            isinstance(self.mapper.local_table, sa.Table)
+            and len(self.mapper.tables) == 1
+            and not private.has_listeners(self.mapper, *events)
+        )
+
+    def _new(self, values: Mapping[str, Any]) -> Any:
+        return new_object(self.mapper, *split(self.mapper, values))
+
+    def _create_by_key(self, values: Mapping[str, Any], key: UniqueKey) -> tuple[Any, bool]:
+        columns = columns_of(self.mapper, self._new(values), self.lookup)
+        unless_there = creating.insert_unless_there(self.mapper, columns, key, self.dialect)
+        for _ in range(_ROUNDS):
+            created = self.session.scalars(unless_there).one_or_none()
+            if created is not None:
+                return self._with_related(created, values), True
+            if (found := self.find()) is not None:
+                return found, False
+        return self._insist(columns, values), True
+
+    def _insist(self, columns: Mapping[sa.Column[Any], Any], values: Mapping[str, Any]) -> Any:
+        """A row outside the lookup has the key, with another value in the rest of the lookup or of another class: let
+        the database say so."""
+        return self._with_related(self.session.scalars(creating.insert(self.mapper, columns)).one(), values)
+
+    def _update_or_create_by_key(
+        self, changes: Mapping[str, Any], values: Mapping[str, Any], key: UniqueKey
+    ) -> tuple[Any, bool]:
+        columns = columns_of(self.mapper, self._new(values), self.lookup)
+        setting = set_columns(self.mapper, split(self.mapper, changes)[0])
+        statement = creating.upsert(self.lookup, columns, setting, key)
+        for _ in range(_ROUNDS):
+            row = self.session.execute(statement).one_or_none()
+            if row is not None:
+                return self._with_related(row[0], values if row[1] else changes), bool(row[1])
+        return self._insist(columns, values), True
+
+    # -- creating where no statement can do it alone --------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _alone_with_lookup(self) -> Iterator[tuple[sa_orm.Session, str]]:
+        """A transaction in which nobody else creates this lookup; a session of its own in it, and its isolation level.
+
+        What is pending in the caller's session stays as it is, whatever happens in here.
+        """
+        with together(self.session, self.what):
+            bind = {"mapper": self.mapper}
+            if self.dialect == "sqlite":
+                level = ""
+                self.session.execute(creating.write_lock(self.mapper), bind_arguments=bind)
+            else:
+                level = self.session.execute(creating.serialise(self.lookup), bind_arguments=bind).one()[1]
+            connection = self.session.connection(bind_arguments=bind)
+            options = _ASIDE if self.key is None else _ASIDE_IN_SAVEPOINT
+            with sa_orm.Session(connection, **options) as aside:
+                yield aside, level
+
+    def _create(self, aside: sa_orm.Session, values: Mapping[str, Any], level: str) -> Any:
+        """The new object; None where a row was there all the same, from a writer who does not take the lock."""
+        frozen = level in ("repeatable read", "serializable")
+        if frozen and self.key is None and self._exists_elsewhere():
+            self.session.execute(creating.serialization_failure(self.what))
+        for left in reversed(range(_ROUNDS)):
+            created = self._new(values)
+            aside.add(created)
+            try:
+                aside.commit()
+            except sa.exc.IntegrityError as error:
+                if self.key is None or not _is_duplicate(error):
+                    raise
+                aside.rollback()
+                if self.find() is not None:
+                    return None
+                if frozen:
+                    self.session.execute(creating.serialization_failure(self.what))
+                if not left:
+                    raise
+            else:
+                return created
+        raise AssertionError("the last round returns or raises")
+
+    def _exists_elsewhere(self) -> bool:
+        """Whether a row was committed since this transaction's snapshot was taken, seen from another connection.
+
+        No statement of PostgreSQL's shows it to this transaction where there is no unique key to stumble over.
+        """
+        engine = self.session.connection(bind_arguments={"mapper": self.mapper}).engine
+        with sa_orm.Session(engine) as elsewhere:
+            return elsewhere.scalar(creating.committed_elsewhere(self.lookup)) is not None
+
+    # -- handing over -------------------------------------------------------------------------------------------------
+
+    def _adopt(self, written: Any, values: Mapping[str, Any]) -> Any:
+        """The object in the caller's session, as it was written."""
+        state = sa.inspect(written)
+        adopted = self.session.merge(written, load=False)
+        columns = {prop.key for prop in self.mapper.column_attrs}
+        if stale := columns & state.unloaded:
+            self.session.expire(adopted, list(stale))
+        related = split(self.mapper, values)[1]
+        if stale := set(related) & sa.inspect(adopted).dict.keys():
+            self.session.expire(adopted, list(stale))
+        return self._with_related(adopted, values)
+
+    def _with_related(self, loaded: Any, values: Mapping[str, Any]) -> Any:
+        """`loaded` with the related objects that it was made of, so that no one has to load them.
+
+        Loaded collections on their side are loaded again when next looked at.
+        """
+        for name, related in split(self.mapper, values)[1].items():
+            prop: Any = self.mapper.attrs[name]
+            if related is not None and sa.inspect(related).session is not self.session:
+                continue
+            sa_orm.attributes.set_committed_value(loaded, name, related)
+            if related is not None and prop.back_populates:
+                state = sa.inspect(related)
+                if prop.back_populates in state.dict and not state.attrs[prop.back_populates].history.has_changes():
+                    self.session.expire(related, [prop.back_populates])
+        return loaded
+
+
+def _is_duplicate(error: sa.exc.IntegrityError) -> bool:
+    return sqlstate(error) in (None, "23505")  # SQLite has no SQLSTATE
