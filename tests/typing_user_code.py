@@ -9,8 +9,17 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from typing_extensions import assert_type
 
 from fictive.errors import TransactionRequired
-from fictive.flask_sqlalchemy import OptInTransactionMixin
-from fictive.sqlalchemy import OptInSession, Transaction, TransactionState, WritesOutside, sessionmaker
+from fictive.flask_sqlalchemy import FilterByOrCreateMixin, OptInTransactionMixin
+from fictive.sqlalchemy import (
+    FindOrCreateDescriptor,
+    GetOrCreateDescriptor,
+    OptInSession,
+    Transaction,
+    TransactionState,
+    UpdateOrCreateDescriptor,
+    WritesOutside,
+    sessionmaker,
+)
 
 
 class Base(DeclarativeBase):
@@ -23,7 +32,7 @@ class Thing(Base):
     name: Mapped[str]
 
 
-class DB(OptInTransactionMixin, SQLAlchemy):
+class DB(OptInTransactionMixin, FilterByOrCreateMixin, SQLAlchemy):
     pass
 
 
@@ -58,3 +67,27 @@ def script() -> None:
         except TransactionRequired:
             with session.begin():
                 session.add(Thing(name="x"))
+
+
+class Named(Base):
+    """On any declarative base, in a line each."""
+
+    __abstract__ = True
+    find_or_create = FindOrCreateDescriptor(lambda: db.session)
+    get_or_create = GetOrCreateDescriptor(lambda: db.session)
+    update_or_create = UpdateOrCreateDescriptor(lambda: db.session)
+
+
+class City(Named):
+    __tablename__ = "city"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    size: Mapped[int]
+
+
+def rows() -> None:
+    assert_type(City.find_or_create(name="x"), City)
+    assert_type(City.find_or_create({"size": 1}, name="x").size, int)
+    assert_type(City.get_or_create(defaults={"size": lambda: 1}, name="x"), tuple[City, bool])
+    assert_type(City.update_or_create({"size": 1}, create_defaults={}, name="x"), tuple[City, bool])
+    assert_type(db.Model.find_or_create(id=1).metadata, sa.MetaData)

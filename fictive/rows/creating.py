@@ -11,7 +11,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.dialects import postgresql, sqlite
 
 from .lookups import Lookup, UniqueKey
-from .values import update_defaults, written_columns
+from .values import update_defaults
 
 __all__ = [
     "committed_elsewhere",
@@ -60,7 +60,7 @@ def upsert(lookup: Lookup, values: Values, changes: Values, key: UniqueKey) -> s
     """
     mapper = lookup.mapper
     table: Any = mapper.local_table
-    statement = postgresql.insert(table).values(written_columns(table, values))
+    statement = postgresql.insert(table).values(dict(values))
     setting: dict[Any, Any] = {}
     excluded: list[sa.Column[Any]] = []
     differences: list[Any] = []

@@ -18,7 +18,17 @@ from ..session.optin import OptInSession
 from . import creating
 from .columns import mapper_of
 from .lookups import Lookup, UniqueKey, key_for, lookup_of
-from .values import Defaults, check_names, columns_of, evaluated, new_object, set_columns, split
+from .values import (
+    Defaults,
+    check_names,
+    columns_of,
+    evaluated,
+    lacks,
+    new_object,
+    set_columns,
+    split,
+    written_columns,
+)
 
 __all__ = ["get_or_create", "update_or_create"]
 
@@ -124,7 +134,11 @@ class _Call:
             and self.dialect == "postgresql"
             and self._is_plain("before_insert", "after_insert", "before_update", "after_update")
         ):
-            return self._update_or_create_by_key(changes, self._values({**changes, **only_new}), self.key)
+            values = self._values({**changes, **only_new})
+            columns = self._columns(values)
+            # PostgreSQL looks for NULLs before it looks for a conflict, and would refuse to update a row that is there
+            if not lacks(self.mapper.local_table, columns):
+                return self._update_or_create_by_key(changes, values, columns, self.key)
         with self._alone_with_lookup() as (aside, level):
             created = None
             found = aside.scalars(self._locking()).unique().one_or_none()
@@ -164,8 +178,12 @@ class _Call:
     def _new(self, values: Mapping[str, Any]) -> Any:
         return new_object(self.mapper, *split(self.mapper, values))
 
+    def _columns(self, values: Mapping[str, Any]) -> dict[sa.Column[Any], Any]:
+        table: Any = self.mapper.local_table
+        return written_columns(table, columns_of(self.mapper, self._new(values), self.lookup))
+
     def _create_by_key(self, values: Mapping[str, Any], key: UniqueKey) -> tuple[Any, bool]:
-        columns = columns_of(self.mapper, self._new(values), self.lookup)
+        columns = self._columns(values)
         unless_there = creating.insert_unless_there(self.mapper, columns, key, self.dialect)
         for _ in range(_ROUNDS):
             created = self.session.scalars(unless_there).one_or_none()
@@ -181,9 +199,12 @@ class _Call:
         return self._with_related(self.session.scalars(creating.insert(self.mapper, columns)).one(), values)
 
     def _update_or_create_by_key(
-        self, changes: Mapping[str, Any], values: Mapping[str, Any], key: UniqueKey
+        self,
+        changes: Mapping[str, Any],
+        values: Mapping[str, Any],
+        columns: Mapping[sa.Column[Any], Any],
+        key: UniqueKey,
     ) -> tuple[Any, bool]:
-        columns = columns_of(self.mapper, self._new(values), self.lookup)
         setting = set_columns(self.mapper, split(self.mapper, changes)[0])
         statement = creating.upsert(self.lookup, columns, setting, key)
         for _ in range(_ROUNDS):

@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import AsBoolean, BooleanClauseList, Label, TextClause, UnaryExpression
 
@@ -203,13 +204,19 @@ def _fits(element: Any, lookup: Lookup, nulls_distinct: bool) -> bool:
     if isinstance(element, sa.Column):
         return element in lookup.columns and (lookup.columns[element] is not None or not nulls_distinct)
     for expression, value in lookup.expressions:
-        if expression.compare(element):
+        if _sql(expression) == _sql(element):
             return value is not None or not nulls_distinct
     if not all(column in lookup.columns for column in _columns_in(element)):
         return False
     return not nulls_distinct or _is_never_null(element, lookup)
 
 
+def _sql(element: Any) -> str:
+    """The text of an expression, values included: `compare()` minds the ORM's annotations in some versions."""
+    return str(element.compile(dialect=_DIALECT, compile_kwargs={"literal_binds": True}))
+
+
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 _STRICT = frozenset({"lower", "upper", "trim", "btrim", "ltrim", "rtrim", "md5", "abs", "length", "reverse"})
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "check_names",
     "columns_of",
     "evaluated",
+    "lacks",
     "new_object",
     "set_columns",
     "split",
@@ -120,14 +121,26 @@ def set_columns(mapper: sa_orm.Mapper[Any], assigned: Mapping[str, Any]) -> dict
 def written_columns(table: sa.Table, values: Mapping[sa.Column[Any], Any]) -> dict[sa.Column[Any], Any]:
     """`values` and the defaults of the other columns.
 
-    SQLAlchemy evaluates those in Python for the outermost statement only, and not for an INSERT within a WITH.
+    SQLAlchemy evaluates those in Python for an INSERT that is the statement itself, not within a WITH; and where an
+    object is loaded from it, a default function cannot ask for the other values.
     """
     found = dict(values)
     context = _Context(found)
     for column in table.columns:
-        if column not in found and column.default is not None:
+        if column not in found and column.default is not None and not column.default.is_sequence:
             found[column] = _default_value(column.default, context)
     return found
+
+
+def lacks(table: Any, values: Mapping[sa.Column[Any], Any]) -> bool:
+    """Whether a row of `values` would have NULL where there must be a value."""
+    return any(
+        not column.nullable
+        and values.get(column) is None
+        and not (column.server_default or column.identity or column.default)
+        and column is not table.autoincrement_column
+        for column in table.columns
+    )
 
 
 def update_defaults(table: sa.Table, values: Mapping[sa.Column[Any], Any]) -> dict[sa.Column[Any], Any]:
