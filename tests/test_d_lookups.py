@@ -26,6 +26,9 @@ class Point:
     def __init__(self, x: int | None, y: int | None) -> None:
         self.x, self.y = x, y
 
+    def __repr__(self) -> str:
+        return f"Point({self.x}, {self.y})"
+
     def __composite_values__(self) -> tuple[int | None, int | None]:
         return self.x, self.y
 

@@ -78,6 +78,17 @@ def test_constructs_still_tell() -> None:
     assert isinstance(private.resolved(sa.lambda_stmt(lambda: sa.select(table))), sa.Select)
 
 
+def test_a_mapper_tells_whether_anyone_listens() -> None:
+    registry = sa_orm.registry()
+    table = sa.Table("b", registry.metadata, sa.Column("id", sa.Integer, primary_key=True))
+    base = registry.mapped(type("Base", (), {"__table__": table}))
+    sub = registry.mapped(type("Sub", (base,), {}))
+    assert not private.has_listeners(sa.inspect(sub), "before_insert", "after_insert")
+    sa.event.listen(base, "after_insert", lambda *_: None, propagate=True)
+    assert private.has_listeners(sa.inspect(sub), "before_insert", "after_insert")
+    assert not private.has_listeners(sa.inspect(sub), "before_insert")
+
+
 def test_a_view_of_an_engine_names_the_engine() -> None:
     engine = sa.create_engine("sqlite://")
     assert private.root_engine(engine.execution_options(a=1).execution_options(b=2)) is engine
@@ -103,7 +114,8 @@ def test_nothing_else_in_fictive_touches_sqlalchemys_underscores() -> None:
         "drivers/sqlite.py": {"super()._do_get", "super()._do_return_conn"},
         "flask_sqlalchemy.py": {
             "session._app_ctx_id",
-            "super()._make_session_factory", "super()._make_engine", "super()._teardown_session",
+            "super()._make_declarative_base", "super()._make_session_factory",
+            "super()._make_engine", "super()._teardown_session",
         },
         "session/callers.py": {"sys._getframe"},
         "session/parking.py": {"super()._do_get"},
