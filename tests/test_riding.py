@@ -1946,6 +1946,25 @@ def test_what_waits_is_gone_in_autocommit(same: Callable[[Observe], Any]) -> Non
     same(observe)
 
 
+@psycopg2_only
+def test_the_limits_that_docs_state(connect: Connect, look: Look) -> None:
+    """docs/connections.rst, "On psycopg2"."""
+    look(TABLE)
+    conn = connect(True)
+    conn.cursor().execute("SAVEPOINT a")
+    assert (conn.get_transaction_status(), conn.status) == (ext.TRANSACTION_STATUS_IDLE, ext.STATUS_BEGIN)
+    conn.rollback()
+    ext.cursor(conn).execute("insert into riding values (1, 1)")
+    conn.rollback()
+    conn.cursor().execute("insert into riding values (2, 2)")
+    ext.cursor(conn).execute("insert into riding values (3, 3)")
+    conn.lobject(0, "wb").write(b"x")
+    assert conn.notices == [], "the log of the server only"
+    conn.rollback()
+    assert look("select id from riding") == [1]
+    assert conn.get_transaction_status() == ext.TRANSACTION_STATUS_IDLE
+
+
 # -- connections of the user's own ------------------------------------------------------------------------------------
 
 
@@ -2023,6 +2042,35 @@ def test_nothing_is_said_of_connections_that_carry(
     with caplog.at_level(logging.INFO, "fictive.engines"):
         engine_of(True).connect().close()
     assert caplog.records == []
+
+
+@both
+@pytest.mark.parametrize("creator", [False, True])
+def test_connections_made_before_are_replaced(
+    creator: bool, driver: str, engine_of: Callable[..., sa.Engine], wire: Wire, database_url: str, look: Look,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Those in the pool and those that are out. With a creator it is done once, and said once."""
+    look(TABLE)
+    url = wire.url(database_url)
+    engine = engine_of(False, url, pool_size=2, max_overflow=0, **(own(driver, "creator", url) if creator else {}))
+    first, second = engine.connect(), engine.connect()
+    second.close()
+    old = {first.connection.dbapi_connection}
+    with caplog.at_level(logging.INFO, "fictive.engines"):
+        prepare(engine)
+        assert first.scalar(sa.text("select 1")) == 1, "what is out goes on"
+        first.close()
+        for _ in range(2):
+            with engine.connect() as one, engine.connect() as other:
+                assert not old & {one.connection.dbapi_connection, other.connection.dbapi_connection}
+                found = {one.connection.dbapi_connection, other.connection.dbapi_connection}
+    assert len([record for record in caplog.records if record.name == "fictive.engines"]) == int(creator)
+    with wire.record() as log, engine.begin() as connection:
+        connection.execute(sa.text("insert into riding values (1, 1)"))
+        assert connection.connection.dbapi_connection in found, "replaced once"
+    assert log.round_trips == (3 if creator else 2)
+    assert look("select id from riding") == [1]
 
 
 def test_pg8000_is_left_alone(

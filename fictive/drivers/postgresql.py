@@ -159,11 +159,13 @@ class Psycopg2Driver(PostgreSQLDriver):
     read_only_attribute = "readonly"
 
     def connect(self, cargs: Any, cparams: dict[str, Any]) -> Any:
+        from .psycopg2_cursors import is_users_own
         from .riding_psycopg2 import RidingConnection
 
         keep_alive(cparams)
-        if "cursor_factory" in cparams:
-            return None  # a class of the user's would see texts of ours
+        factory = cparams.get("cursor_factory")
+        if factory is not None and (not isinstance(factory, type) or is_users_own(factory)):
+            return None  # it would see texts of ours
         if not cparams.get("async_") and not cparams.get("async"):
             cparams.setdefault("connection_factory", RidingConnection)
 

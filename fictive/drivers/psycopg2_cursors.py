@@ -14,7 +14,7 @@ from .riding import again, are_plain, goes_alone, parse_control, parsed
 if TYPE_CHECKING:
     from .riding_psycopg2 import RidingConnection
 
-__all__ = ["NamedCursor", "carrying"]
+__all__ = ["NamedCursor", "carrying", "is_users_own"]
 
 _Cursor: Any = ext.cursor
 
@@ -258,6 +258,10 @@ def carrying(factory: Any, *, named: bool = False) -> Any:
         return factory
     if named:
         return type(factory.__name__, (_NativeNamedMixin, factory), {})
+    return type(factory.__name__, (_CarryingMixin, factory), {"_shows_text": is_users_own(factory)})
+
+
+def is_users_own(factory: Any) -> bool:
+    """Whether a cursor class has code for statements that is not psycopg2's: it may look at their texts."""
     executing = (each for each in factory.__mro__ if "execute" in vars(each) or "mogrify" in vars(each))
-    of_others = any(not each.__module__.startswith("psycopg2.") for each in executing)
-    return type(factory.__name__, (_CarryingMixin, factory), {"_shows_text": of_others})
+    return any(not each.__module__.startswith("psycopg2.") for each in executing)

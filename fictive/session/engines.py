@@ -165,6 +165,8 @@ def _connect(driver: Driver, dialect: sa.Dialect, record: ConnectionPoolEntry, c
 def _check_out(dialect: sa.Dialect, driver: Driver, dbapi: Any, record: ConnectionPoolEntry, proxy: Any) -> None:
     """Let the pool replace a connection whose server has closed it, before a statement finds out."""
     if _REST not in record.info:  # made before `prepare`; nothing has changed its mode yet
+        if driver.is_accelerated(dbapi) is False:
+            raise sa.exc.DisconnectionError("made before fictive had the engine: a connection of its kind follows")
         record.info[_REST] = driver.snapshot(dbapi)
     if not driver.is_alive(dbapi, record.info):
         _lost[dialect] = time.monotonic()
