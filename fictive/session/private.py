@@ -34,6 +34,8 @@ __all__ = [
     "keep_with",
     "locks_rows",
     "pool_settings",
+    "mapper_of",
+    "options_of",
     "resolved",
     "rollback_cause",
     "root_engine",
@@ -274,6 +276,18 @@ def texts_of(element: Any) -> list[str]:
 def bind_parameters(clause: sa.TextClause) -> Mapping[str, sa.BindParameter[Any]]:
     """The `:name` parameters of a text, with the values that `bindparams()` gave them."""
     return clause._bindparams
+
+
+def options_of(statement: Any) -> Sequence[Any]:
+    """What `options()` of a SELECT was given; there is no way to ask."""
+    options: Sequence[Any] = getattr(statement, "_with_options", ())
+    return options
+
+
+def mapper_of(element: Any) -> sa_orm.Mapper[Any] | None:
+    """The mapper that a table or column in a statement was named through; SQLAlchemy keeps it as an annotation."""
+    entity = getattr(element, "_annotations", {}).get("parententity")
+    return None if entity is None else entity.mapper
 
 
 def is_orm_dml(statement: Any) -> bool:

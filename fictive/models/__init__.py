@@ -1,0 +1,25 @@
+"""What the tables of most apps have in common. Names only; each is of use without the others."""
+
+from __future__ import annotations
+
+from .keys import PublicIdMixin, UUIDMixin, UUIDv7Mixin, uuid7
+from .naming import check_names, naming_convention
+from .soft_delete import SoftDeleteMixin, hide_deleted, unique_among_live, with_deleted
+from .timestamps import TimestampMixin
+from .versions import ConcurrentModificationError, VersionMixin
+
+__all__ = [
+    "ConcurrentModificationError",
+    "PublicIdMixin",
+    "SoftDeleteMixin",
+    "TimestampMixin",
+    "UUIDMixin",
+    "UUIDv7Mixin",
+    "VersionMixin",
+    "check_names",
+    "hide_deleted",
+    "naming_convention",
+    "unique_among_live",
+    "uuid7",
+    "with_deleted",
+]

@@ -1,0 +1,123 @@
+"""Rows that are deleted and still there."""
+
+from __future__ import annotations
+
+import datetime
+import weakref
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from sqlalchemy import event
+from sqlalchemy.orm import Mapped, declared_attr, mapped_column
+
+from ..session import private
+from ..session.optin import OptInSession
+from .timestamps import LAST
+
+__all__ = ["SoftDeleteMixin", "hide_deleted", "unique_among_live", "with_deleted"]
+
+_WITH_DELETED = "fictive_with_deleted"
+
+_Statement = TypeVar("_Statement", bound=Any)
+
+
+class SoftDeleteMixin:
+    """`deleted_at`: when the row was deleted, by the server's clock; NULL while it lives.
+
+    Deleted rows are hidden from SELECTs, joins, lazy loads and eager loads of every opt-in session; other sessions
+    hide them after `hide_deleted(session)`. Statements on other models are not touched.
+
+    What it means elsewhere:
+
+    * `session.delete(obj)`, `DELETE` and `UPDATE` statements are what they are, and see deleted rows too.
+    * An object that the session has loaded stays in it: `session.get` and a many-to-one hand it out from memory.
+    * Rows that point to a deleted one stay, and cascades do not run: delete them too where that is wanted.
+    * A deleted row keeps its unique keys. `unique_among_live` makes a key that can be given again.
+    * `find_or_create` finds and makes live rows only, and needs such a key; an ordinary unique constraint makes it
+      meet the deleted row, and raise.
+    * `cleanup_tables` empties the table, deleted rows included.
+    """
+
+    if TYPE_CHECKING:
+        deleted_at: Mapped[datetime.datetime | None]
+    else:
+
+        @declared_attr
+        def deleted_at(cls):
+            return mapped_column(sa.DateTime(timezone=True), nullable=True, sort_order=LAST)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _deletable.add(cls)
+        hide_deleted(OptInSession)
+
+    @property
+    def is_deleted(self) -> bool:
+        return self.deleted_at is not None
+
+    def soft_delete(self) -> None:
+        """Mark the row deleted, with the next flush. Of a row that is deleted already the time stays."""
+        if self.deleted_at is None:
+            self.deleted_at = sa.func.now()  # SQLAlchemy takes SQL for a value
+
+    def restore(self) -> None:
+        """Let the row live again, with the next flush. A unique key that was given again meanwhile raises there."""
+        self.deleted_at = None
+
+
+def with_deleted(statement: _Statement) -> _Statement:
+    """`statement`, a SELECT or a `Query`, with deleted rows among its own, and among what it loads eagerly.
+
+    For `session.get` give `execution_options={"fictive_with_deleted": True}`.
+    """
+    result: _Statement = statement.execution_options(**{_WITH_DELETED: True})
+    return result
+
+
+def hide_deleted(target: Any) -> None:
+    """Hide deleted rows from the sessions of `target`: a session, a session class, a `sessionmaker` or a
+    `scoped_session`. Opt-in sessions do it by themselves."""
+    if isinstance(target, sa_orm.scoped_session):
+        target = target.session_factory
+    if not event.contains(target, "do_orm_execute", _add_criteria):
+        event.listen(target, "do_orm_execute", _add_criteria)
+
+
+def unique_among_live(*columns: str, name: str | None = None) -> sa.Index:
+    """A unique index over the rows that are not deleted, for `__table_args__`: `unique_among_live("email")`."""
+    live = sa.text("deleted_at IS NULL")
+    return sa.Index(name, *columns, unique=True, postgresql_where=live, sqlite_where=live)
+
+
+_LIVE = sa_orm.with_loader_criteria(SoftDeleteMixin, lambda cls: cls.deleted_at.is_(None), include_aliases=True)
+
+
+def _add_criteria(state: sa_orm.ORMExecuteState) -> None:
+    if not state.is_select or state.is_column_load or state.execution_options.get(_WITH_DELETED):
+        return
+    statement = private.resolved(state.statement)
+    if isinstance(statement, (sa.Select, sa.CompoundSelect)) and _may_read_deletable(statement):
+        state.statement = statement.options(_LIVE)
+
+
+_JOINED = frozenset({"joined", False})
+_deletable: weakref.WeakSet[type[SoftDeleteMixin]] = weakref.WeakSet()
+
+
+def _may_read_deletable(statement: Any) -> bool:
+    """Whether a model with the mixin takes part, by its table or by what may be joined to load it along.
+
+    Other eager loads and lazy loads are statements of their own.
+    """
+    if options := private.options_of(statement):
+        return _LIVE not in options  # a lazy load has those of the SELECT that loaded its parent
+    tables = {str(sa_orm.class_mapper(model).local_table) for model in _deletable if "__mapper__" in model.__dict__}
+    for element in sa.sql.visitors.iterate(statement):
+        if isinstance(element, sa.Table):
+            if element.fullname in tables:
+                return True
+            mapper = private.mapper_of(element)
+            if mapper is not None and any(each.lazy in _JOINED for each in mapper.relationships):
+                return True
+    return False
