@@ -14,6 +14,7 @@ from sqlalchemy.engine import cursor as sa_cursor
 
 import fictive
 from fictive.session import private
+from tests import models
 
 ROOT = Path(fictive.__file__).parent
 
@@ -139,3 +140,12 @@ def test_what_a_pool_was_made_with() -> None:
     assert private.pool_settings(engine.pool) == {
         "pool_size": 2, "max_overflow": 3, "pool_timeout": 4, "pool_recycle": 5, "pool_pre_ping": True
     }  # fmt: skip
+
+
+def test_the_options_of_a_select_and_the_mapper_of_its_table() -> None:
+    option = sa_orm.lazyload("*")
+    statement = sa.select(models.Item).options(option)
+    assert list(private.options_of(statement)) == [option]
+    assert not private.options_of(sa.select(models.Item))
+    tables = [element for element in sa.sql.visitors.iterate(statement) if isinstance(element, sa.Table)]
+    assert {private.mapper_of(table) for table in tables} == {sa.inspect(models.Item)}

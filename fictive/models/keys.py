@@ -52,7 +52,12 @@ class UUIDv7Mixin:
         @declared_attr
         def id(cls):
             return mapped_column(
-                sa.Uuid, primary_key=True, default=uuid7, server_default=_ServersUUIDv7(), sort_order=FIRST
+                sa.Uuid,
+                primary_key=True,
+                default=uuid7,
+                server_default=_ServersUUIDv7(),
+                insert_sentinel=True,  # SQLAlchemy would send row by row, taking the server's default for the one used
+                sort_order=FIRST,
             )
 
 

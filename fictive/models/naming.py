@@ -54,6 +54,7 @@ def check_names(metadata: sa.MetaData) -> None:
     unnamed = []
     for table in metadata.tables.values():
         items: list[Any] = [*table.constraints, *table.indexes]
+        items += [constraint for column in table.columns for constraint in column.constraints]
         for item in items:
             if not isinstance(item.name, str) and (len(item.columns) or not isinstance(item, sa.PrimaryKeyConstraint)):
                 columns = ", ".join(str(column.name) for column in item.columns)

@@ -30,6 +30,7 @@ class SoftDeleteMixin:
 
     What it means elsewhere:
 
+    * On SQLAlchemy 2.0 `any()` and `has()` see deleted rows; a join or `in_(select(...))` does not.
     * `session.delete(obj)`, `DELETE` and `UPDATE` statements are what they are, and see deleted rows too.
     * An object that the session has loaded stays in it: `session.get` and a many-to-one hand it out from memory.
     * Rows that point to a deleted one stay, and cascades do not run: delete them too where that is wanted.
@@ -99,6 +100,8 @@ def _add_criteria(state: sa_orm.ORMExecuteState) -> None:
     statement = private.resolved(state.statement)
     if isinstance(statement, (sa.Select, sa.CompoundSelect)) and _may_read_deletable(statement):
         state.statement = statement.options(_LIVE)
+        if isinstance(statement, sa.CompoundSelect):  # SQLAlchemy 2.0 leaves its options out of the cache's key
+            state.update_execution_options(compiled_cache=None)
 
 
 _JOINED = frozenset({"joined", False})

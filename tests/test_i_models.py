@@ -1,0 +1,492 @@
+"""Columns that most tables have, and names for constraints (rules I1 and I2)."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import threading
+import uuid
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from flask_sqlalchemy.model import Model as LegacyModel
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    DeclarativeBaseNoMeta,
+    Mapped,
+    MappedAsDataclass,
+    mapped_column,
+    relationship,
+)
+
+from fictive.errors import ConfigurationError
+from fictive.models import (
+    ConcurrentModificationError,
+    PublicIdMixin,
+    SoftDeleteMixin,
+    TimestampMixin,
+    UUIDMixin,
+    UUIDv7Mixin,
+    VersionMixin,
+    check_names,
+    hide_deleted,
+    naming_convention,
+    unique_among_live,
+    uuid7,
+    with_deleted,
+)
+from fictive.sqlalchemy import sessionmaker
+from fictive.testing.wire import Wire
+from tests.wirelog import verbs
+
+ON_21 = sa.__version__ >= "2.1"
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(TimestampMixin, Base):
+    __tablename__ = "i_order"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    note: Mapped[str | None]
+    lines: Mapped[list[Line]] = relationship(back_populates="order")
+
+
+class Line(SoftDeleteMixin, VersionMixin, TimestampMixin, Base):
+    __tablename__ = "i_line"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    name: Mapped[str]
+    order_id: Mapped[int | None] = mapped_column(sa.ForeignKey("i_order.id"))
+    order: Mapped[Order | None] = relationship(back_populates="lines")
+    __table_args__ = (unique_among_live("name"),)
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "line"}
+
+
+class Gift(Line):
+    """Joined inheritance."""
+
+    __tablename__ = "i_gift"
+    id: Mapped[int] = mapped_column(sa.ForeignKey("i_line.id"), primary_key=True)
+    card: Mapped[str | None]
+    __mapper_args__ = {"polymorphic_identity": "gift"}
+
+
+class Discount(Line):
+    """Single-table inheritance."""
+
+    percent: Mapped[int | None]
+    __mapper_args__ = {"polymorphic_identity": "discount"}
+
+
+class Account(PublicIdMixin, Base):
+    __tablename__ = "i_account"
+
+
+class Random(UUIDMixin, Base):
+    __tablename__ = "i_random"
+
+
+class Ordered(UUIDv7Mixin, TimestampMixin, Base):
+    __tablename__ = "i_ordered"
+    number: Mapped[int]
+
+
+@pytest.fixture
+def engine(wire: Wire, database_url: str) -> Iterator[sa.Engine]:
+    engine = sa.create_engine(wire.url(database_url))
+    Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def make_session(engine: sa.Engine) -> sessionmaker:
+    return sessionmaker(engine)
+
+
+# TimestampMixin
+
+
+def test_i1_timestamps_are_the_servers_and_move_with_updates(make_session: sessionmaker, wire: Wire) -> None:
+    with make_session() as session:
+        order = Order(note="a")
+        session.add(order)
+        with wire.record() as log:
+            session.commit()
+            made, changed = order.created_at, order.updated_at
+        assert verbs(log) == ["BEGIN", "INSERT", "COMMIT"]
+        assert made == changed
+        assert made.tzinfo is not None
+        session.execute(sa.text("select pg_sleep(0.002)"))
+        order.note = "b"
+        with wire.record() as log:
+            session.commit()
+        assert verbs(log) == ["BEGIN", "UPDATE", "COMMIT"]
+        assert order.created_at == made
+        assert order.updated_at > changed
+        changed = order.updated_at
+        session.execute(sa.update(Order).values(note="c"))
+        assert session.scalar(sa.select(Order.updated_at)) > changed
+        assert isinstance(session.scalar(sa.select(sa.func.now() - Order.created_at)), datetime.timedelta)
+
+
+# SoftDeleteMixin
+
+
+def _two_lines(session: Any) -> Order:
+    order = Order(id=1)
+    session.add_all([order, Line(id=1, name="gone", order=order), Line(id=2, name="here", order=order)])
+    session.add_all([Gift(id=3, name="gone gift", card="x"), Discount(id=4, name="gone discount", percent=3)])
+    session.commit()
+    for key in (1, 3, 4):
+        session.get(Line, key).soft_delete()
+    session.commit()
+    session.expunge_all()
+    return order
+
+
+SELECTS: dict[str, Any] = {
+    "entity": lambda: sa.select(Line.id).order_by(Line.id),
+    "whole entity": lambda: sa.select(Line).order_by(Line.id).with_only_columns(Line.id),
+    "alias": lambda: sa.select((alias := sa_orm.aliased(Line)).id).order_by(alias.id),
+    "joined inheritance": lambda: sa.select(Gift.id),
+    "single-table inheritance": lambda: sa.select(Discount.id),
+    "join": lambda: sa.select(Line.id).select_from(Order).join(Order.lines).order_by(Line.id),
+    "count": lambda: sa.select(sa.func.count()).select_from(Line),
+    "subquery": lambda: sa.select(Order.id).where(Order.id.in_(sa.select(Line.order_id).where(Line.name == "gone"))),
+    "union": lambda: sa.union_all(sa.select(Line.id), sa.select(Line.id)).order_by("id"),
+    "lambda": lambda: sa.lambda_stmt(lambda: sa.select(Line.id)),
+    "any": lambda: sa.select(Order.id).where(Order.lines.any(Line.name == "gone")),
+}
+LIVE: dict[str, list[int]] = {
+    "entity": [2], "whole entity": [2], "alias": [2], "joined inheritance": [], "single-table inheritance": [],
+    "join": [2], "count": [1], "subquery": [], "union": [2, 2], "lambda": [2], "any": [] if ON_21 else [1],
+}  # fmt: skip
+ALL: dict[str, list[int]] = {
+    "entity": [1, 2, 3, 4], "whole entity": [1, 2, 3, 4], "alias": [1, 2, 3, 4], "joined inheritance": [3],
+    "single-table inheritance": [4], "join": [1, 2], "count": [4], "subquery": [1],
+    "union": [1, 1, 2, 2, 3, 3, 4, 4], "any": [1],
+}  # fmt: skip
+
+
+def test_i1_deleted_rows_are_hidden(make_session: sessionmaker, wire: Wire) -> None:
+    with make_session() as session:
+        _two_lines(session)
+        assert {name: list(session.scalars(make())) for name, make in SELECTS.items()} == LIVE
+        assert {name: list(session.scalars(with_deleted(SELECTS[name]()))) for name in ALL} == ALL
+        assert session.get(Line, 1) is None
+        assert session.get(Line, 1, execution_options={"fictive_with_deleted": True}).is_deleted
+        session.expunge_all()
+        assert session.query(Line).count() == 1
+        assert [line.id for line in with_deleted(session.query(Line).filter(Line.id < 3).order_by(Line.id))] == [1, 2]
+
+
+def test_i1_deleted_rows_are_hidden_from_loads(make_session: sessionmaker, wire: Wire) -> None:
+    """Each way of loading a collection, with one criterion and no statement more than without."""
+    with make_session() as session:
+        _two_lines(session)
+        for option in (sa_orm.lazyload, sa_orm.joinedload, sa_orm.selectinload, sa_orm.subqueryload):
+            statement = sa.select(Order).options(option(Order.lines))
+            with wire.record() as log:
+                order = session.scalars(statement).unique().one()
+                assert [line.id for line in order.lines] == [2], option.__name__
+            assert len(log.exchanges) == (1 if option is sa_orm.joinedload else 2)
+            assert log.statements[-1].count("IS NULL") == 1
+            session.expunge_all()
+        order = session.scalars(with_deleted(sa.select(Order).options(sa_orm.selectinload(Order.lines)))).one()
+        assert len(order.lines) == 2
+        session.expire(order)
+        assert [line.id for line in order.lines] == [2]
+
+
+def test_i1_a_deleted_object_is_still_an_object(make_session: sessionmaker) -> None:
+    with make_session() as session:
+        line = Line(name="a")
+        session.add(line)
+        session.commit()
+        line.soft_delete()
+        assert line.is_deleted
+        session.commit()
+        when = line.deleted_at
+        assert when is not None
+        line.soft_delete()
+        session.commit()
+        session.refresh(line)
+        assert line.deleted_at == when
+        session.add(Line(name="a"))  # its key is free
+        session.commit()
+        line.restore()
+        with pytest.raises(sa.exc.IntegrityError):
+            session.commit()
+        session.rollback()
+        session.delete(line)
+        session.commit()
+        assert session.scalar(with_deleted(sa.select(sa.func.count(Line.id)))) == 1
+
+
+def test_i1_other_models_cost_nothing(make_session: sessionmaker, wire: Wire) -> None:
+    statement = sa.select(Order).where(Order.id == 1)
+    with make_session() as session, wire.record() as log:
+        session.scalars(statement).all()
+    assert log.round_trips == 1
+    assert "deleted_at" not in log.statements[0]
+
+
+def test_i1_plain_sessions_hide_deleted_rows_when_asked(engine: sa.Engine, make_session: sessionmaker) -> None:
+    with make_session() as session:
+        _two_lines(session)
+    plain = sa_orm.sessionmaker(engine)
+    with plain() as session:
+        assert session.scalar(sa.select(sa.func.count(Line.id))) == 4
+    hide_deleted(plain)
+    hide_deleted(sa_orm.scoped_session(plain))
+    with plain() as session:
+        assert session.scalar(sa.select(sa.func.count(Line.id))) == 1
+
+
+# VersionMixin
+
+
+def test_i1_stale_writes_raise_and_do_not_win(make_session: sessionmaker, wire: Wire) -> None:
+    with make_session() as first, make_session() as second:
+        first.add(Line(id=1, name="a"))
+        first.commit()
+        mine, theirs = first.get(Line, 1), second.get(Line, 1)
+        theirs.name = "theirs"
+        with wire.record() as log:
+            second.commit()
+        assert verbs(log) == ["BEGIN", "UPDATE", "COMMIT"]
+        assert theirs.version == 2
+        mine.name = "mine"
+        with pytest.raises(ConcurrentModificationError):
+            first.commit()
+        first.refresh(mine)
+        assert (mine.name, mine.version) == ("theirs", 2)
+        first.execute(sa.update(Line).values(name="bulk"))
+        with pytest.raises(ConcurrentModificationError), second.begin():
+            second.delete(theirs)
+        second.rollback()
+        assert second.scalar(sa.select(Line.version).execution_options(populate_existing=True)) == 3
+        upsert = postgresql.insert(Line).values(id=1, name="upsert", kind="line")
+        changes = {"name": upsert.excluded.name, "version": Line.__table__.c.version.onupdate.arg}
+        second.execute(upsert.on_conflict_do_update(index_elements=["id"], set_=changes))
+        assert second.execute(sa.select(Line.name, Line.version)).one() == ("upsert", 4)
+
+
+def test_i1_versions_of_bulk_rows_and_of_subclasses(make_session: sessionmaker) -> None:
+    with make_session() as session:
+        session.execute(sa.insert(Line), [{"name": "a", "kind": "line"}, {"name": "b", "kind": "line"}])
+        gift = Gift(name="c", card="x")
+        session.add(gift)
+        session.commit()
+        gift.card = "y"  # a column of the subclass's table moves the version in the base's
+        session.commit()
+        assert session.scalars(sa.select(Line.version).order_by(Line.name)).all() == [1, 1, 2]
+
+
+def test_i1_a_model_that_cannot_take_the_version_says_why() -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    with pytest.raises(ConfigurationError, match=r"Late .*Write VersionMixin first"):
+
+        class Late(Base, VersionMixin):
+            __tablename__ = "late"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            __mapper_args__ = {"eager_defaults": True}
+
+    class Fine(Base, VersionMixin):
+        __tablename__ = "fine"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    assert sa.inspect(Fine).version_id_col is Fine.__table__.c.version
+
+
+# Keys
+
+
+def test_i1_uuid_keys_are_known_before_the_insert(make_session: sessionmaker, wire: Wire) -> None:
+    with make_session() as session:
+        objects = [Random() for _ in range(3)] + [Ordered(number=number) for number in range(3)]
+        session.add_all(objects)
+        with wire.record() as log:
+            session.flush()
+        assert verbs(log) == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
+        assert {obj.id.version for obj in objects[:3]} == {4}
+        assert {obj.id.version for obj in objects[3:]} == {7}
+        assert session.scalars(sa.select(Ordered.number).order_by(Ordered.id)).all() == [0, 1, 2]
+        session.execute(sa.text("insert into i_ordered (number) values (3)"))
+        assert session.scalar(sa.select(Ordered.id).where(Ordered.number == 3)).version == 7
+
+
+def test_i1_no_server_makes_another_kind_of_key() -> None:
+    """Below 18 there is no function for it, and an INSERT without a key has to fail."""
+    dialect = postgresql.dialect()
+    dialect.server_version_info = (17, 2)
+    old = str(sa.schema.CreateTable(Ordered.__table__).compile(dialect=dialect))
+    assert "id UUID DEFAULT NULL NOT NULL" in old
+    dialect.server_version_info = (18, 0)
+    assert "DEFAULT uuidv7()" in str(sa.schema.CreateTable(Ordered.__table__).compile(dialect=dialect))
+
+
+def test_i1_uuid7_is_monotonic_and_distinct_in_threads_and_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[list[uuid.UUID]] = [[] for _ in range(4)]
+
+    def make(into: list[uuid.UUID]) -> None:
+        into.extend(uuid7() for _ in range(2000))
+
+    threads = [threading.Thread(target=make, args=(each,)) for each in made]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    every = [key for each in made for key in each]
+    assert all(each == sorted(each) for each in made)
+    assert len(set(every)) == len(every)
+    assert {(key.version, key.variant) for key in every} == {(7, uuid.RFC_4122)}
+    last = uuid7()
+    monkeypatch.setattr("time.time_ns", lambda: 0)  # a clock set back
+    assert uuid7() > last
+    last = uuid7()
+    monkeypatch.setattr("os.getpid", lambda: os.getppid())  # as in a forked child
+    assert uuid7().int >> 80 == last.int >> 80
+    assert abs(uuid7().int - last.int) & ((1 << 74) - 1) > 1 << 34  # a fresh tail, not the parent's next
+
+
+def test_i1_public_id(make_session: sessionmaker, wire: Wire) -> None:
+    with make_session() as session:
+        account = Account()
+        session.add(account)
+        session.commit()
+        assert isinstance(account.id, int)
+        assert session.scalars(Account.by_public_id(str(account.public_id))).one() is account
+        assert session.scalars(Account.by_public_id(uuid.uuid4())).one_or_none() is None
+    with pytest.raises(ValueError, match="hexadecimal"):
+        Account.by_public_id("17")
+
+
+# Kinds of bases
+
+
+class _Mixed(UUIDv7Mixin, TimestampMixin, VersionMixin, SoftDeleteMixin):
+    """A mixin of an app's own."""
+
+
+BASES: dict[str, tuple[type, ...]] = {
+    "DeclarativeBase": (DeclarativeBase,),
+    "DeclarativeBaseNoMeta": (DeclarativeBaseNoMeta,),
+    "MappedAsDataclass": (MappedAsDataclass, DeclarativeBase),
+}
+
+
+@pytest.mark.parametrize("order", ["mixin first", "base first"])
+@pytest.mark.parametrize("kind", [*BASES, "legacy"])
+def test_i1_every_kind_of_base(kind: str, order: str) -> None:
+    if kind == "legacy":
+        Root: Any = sa_orm.declarative_base(cls=LegacyModel)
+    else:
+        Root = type("Root", BASES[kind], {})
+    bases = (_Mixed, Root) if order == "mixin first" else (Root, _Mixed)
+    namespace = {
+        "__tablename__": "thing",
+        "__module__": __name__,
+        "__annotations__": {"name": Mapped[str]},
+        "name": mapped_column(sa.String),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Thing: Any = type("Thing", bases, namespace)
+    engine = sa.create_engine("sqlite://")
+    Root.metadata.create_all(engine)
+    with sa_orm.Session(engine) as session:
+        hide_deleted(session)
+        thing = Thing(name="a")
+        session.add(thing)
+        session.commit()
+        assert (thing.name, thing.version, thing.id.version) == ("a", 1, 7)
+        assert isinstance(thing.updated_at, datetime.datetime)
+        thing.soft_delete()
+        session.commit()
+        assert thing.version == 2
+        assert session.scalars(sa.select(Thing)).all() == []
+    engine.dispose()
+
+
+# Names
+
+
+def _table(metadata: sa.MetaData) -> sa.Table:
+    sa.Table("users", metadata, sa.Column("id", sa.Integer, primary_key=True))
+    return sa.Table(
+        "orders", metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("email", sa.String, unique=True),
+        sa.Column("code", sa.String, index=True),
+        sa.Column("user_id", sa.ForeignKey("users.id")),
+        sa.Column("amount", sa.Integer, sa.CheckConstraint("amount > 0", name="amount_positive")),
+        sa.UniqueConstraint("code", "amount"),
+    )  # fmt: skip
+
+
+def _names(table: sa.Table) -> set[str]:
+    inline = [constraint for column in table.columns for constraint in column.constraints]
+    return {str(item.name) for item in (*table.constraints, *table.indexes, *inline)}
+
+
+def test_i2_the_names_that_postgresql_gives() -> None:
+    metadata = sa.MetaData(naming_convention=naming_convention("postgresql"))
+    assert _names(_table(metadata)) == {
+        "orders_pkey", "orders_email_key", "orders_code_idx", "orders_user_id_fkey", "orders_code_amount_key",
+        "orders_amount_positive_check",
+    }  # fmt: skip
+    check_names(metadata)
+
+
+def test_i2_the_names_are_those_that_postgresql_itself_gives(database_url: str, look: Any) -> None:
+    """All but the CHECK's, which has a name of its own."""
+    engine = sa.create_engine(database_url)
+    plain, named = sa.MetaData(), sa.MetaData(naming_convention=naming_convention("postgresql"))
+    _table(plain)
+    _table(named)
+    found = []
+    for metadata in (plain, named):
+        metadata.create_all(engine)
+        found.append(look("select conname from pg_constraint where conrelid = 'orders'::regclass and contype <> 'c'"))
+        metadata.drop_all(engine)
+    engine.dispose()
+    assert sorted(found[0]) == sorted(found[1])
+
+
+def test_i2_prefixed_names() -> None:
+    metadata = sa.MetaData(naming_convention=naming_convention("prefixed"))
+    assert _names(_table(metadata)) == {
+        "pk_orders", "uq_orders_email", "ix_orders_code", "fk_orders_user_id_users", "uq_orders_code_amount",
+        "ck_orders_amount_positive",
+    }  # fmt: skip
+    check_names(metadata)
+
+
+def test_i2_what_has_no_name_is_found() -> None:
+    metadata = sa.MetaData()
+    _table(metadata)
+    with pytest.raises(ConfigurationError) as caught:
+        check_names(metadata)
+    for each in ("orders: ForeignKeyConstraint(user_id)", "orders: UniqueConstraint(email)", "users: PrimaryKey"):
+        assert each in str(caught.value)
+    assert "amount_positive" not in str(caught.value)
+    metadata = sa.MetaData(naming_convention=naming_convention("prefixed"))
+    sa.Table("t", metadata, sa.Column("flag", sa.Boolean(create_constraint=True)))
+    with pytest.raises(ConfigurationError, match=r"t: CheckConstraint\(flag\)"):
+        check_names(metadata)
+
+
+def test_i2_another_style() -> None:
+    with pytest.raises(ConfigurationError, match=r"'oracle'.*'postgresql', 'prefixed'"):
+        naming_convention("oracle")
