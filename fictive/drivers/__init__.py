@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from .base import Driver, TransactionOptions, TransactionStatus
+from .base import NO_OPTIONS, Driver, TransactionOptions, TransactionStatus
 from .generic import GenericDriver
 from .postgresql import Psycopg2Driver, PsycopgDriver
 from .sqlite import SQLiteDriver
 
-__all__ = ["Driver", "TransactionOptions", "TransactionStatus", "driver_for", "sqlstate"]
+__all__ = ["NO_OPTIONS", "Driver", "TransactionOptions", "TransactionStatus", "driver_for", "sqlstate"]
 
 _GENERIC = GenericDriver()
 _DRIVERS: dict[tuple[str, str], Driver] = {

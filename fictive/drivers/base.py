@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from ..errors import UnsupportedDialect
 
-__all__ = ["Driver", "TransactionOptions", "TransactionStatus", "dbapi_connection"]
+__all__ = ["NO_OPTIONS", "Driver", "TransactionOptions", "TransactionStatus", "dbapi_connection"]
 
 
 class TransactionStatus(enum.Enum):
@@ -33,10 +33,10 @@ class TransactionOptions:
     deferrable: bool | None = None
 
     def __bool__(self) -> bool:
-        return self != _NO_OPTIONS
+        return self is not NO_OPTIONS and self != NO_OPTIONS
 
 
-_NO_OPTIONS = TransactionOptions()
+NO_OPTIONS = TransactionOptions()
 
 
 def dbapi_connection(connection: sa.Connection) -> Any:

@@ -83,8 +83,11 @@ class PostgreSQLDriver(Driver):
         super().forget(connection, remembered)
 
     def enter_transaction(self, connection: sa.Connection, options: TransactionOptions) -> None:
-        self.leave_autocommit(connection)
         dbapi = dbapi_connection(connection)
+        if dbapi.autocommit:
+            dbapi.autocommit = False
+        if not options:
+            return
         if options.isolation_level is not None:
             dbapi.isolation_level = self.level(options.isolation_level)
         if options.read_only is not None:

@@ -123,7 +123,7 @@ class Waiting:
 
     def waits_for_commit(self) -> bool:
         """Whether nothing waits that a statement could take along."""
-        return all(command.startswith("RELEASE") for command in self._commands)
+        return not self._commands or all(command.startswith("RELEASE") for command in self._commands)
 
     def clear(self) -> None:
         """The transaction ends, and with it all savepoints."""

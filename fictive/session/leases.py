@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ..drivers import TransactionOptions, driver_for
+from ..drivers import NO_OPTIONS, TransactionOptions, driver_for
 from ..drivers.base import dbapi_connection
 from ..errors import PinnedConnectionLost
 from . import private
@@ -22,7 +22,6 @@ __all__ = ["Lease", "Pins", "Stream", "StreamLease", "connection_in_autocommit"]
 log = logging.getLogger("fictive.session")
 
 _READ_ONLY = TransactionOptions(read_only=True)
-_NO_OPTIONS = TransactionOptions()
 
 
 class Lease:
@@ -112,7 +111,7 @@ class StreamLease(Lease):
         driver = driver_for(engine.dialect)
         try:
             connection.begin()
-            driver.enter_transaction(connection, _READ_ONLY if driver.has_options else _NO_OPTIONS)
+            driver.enter_transaction(connection, _READ_ONLY if driver.has_options else NO_OPTIONS)
         except BaseException:
             connection.close()
             raise

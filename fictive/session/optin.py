@@ -15,7 +15,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy import event
 
 from ..config import Settings, UnsavedChanges, WritesOutside, choice, flag
-from ..drivers import TransactionOptions, TransactionStatus, driver_for
+from ..drivers import NO_OPTIONS, TransactionOptions, TransactionStatus, driver_for
 from ..errors import (
     AlreadyCommittedWarning,
     CommitOutcomeUnknown,
@@ -38,7 +38,6 @@ __all__ = ["OptInSession", "check_options"]
 log = logging.getLogger("fictive.session")
 
 _T = TypeVar("_T")
-_NO_OPTIONS = TransactionOptions()
 _DEFAULTS = Settings()
 _EMPTY: Mapping[str, Any] = {}
 _REMEMBERED_WRITES = 20
@@ -87,7 +86,7 @@ class OptInSession(private.JointedSession):
         self._pins: Pins | None = None
         self._outlived_pins: list[Pins] = []
         self._streams: weakref.WeakSet[Stream] | None = None
-        self._options = _NO_OPTIONS  # for the next BEGIN
+        self._options = NO_OPTIONS  # for the next BEGIN
         self._first_write: str | None = None
         self._first_error: BaseException | None = None
         self._commit_sent = False
@@ -386,8 +385,7 @@ class OptInSession(private.JointedSession):
             self._own = True
             try:
                 yield
-                with self._committing():
-                    private.commit_as_is(self, record)
+                self._commit_by(private.commit_as_is, self, record)
             except BaseException:
                 try:
                     record.close()
@@ -472,8 +470,7 @@ class OptInSession(private.JointedSession):
             record = self.open_change_record()
             try:
                 super().flush(*_given(objects))
-                with self._committing():
-                    private.commit_as_is(self, record)
+                self._commit_by(private.commit_as_is, self, record)
             except BaseException:
                 self._discard()
                 raise
@@ -492,8 +489,7 @@ class OptInSession(private.JointedSession):
             return
         if self._writes is WritesOutside.BEGIN:
             self._raise_if_aborted(super().get_transaction())
-            with self._committing():
-                super().commit()
+            self._commit_by(super().commit)
             self._forget()
             self._release_outlived_pins()
             return
@@ -501,8 +497,7 @@ class OptInSession(private.JointedSession):
             raise TransactionRequired(_refused(self._pending_writes()))
         self._own = True
         try:
-            with self._committing():
-                super().commit()
+            self._commit_by(super().commit)
         except BaseException:
             self._discard()
             raise
@@ -600,7 +595,7 @@ class OptInSession(private.JointedSession):
         """
         if nested:
             return self.begin_nested()
-        return self._begin(_NO_OPTIONS)
+        return self._begin(NO_OPTIONS)
 
     def begin_nested(self) -> Transaction:  # type: ignore[override]
         """Inside: a savepoint. Outside: a transaction of its own, which ends with its block.
@@ -709,11 +704,7 @@ class OptInSession(private.JointedSession):
         if commit:
             self._raise_if_aborted(block.inner, block, ended_at)
             try:
-                with self._committing():
-                    if to_root:
-                        super().commit()
-                    else:
-                        block.inner.commit()
+                self._commit_by(super().commit if to_root else block.inner.commit)
             except BaseException:
                 self._roll_back(block, to_root)
                 self._ended(block, TransactionState.ROLLED_BACK, ended_at)
@@ -759,7 +750,7 @@ class OptInSession(private.JointedSession):
 
     def _forget(self) -> None:
         """A transaction ended: what was remembered for its messages goes."""
-        self._options = _NO_OPTIONS
+        self._options = NO_OPTIONS
         self._first_write = self._first_error = None
         self._committed_writes = []
 
@@ -792,12 +783,11 @@ class OptInSession(private.JointedSession):
             self._ended(block, TransactionState.ROLLED_BACK, ended_at)
         raise TransactionAborted(ABORTED) from cause
 
-    @contextlib.contextmanager
-    def _committing(self) -> Iterator[None]:
-        """Tell a COMMIT that failed from one whose answer never came."""
+    def _commit_by(self, commit: Callable[..., object], *args: object) -> None:
+        """Commit by a function of SQLAlchemy's, and tell a COMMIT that failed from one whose answer never came."""
         self._commit_sent = False
         try:
-            yield
+            commit(*args)
         except sa.exc.DBAPIError as error:
             if self._commit_sent and error.connection_invalidated:
                 raise CommitOutcomeUnknown(error) from error
