@@ -1400,9 +1400,10 @@ def test_prepared_by_psycopg_on_the_sixth_run(connect: Connect) -> None:
     assert found == (1,)
 
 
-@psycopg_only
-def test_several_threads_on_one_connection(connect: Connect, look: Look) -> None:
-    """psycopg's connections may be shared by threads (psycopg documentation, "Concurrent operations")."""
+@both
+def test_several_threads_on_one_connection(connect: Connect, look: Look, driver: str) -> None:
+    """Both drivers' connections may be shared by threads (psycopg documentation, "Concurrent operations"; psycopg2
+    documentation, "Thread and process safety"). One of them begins."""
     look(TABLE)
     conn = connect(True)
     for attempt in range(30):
@@ -1412,7 +1413,7 @@ def test_several_threads_on_one_connection(connect: Connect, look: Look) -> None
         def insert(number: int, barrier: threading.Barrier = barrier, errors: Any = errors) -> None:
             try:
                 barrier.wait()
-                conn.execute("insert into riding values (%s, 1)", (number,))
+                conn.cursor().execute("insert into riding values (%s, 1)", (number,))
             except BaseException as error:
                 errors.append(error)
 
@@ -1423,6 +1424,8 @@ def test_several_threads_on_one_connection(connect: Connect, look: Look) -> None
             thread.join()
         assert errors == []
         conn.rollback()
+        if driver == "psycopg2":
+            assert conn.notices == [], "begun once"
         assert look("select count(*) from riding") == [0]
 
 
@@ -1911,10 +1914,13 @@ def test_a_cursor_class_of_the_users_sees_his_own_texts(same: Callable[[Observe]
         for _ in range(2):
             w.conn.cursor().execute("SAVEPOINT a")
             w.note(w.conn.cursor(cursor_factory=Seeing).execute("select %s", (1,)).fetchall())
-        w.call(w.conn.rollback)
+        w.conn.cursor(cursor_factory=Seeing).execute("SAVEPOINT b")
+        w.do("insert into riding values (1, 1)")
+        w.conn.cursor(cursor_factory=Seeing).execute("ROLLBACK TO SAVEPOINT b")
+        w.call(w.conn.commit)
         return list(seen)
 
-    assert same(observe) == ["select %s"] * 2
+    assert same(observe) == ["select %s", "select %s", "SAVEPOINT b", "ROLLBACK TO SAVEPOINT b"]
 
 
 @psycopg2_only

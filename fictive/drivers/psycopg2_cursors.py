@@ -34,11 +34,11 @@ class _CarryingMixin:
             return super().execute(query, vars)  # type: ignore[misc]
         if control := parse_control(query):
             return self._execute_control(query, *control)
-        begin = connection.begin_command()
-        if begin is None and connection._waiting.waits_for_commit():
+        if connection.begin_command() is None and connection._waiting.waits_for_commit():
             result = super().execute(query, vars)  # type: ignore[misc]
         else:
-            result = self._execute_with(begin, query, vars)
+            with connection.beginning:
+                result = self._execute_with(connection.begin_command(), query, vars)
         parsed(query)
         return result
 
@@ -48,7 +48,8 @@ class _CarryingMixin:
         aborted = status == ext.TRANSACTION_STATUS_INERROR
         # else a text began or ended the transaction, and the server is to say what it says
         expected = ext.TRANSACTION_STATUS_INTRANS if connection._begun else ext.TRANSACTION_STATUS_IDLE
-        if (status == expected or aborted) and connection._waiting.takes(kind, name, aborted=aborted):
+        may_wait = not self._shows_text and (status == expected or aborted)
+        if may_wait and connection._waiting.takes(kind, name, aborted=aborted):
             return
         if not aborted:
             connection.send_waiting()

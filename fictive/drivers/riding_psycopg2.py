@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +40,7 @@ class RidingConnection(ModesConnection):
         self._entered = False  # within `with connection:`, where a transaction is begun in autocommit as well
         self._native = False
         self._mark = 0  # counts the transactions, beyond which no named cursor lives
+        self.beginning = threading.RLock()  # psycopg2's connections may be shared by threads: one of them begins
         super().__init__(*args, **kwargs)
         _Connection.autocommit.__set__(self, True)
 
@@ -141,8 +143,9 @@ class RidingConnection(ModesConnection):
 
     def send_waiting(self) -> None:
         """Send what waits, for something that cannot carry it along."""
-        if not self.is_bare() and (commands := self._waiting.all(self.begin_command())):
-            self.send(commands)
+        with self.beginning:
+            if not self.is_bare() and (commands := self._waiting.all(self.begin_command())):
+                self.send(commands)
 
     def send(self, commands: list[str], *, noted: bool = False) -> None:
         """Send control statements in one message of their own."""
