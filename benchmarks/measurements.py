@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from . import peers
+from . import peers, rows
 from .links import links
 from .peers import NAMES, PLAIN, SLEEP, Peer, Setup
 from .results import LOOPBACK, Case, Result
@@ -34,6 +34,9 @@ class Scale:
     latency_requests: int = 40  # of each thread
     objects: int = 1000
     links: int = 10_000
+    rows: int = 100_000
+    many_rows: int = 1_000_000
+    row_rounds: int = 5
 
 
 SMOKE = Scale(
@@ -46,6 +49,9 @@ SMOKE = Scale(
     latency_requests=4,
     objects=100,
     links=100,
+    rows=600,
+    many_rows=1200,
+    row_rounds=1,
 )
 
 
@@ -282,6 +288,8 @@ MEASUREMENTS: dict[str, Callable[[Bench], Result]] = {
     "transactions": transactions,
     "memory": memory,
     "links": links,
+    "insert_rows": rows.inserts,
+    "upsert_rows": rows.upserts,
 }
 
 

@@ -109,7 +109,28 @@ def targets(run: Run) -> list[Target]:
     """What fictive was to reach, on this run's numbers."""
     found = [_judged(run, *aim) for aim in _AIMS]
     found.append(_never_slower(run))
+    found += [_insert_of_copy(run), *(_upsert(run, label, least) for label, least in _UPSERTS)]
     return found
+
+
+_UPSERTS = [
+    ("plain by session.merge()", 5.0),
+    ("plain by insert().on_conflict_do_update()", 1.5),
+]
+
+
+def _upsert(run: Run, label: str, least: float) -> Target:
+    return _judged(run, f"upsert_many: at least {least:g} times {label}", "upsert_rows", label, LOOPBACK, least)
+
+
+def _insert_of_copy(run: Run) -> Target:
+    text = "insert_many: at least 60 % of the driver's own COPY"
+    result = run.result("insert_rows")
+    case = result.cases[0] if result and result.cases else None
+    if case is None or not {"raw", "fictive"} <= case.samples.keys():
+        return Target(text, ("not measured",), None)
+    ratio = ratios(case.samples["fictive"], case.samples["raw"], higher_is_better=True)
+    return Target(text, (_shown(ratio),), round(ratio.median, 2) >= 0.6)
 
 
 def _judged(run: Run, text: str, name: str, label: str, way: str, least: float) -> Target:

@@ -16,11 +16,13 @@ __all__ = [
     "ConfigurationError",
     "ConnectionBusy",
     "DatabaseInUse",
+    "DuplicateRows",
     "FictiveError",
     "FictiveWarning",
     "LockLost",
     "LockTimeout",
     "PinnedConnectionLost",
+    "RowsDiffer",
     "TransactionAborted",
     "TransactionAlreadyBegun",
     "TransactionEnded",
@@ -125,6 +127,14 @@ class UnknownAttribute(FictiveError, sa_exc.InvalidRequestError, TypeError):
 
 class UnsavedObject(FictiveError, sa_exc.InvalidRequestError, ValueError):
     """A related object that has no row yet was given where its key is needed. Nothing was sent."""
+
+
+class RowsDiffer(FictiveError, sa_exc.InvalidRequestError, ValueError):
+    """A row of a bulk call has other keys than the first one. Nothing of its batch was sent."""
+
+
+class DuplicateRows(FictiveError, sa_exc.InvalidRequestError, ValueError):
+    """Two rows of a bulk call have the same key, and the caller has not said that the last one wins."""
 
 
 class FictiveWarning(UserWarning):

@@ -25,6 +25,7 @@ from .locks.advisory import AdvisoryKey, advisory_lock
 from .locks.rows import Rows, claim
 from .locks.tables import lock_tables
 from .rows import many_to_many
+from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
 from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
 from .session.durations import Duration
 from .session.engines import prepare
@@ -33,17 +34,22 @@ from .session.parking import ParkingPool
 from .session.scoped import OptInScopedSession
 from .session.transaction import Transaction
 
-__all__ = ["FilterByOrCreateMixin", "OptInTransactionMixin"]
+__all__ = ["BulkMixin", "FilterByOrCreateMixin", "OptInTransactionMixin"]
 
 _NEEDED = {"flask-sqlalchemy": "3.1", "sqlalchemy": "2.0.43"}
 
 if TYPE_CHECKING:
     from flask_sqlalchemy.extension import _FSAModel
 
-    class _ModelWithFindOrCreate(_FSAModel):
+    class _RowsModel(_FSAModel):
+        """What the mixins give a model; one class, since a database object with both has one type of Model."""
+
         find_or_create: FindOrCreateDescriptor
         get_or_create: GetOrCreateDescriptor
         update_or_create: UpdateOrCreateDescriptor
+        insert_many: InsertManyDescriptor
+        upsert_many: UpsertManyDescriptor
+        update_many: UpdateManyDescriptor
 
     _Base = flask_sqlalchemy.SQLAlchemy
 else:
@@ -231,7 +237,7 @@ class FilterByOrCreateMixin(_Base):
     """
 
     if TYPE_CHECKING:
-        Model: type[_ModelWithFindOrCreate]
+        Model: type[_RowsModel]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -244,6 +250,33 @@ class FilterByOrCreateMixin(_Base):
             ("find_or_create", FindOrCreateDescriptor),
             ("get_or_create", GetOrCreateDescriptor),
             ("update_or_create", UpdateOrCreateDescriptor),
+        ):
+            if not hasattr(base, name):
+                setattr(base, name, descriptor(lambda: self.session))
+        return base
+
+
+class BulkMixin(_Base):
+    """Gives every model `insert_many`, `upsert_many` and `update_many`, which use `db.session`.
+
+    Goes before `SQLAlchemy` in the bases, with the other mixins in any order, or without them. What they do:
+    `fictive.sqlalchemy.insert_many` and so on. A model or base class that has one of these names keeps its own.
+    """
+
+    if TYPE_CHECKING:
+        Model: type[_RowsModel]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _check_order(cls, BulkMixin)
+        _check_versions()
+
+    def _make_declarative_base(self, *args: Any, **kwargs: Any) -> Any:
+        base = super()._make_declarative_base(*args, **kwargs)
+        for name, descriptor in (
+            ("insert_many", InsertManyDescriptor),
+            ("upsert_many", UpsertManyDescriptor),
+            ("update_many", UpdateManyDescriptor),
         ):
             if not hasattr(base, name):
                 setattr(base, name, descriptor(lambda: self.session))

@@ -9,6 +9,8 @@ from .drivers.sqlite import TakeTurnsPool
 from .locks.advisory import advisory_lock, lock_key
 from .locks.rows import claim
 from .locks.tables import LockMode, lock_tables
+from .rows.bulk import Upserted, insert_many, update_many, upsert_many
+from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
 from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
 from .rows.many_to_many import LinkChanges, m2m_add, m2m_clear, m2m_remove, m2m_set
 from .session.optin import OptInSession
@@ -19,6 +21,7 @@ from .session.transaction import Transaction, TransactionState
 __all__ = [
     "FindOrCreateDescriptor",
     "GetOrCreateDescriptor",
+    "InsertManyDescriptor",
     "LinkChanges",
     "LockMode",
     "OptInScopedSession",
@@ -29,7 +32,10 @@ __all__ = [
     "Transaction",
     "TransactionState",
     "UnsavedChanges",
+    "UpdateManyDescriptor",
     "UpdateOrCreateDescriptor",
+    "UpsertManyDescriptor",
+    "Upserted",
     "WritesOutside",
     "advisory_lock",
     "claim",
@@ -37,6 +43,7 @@ __all__ = [
     "create_database",
     "database_exists",
     "drop_database",
+    "insert_many",
     "lock_key",
     "lock_tables",
     "m2m_add",
@@ -44,4 +51,6 @@ __all__ = [
     "m2m_remove",
     "m2m_set",
     "sessionmaker",
+    "update_many",
+    "upsert_many",
 ]

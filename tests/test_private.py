@@ -149,3 +149,17 @@ def test_the_options_of_a_select_and_the_mapper_of_its_table() -> None:
     assert not private.options_of(sa.select(models.Item))
     tables = [element for element in sa.sql.visitors.iterate(statement) if isinstance(element, sa.Table)]
     assert {private.mapper_of(table) for table in tables} == {sa.inspect(models.Item)}
+
+
+def test_a_statement_that_the_driver_runs_in_its_own_way() -> None:
+    """Seen by listeners and logged as any other, with SQLAlchemy's errors."""
+    engine = sa.create_engine("sqlite://")
+    seen: list[str] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
+    with engine.connect() as connection:
+        private.run_on_cursor(connection, "own", lambda cursor: cursor.execute("create table t (n)"))
+        assert connection.scalar(sa.text("select count(*) from t")) == 0
+        with pytest.raises(sa.exc.OperationalError, match="no such table") as caught:
+            private.run_on_cursor(connection, "own as well", lambda cursor: cursor.execute("select * from u"))
+        assert caught.value.statement == "own as well"
+    assert seen == ["own", "select count(*) from t", "own as well"]

@@ -9,16 +9,22 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from typing_extensions import assert_type
 
 from fictive.errors import TransactionRequired
-from fictive.flask_sqlalchemy import FilterByOrCreateMixin, OptInTransactionMixin
+from fictive.flask_sqlalchemy import BulkMixin, FilterByOrCreateMixin, OptInTransactionMixin
+from fictive.rows import progress
 from fictive.sqlalchemy import (
     FindOrCreateDescriptor,
     GetOrCreateDescriptor,
+    InsertManyDescriptor,
     OptInSession,
     Transaction,
     TransactionState,
     UpdateOrCreateDescriptor,
+    Upserted,
+    UpsertManyDescriptor,
     WritesOutside,
+    insert_many,
     sessionmaker,
+    update_many,
 )
 
 
@@ -91,3 +97,28 @@ def rows() -> None:
     assert_type(City.get_or_create(defaults={"size": lambda: 1}, name="x"), tuple[City, bool])
     assert_type(City.update_or_create({"size": 1}, create_defaults={}, name="x"), tuple[City, bool])
     assert_type(db.Model.find_or_create(id=1).metadata, sa.MetaData)
+
+
+class BulkDB(OptInTransactionMixin, FilterByOrCreateMixin, BulkMixin, SQLAlchemy):
+    pass
+
+
+class BulkBase(DeclarativeBase):
+    insert_many = InsertManyDescriptor(lambda: db.session)
+    upsert_many = UpsertManyDescriptor(lambda: db.session)
+
+
+class Row(BulkBase):
+    __tablename__ = "row"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+def bulk() -> None:
+    rows = ({"id": number} for number in range(3))
+    assert_type(insert_many(db.session, Thing, rows), int)
+    assert_type(insert_many(db.session, Thing, rows, returning="objects"), list[Thing])
+    assert_type(Row.insert_many(rows), int)
+    assert_type(Row.insert_many(rows, returning="objects", batch_size=10), list[Row])
+    assert_type(Row.upsert_many(rows, key="id", duplicates="last"), Upserted)
+    with progress.bar("Rows") as bar:
+        assert_type(update_many(db.session, Thing, rows, progress=bar), int)

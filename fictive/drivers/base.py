@@ -5,11 +5,13 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
 from ..errors import UnsupportedDialect
+from .copying import CopyWriter
 
 __all__ = ["NO_OPTIONS", "Driver", "TransactionOptions", "TransactionStatus", "dbapi_connection"]
 
@@ -115,6 +117,18 @@ class Driver(abc.ABC):
     def forget(self, connection: sa.Connection, remembered: object) -> None:
         """Undo what was set through a pinned connection: close it, since no command undoes all and only that."""
         connection.invalidate()
+
+    def can_copy(self) -> bool:
+        """Whether COPY FROM STDIN can be written to, here and now."""
+        return False
+
+    def copy_writer(self, cursor: Any, statement: str) -> CopyWriter:
+        """Begin a COPY FROM STDIN on the driver's cursor."""
+        raise NotImplementedError
+
+    def copy_texts(self, connection: sa.Connection) -> Callable[[Any], str]:
+        """How COPY is told a value that only the driver knows; the function raises `NotCopyable`."""
+        raise NotImplementedError
 
     def abandon(self, cursor: Any) -> None:
         """Forget a server-side cursor whose connection is lost, so that the driver does not complain of it later."""

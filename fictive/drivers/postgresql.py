@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
+from . import copying
 from .base import Driver, TransactionOptions, TransactionStatus, dbapi_connection
 
 __all__ = ["PostgreSQLDriver", "Psycopg2Driver", "PsycopgDriver"]
@@ -172,6 +173,17 @@ class Psycopg2Driver(PostgreSQLDriver):
         if not cparams.get("async_") and not cparams.get("async"):
             cparams.setdefault("connection_factory", RidingConnection)
 
+    def can_copy(self) -> bool:
+        import psycopg2.extensions
+
+        return psycopg2.extensions.get_wait_callback() is None  # psycopg2 refuses COPY while it is green
+
+    def copy_writer(self, cursor: Any, statement: str) -> copying.CopyWriter:
+        return copying.Psycopg2Writer(cursor, statement)
+
+    def copy_texts(self, connection: sa.Connection) -> Callable[[Any], str]:
+        return copying.psycopg2_texts(dbapi_connection(connection))
+
     def consume(self, dbapi: Any) -> None:
         dbapi.poll()
 
@@ -199,6 +211,15 @@ class PsycopgDriver(PostgreSQLDriver):
         from .riding_psycopg import RidingConnection
 
         return RidingConnection.connect(*cargs, **cparams)
+
+    def can_copy(self) -> bool:
+        return True
+
+    def copy_writer(self, cursor: Any, statement: str) -> copying.CopyWriter:
+        return copying.PsycopgWriter(cursor, statement)
+
+    def copy_texts(self, connection: sa.Connection) -> Callable[[Any], str]:
+        return copying.psycopg_texts(dbapi_connection(connection))
 
     def consume(self, dbapi: Any) -> None:
         dbapi.pgconn.consume_input()

@@ -39,6 +39,7 @@ __all__ = [
     "resolved",
     "rollback_cause",
     "root_engine",
+    "run_on_cursor",
     "streams",
     "texts_of",
     "yields_per",
@@ -337,3 +338,34 @@ def has_listeners(mapper: sa_orm.Mapper[Any], *events: str) -> bool:
     `event.contains` answers for one known function only.
     """
     return any(getattr(mapper.dispatch, name) for name in events)
+
+
+def run_on_cursor(connection: sa.Connection, statement: str, run: Callable[[Any], None]) -> None:
+    """Let `run` do with the driver's cursor what `statement` says, as if SQLAlchemy had executed it.
+
+    SQLAlchemy knows no COPY FROM STDIN, which needs more of the driver than `execute`. This way it is logged, seen by
+    listeners, and its errors are SQLAlchemy's, like those of any statement (`Connection.exec_driver_sql` does the
+    same with the dialect's own context).
+    """
+    made_by = connection.dialect.execution_ctx_cls
+
+    class Context(made_by):  # type: ignore[misc, valid-type]
+        def create_cursor(self) -> Any:
+            return _Instead(super().create_cursor(), run)
+
+    options = connection._execution_options
+    connection._execute_context(connection.dialect, Context._init_statement, statement, None, options, statement, ())
+
+
+class _Instead:
+    """A cursor that does something else when it is told to execute."""
+
+    def __init__(self, cursor: Any, run: Callable[[Any], None]) -> None:
+        self._cursor = cursor
+        self._run = run
+
+    def execute(self, *_: Any) -> None:
+        self._run(self._cursor)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)

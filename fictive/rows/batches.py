@@ -1,0 +1,169 @@
+"""Reading the caller's rows: some at a time, all of one shape, by column. Nothing is sent."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+
+from ..errors import RowsDiffer
+from .columns import hybrid, mapped_property, table_columns, unknown_attribute
+
+__all__ = ["Batch", "Reader", "attribute_named"]
+
+
+def attribute_named(mapper: sa_orm.Mapper[Any], name: Any, where: str) -> str:
+    """The attribute that holds the column which `name` means: itself, or that of a synonym or of a hybrid that is a
+    column, or of a class attribute such as `User.email`. Raises `UnknownAttribute`."""
+    if not isinstance(name, str):
+        name = getattr(name, "key", None) or repr(name)
+    prop = mapped_property(mapper, name)
+    if table_columns(prop):
+        assert prop is not None
+        return prop.key
+    if hybrid(mapper, name) is not None:
+        element = getattr(mapper.class_, name)
+        element = element.__clause_element__() if hasattr(element, "__clause_element__") else element
+        for each in mapper.column_attrs:
+            if isinstance(element, sa.Column) and any(element.shares_lineage(own) for own in table_columns(each)):
+                return each.key
+    raise unknown_attribute(mapper, name, where)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows, by column: `columns` holds the values of each attribute in `names`."""
+
+    names: tuple[str, ...]
+    columns: Sequence[Sequence[Any]]
+    size: int
+    first: int
+    """How many rows came before."""
+
+    def mappings(self) -> list[dict[str, Any]]:
+        """The rows by attribute name."""
+        if not self.names:
+            return [{} for _ in range(self.size)]
+        return [dict(zip(self.names, row, strict=True)) for row in zip(*self.columns, strict=True)]
+
+    def values(self, name: str) -> Sequence[Any]:
+        """One column."""
+        return self.columns[self.names.index(name)]
+
+    def chosen(self, indexes: Sequence[int]) -> Batch:
+        """Those rows of it."""
+        columns = [[column[index] for index in indexes] for column in self.columns]
+        return Batch(self.names, columns, len(indexes), self.first)
+
+
+class Reader:
+    """The rows of one call, read `size` at a time and never all at once.
+
+    Rows are mappings of attribute names, or objects of the model, of which the attributes that are set count. All
+    have the keys of the first one; `RowsDiffer` says what differs.
+    """
+
+    def __init__(self, mapper: sa_orm.Mapper[Any], rows: Iterable[Any], size: int, function: str) -> None:
+        if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
+            raise TypeError(f"{function} takes an iterable of dicts or of {mapper.class_.__name__}, not {rows!r}.")
+        self.total = len(rows) if isinstance(rows, Sized) else None
+        self.is_held = isinstance(rows, (list, tuple))
+        """Whether reading on runs no code of the caller's."""
+        self.read = 0
+        self._mapper = mapper
+        self._rows = iter(rows)
+        self._size = size
+        self._head: Batch | None = None
+        self._keys: frozenset[Any] = frozenset()
+        self._names: tuple[str, ...] | None = None
+        self._getter: Any = None
+
+    def head(self) -> Batch | None:
+        """The next batch, which stays the next one; None at the end."""
+        if self._head is None:
+            self._head = self._next(self._size)
+        return self._head
+
+    def at_end_after_head(self) -> bool:
+        """Whether the next batch is known to be the last one."""
+        head = self.head()
+        return head is None or head.size < self._size or self.read == self.total
+
+    def batches(self, most: int | None = None) -> Iterator[Batch]:
+        """Read on, at most `most` rows; the caller sees to it that the head is not more than that."""
+        while most is None or most > 0:
+            if self._head is not None:
+                batch, self._head = self._head, None
+            else:
+                found = self._next(self._size if most is None else min(most, self._size))
+                if found is None:
+                    return
+                batch = found
+            if most is not None:
+                most -= batch.size
+            yield batch
+
+    def _next(self, size: int) -> Batch | None:
+        part: list[Any] = list(itertools.islice(self._rows, size))
+        if not part:
+            return None
+        if set(map(type, part)) != {dict}:
+            part = [row if type(row) is dict else self._as_dict(row, number) for number, row in enumerate(part)]
+        if self._names is None:
+            self._learn(part[0])
+        assert self._names is not None
+        if set(map(len, part)) != {len(self._names)}:
+            raise self._difference(part)
+        try:
+            columns = self._by_column(part)
+        except KeyError:
+            raise self._difference(part) from None
+        batch = Batch(self._names, columns, len(part), self.read)
+        self.read += len(part)
+        return batch
+
+    def _learn(self, row: Mapping[Any, Any]) -> None:
+        self._keys = frozenset(row)
+        names = tuple(attribute_named(self._mapper, key, "a row") for key in row)
+        for name, key in zip(names, row, strict=True):
+            if names.count(name) > 1:
+                raise RowsDiffer(f"A row gives {self._mapper.class_.__name__}.{name} twice, once as {key!r}.")
+        self._names = names
+        self._getter = operator.itemgetter(*row) if row else None
+
+    def _by_column(self, part: list[Any]) -> Sequence[Sequence[Any]]:
+        if self._getter is None:
+            return []
+        found = map(self._getter, part)
+        return [tuple(found)] if len(self._keys) == 1 else list(zip(*found, strict=True))
+
+    def _as_dict(self, row: Any, number: int) -> dict[Any, Any]:
+        if isinstance(row, Mapping):
+            return dict(row)
+        state = sa.inspect(row, raiseerr=False)
+        if not isinstance(state, sa_orm.InstanceState) or state.mapper is not self._mapper:
+            raise TypeError(
+                f"Row {self.read + number + 1} is neither a dict nor a {self._mapper.class_.__name__}: {row!r}."
+            )
+        keys = {attr.key for attr in self._mapper.column_attrs if table_columns(attr)}
+        own = {self._mapper.get_property_by_column(column).key for column in self._mapper.primary_key}
+        held = state.dict
+        return {key: held[key] for key in keys & held.keys() if not (key in own and held[key] is None)}
+
+    def _difference(self, part: list[Any]) -> RowsDiffer:
+        for number, row in enumerate(part):
+            if row.keys() != self._keys:
+                missing, more = (
+                    ", ".join(sorted(map(str, keys))) for keys in (self._keys - row.keys(), row.keys() - self._keys)
+                )
+                parts = [f"it lacks {missing}"] * bool(missing) + [f"it also has {more}"] * bool(more)
+                return RowsDiffer(
+                    f"Row {self.read + number + 1} has not the keys of row 1: {' and '.join(parts)}. Give all rows "
+                    "the same keys, or call once for each kind of row."
+                )
+        raise AssertionError("no row differs")

@@ -1,0 +1,178 @@
+"""One call of a bulk function: its arguments, checked, how far it has come, and the transaction around it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from ..errors import TransactionAlreadyBegun
+from ..session.given import session_of, together
+from ..session.optin import OptInSession
+from .batches import Batch, Reader, attribute_named
+from .columns import mapper_of
+from .fills import on_update
+from .merging import Merge
+
+__all__ = ["Call", "Progress"]
+
+log = logging.getLogger("fictive.rows")
+
+Progress = Callable[[int, int | None], object]
+"""Told after each batch how many rows were sent so far, and how many there are, or None where that is not known."""
+
+
+class Call:
+    """One call of these functions: its arguments, checked, and how far it has come."""
+
+    def __init__(
+        self, given: Any, model: Any, rows: Iterable[Any], function: str, batch_size: int, commit_every: int | None,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self.session = session_of(given)
+        self.mapper = mapper_of(model)
+        self.function = function
+        self.commit_every = None if commit_every is None else _positive(commit_every, "commit_every", function)
+        size = _positive(batch_size, "batch_size", function)
+        self._size = size if self.commit_every is None else min(size, self.commit_every)
+        self.reader = Reader(self.mapper, rows, self._size, function)
+        self.done = 0
+        self.batches_sent = 0
+        self._progress = progress
+        self._columns = {
+            prop.key: column for prop in self.mapper.column_attrs
+            if isinstance(column := prop.columns[0], sa.Column)
+        }  # fmt: skip
+
+    # -- the model ----------------------------------------------------------------------------------------------------
+
+    def is_single_table(self) -> bool:
+        return len(self.mapper.tables) == 1 and isinstance(self.mapper.local_table, sa.Table)
+
+    def need_single_table(self) -> None:
+        if not self.is_single_table():
+            raise TypeError(
+                f"{self.function}: a {self.mapper.class_.__name__} is rows of several tables "
+                f"({', '.join(str(table) for table in self.mapper.tables)}), and no one statement writes both. Add "
+                "objects to the session instead, or call it on a class of each table."
+            )
+
+    def attributes(self, given: Any, where: str, *, may_be_empty: bool = False) -> list[str]:
+        """The names of one attribute or of several."""
+        each = [given] if isinstance(given, str) or hasattr(given, "key") else list(given)
+        if not each and not may_be_empty:
+            raise ValueError(f"{self.function}: {where} names no attribute.")
+        return [attribute_named(self.mapper, name, where) for name in each]
+
+    def column(self, name: str) -> sa.Column[Any]:
+        return self._columns[name]
+
+    def merge(self, keys: Sequence[str], updates: Sequence[str]) -> Merge:
+        table: Any = self.mapper.local_table
+        columns = [self.column(name) for name in updates]
+        key = [self.column(name) for name in keys]
+        return Merge(table, key, columns, on_update(self.mapper, {*columns, *key}))
+
+    def by_column(self, batch: Batch) -> Iterator[dict[sa.Column[Any], Any]]:
+        columns = [self.column(name) for name in batch.names]
+        for row in zip(*batch.columns, strict=True):
+            yield dict(zip(columns, row, strict=True))
+
+    # -- the rows -----------------------------------------------------------------------------------------------------
+
+    def names_of_head(self) -> tuple[str, ...]:
+        head = self.reader.head()
+        assert head is not None
+        return head.names
+
+    def need_names(self, names: Sequence[str], needed: Sequence[str], where: str) -> None:
+        if missing := [name for name in needed if name not in names]:
+            raise ValueError(f"{self.function}: the rows do not give {', '.join(missing)}, which {where} names.")
+
+    def is_small(self, few: int) -> bool:
+        """Whether there are fewer rows than that, as far as one batch tells."""
+        head = self.reader.head()
+        return head is None or (head.size < few and self.reader.at_end_after_head())
+
+    def sent(self, size: int) -> None:
+        self.done += size
+        self.batches_sent += 1
+        if self._progress is not None:
+            self._progress(self.done, self.reader.total)
+
+    def tracked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; each has been sent when the next one is asked for."""
+        for batch in batches:
+            yield batch
+            self.sent(batch.size)
+
+    # -- the transaction ----------------------------------------------------------------------------------------------
+
+    def run(self, work: Callable[[sa.Connection, Iterator[Batch], bool], None]) -> None:
+        """Do `work` in one transaction, or in as many as `commit_every` asks for; in none where there is no row.
+
+        `work` is told whether the transaction, and with it the connection, is its alone.
+        """
+        if self.commit_every is not None and self.session.in_transaction():
+            raise TransactionAlreadyBegun(
+                f"{self.function}: commit_every={self.commit_every} cannot commit within a transaction that somebody "
+                "else began. Call it outside, or leave commit_every out."
+            )
+        committed = transactions = 0
+        try:
+            while self.reader.head() is not None:
+                with self._atomic() as (connection, is_alone):
+                    work(connection, self.reader.batches(self.commit_every), is_alone)
+                if self.commit_every is not None and self.session.in_transaction():
+                    self.session.commit()  # of a session that begins by itself
+                committed, transactions = self.done, transactions + 1
+        except BaseException as error:
+            if self.commit_every is not None:
+                _note(
+                    error,
+                    f"{self.function}: {committed} rows in {transactions} transactions had been committed and stay; "
+                    "nothing after them was.",
+                )
+            raise
+
+    @contextlib.contextmanager
+    def _atomic(self) -> Iterator[tuple[sa.Connection, bool]]:
+        session = self.session
+        is_alone = isinstance(session, OptInSession) and not session.in_transaction()
+        with together(session, f"{self.function} of {self.mapper.class_.__name__}"):
+            connection = session.connection(bind_arguments={"mapper": self.mapper})
+            # a savepoint alone would be a transaction on SQLite, and commit at its end
+            needless = is_alone or (connection.dialect.name == "sqlite" and not isinstance(session, OptInSession))
+            with contextlib.nullcontext() if needless else connection.begin_nested():
+                yield connection, is_alone
+
+    def expire_loaded(self) -> None:
+        """Let objects that are loaded in the session be loaded again; what was changed on them and not yet written
+        stays."""
+        if not self.done:
+            return
+        for loaded in list(self.session.identity_map.values()):
+            if isinstance(loaded, self.mapper.class_):
+                state = sa.inspect(loaded)
+                stale = [name for name in self._columns if name in state.dict and name in state.unmodified]
+                own = {state.mapper.get_property_by_column(column).key for column in state.mapper.primary_key}
+                if names := [name for name in stale if name not in own]:
+                    self.session.expire(loaded, names)
+
+
+def _positive(number: Any, name: str, function: str) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"{function}: {name}={number!r}: expected a number of rows, 1 or more.")
+    return number
+
+
+def _note(error: BaseException, text: str) -> None:
+    """Python 3.10 shows no notes, and has no `add_note`; there the log is where it can be read."""
+    if hasattr(error, "add_note"):
+        error.add_note(text)
+    else:
+        error.__notes__ = [*getattr(error, "__notes__", []), text]
+    log.warning("%s Ended by %r", text, error)
