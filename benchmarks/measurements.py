@@ -36,7 +36,7 @@ class Scale:
     links: int = 10_000
     rows: int = 100_000
     many_rows: int = 1_000_000
-    row_rounds: int = 5
+    row_rounds: int = 3
 
 
 SMOKE = Scale(
@@ -51,7 +51,7 @@ SMOKE = Scale(
     links=100,
     rows=600,
     many_rows=1200,
-    row_rounds=1,
+    row_rounds=2,
 )
 
 

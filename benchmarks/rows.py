@@ -16,17 +16,15 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from fictive.sqlalchemy import insert_many, upsert_many
 
 from .peers import PLAIN, Peer
-from .results import LOOPBACK, Case, Result
+from .results import CORE, LOOPBACK, MERGE, Case, Result
 from .timing import interleave
 
 if TYPE_CHECKING:
     from .measurements import Bench
 
-__all__ = ["CORE", "INSERTS", "MERGE", "inserts", "upserts"]
+__all__ = ["INSERTS", "inserts", "upserts"]
 
 Row = dict[str, Any]
-CORE = "insert().on_conflict_do_update()"
-MERGE = "session.merge()"
 INSERTS = "narrow rows"
 _BATCH = 5000
 _NOW = dt.datetime(2024, 1, 1, tzinfo=dt.timezone.utc)
@@ -67,7 +65,8 @@ def inserts(bench: Bench) -> Result:
         if "fictive" in contenders:
             _execute(contenders["fictive"], "truncate event")
             taken = _memory_taken(lambda: job("fictive"))
-            result.notes.append(f"fictive's process grew by {taken:.0f} MiB at most." if taken is not None else "")
+            if taken is not None:
+                result.notes.append(f"With fictive the process grew by {taken:.0f} MiB at most.")
     return result
 
 
@@ -89,7 +88,7 @@ def upserts(bench: Bench) -> Result:
                 " on conflict do nothing",
             )
             _execute(peer, "vacuum analyze item")
-        works = {name: (_UPSERTS[name], contenders[name], count) for name in contenders if name in _UPSERTS}
+        works = {name: (_UPSERTS[name], contenders[name], count) for name in contenders}
         if PLAIN in contenders:
             works[MERGE] = (_merge, contenders[PLAIN], fewer)
         counter = itertools.count(1)
@@ -159,7 +158,7 @@ def _insert_core(peer: Any, rows: Iterable[Row]) -> None:
 
 
 def _insert_django(peer: Any, rows: Iterable[Row]) -> None:
-    from django.db import transaction
+    from django.db import transaction  # type: ignore[import-untyped]
 
     event = peer.models.Event
     with transaction.atomic(using=peer.alias):
@@ -233,7 +232,7 @@ def _merge(peer: Any, rows: Iterable[Row]) -> None:
 
 
 def _upsert_django(peer: Any, rows: Iterable[Row]) -> None:
-    from django.db import transaction
+    from django.db import transaction  # type: ignore[import-untyped]
 
     item = peer.models.Item
     with transaction.atomic(using=peer.alias):
@@ -263,6 +262,7 @@ def _upsert_raw(peer: Any, rows: Iterable[Row]) -> None:
 
 _UPSERTS: dict[str, Callable[..., None]] = {
     PLAIN: _upsert_core,
+    "lite": _upsert_core,
     "django": _upsert_django,
     "raw": _upsert_raw,
     "fictive": _upsert_fictive,

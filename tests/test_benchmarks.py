@@ -171,6 +171,8 @@ SHAPES = {
     "transactions": ["INSERT", "SELECT + UPDATE", "savepoint INSERT"] * 2,
     "memory": ["objects held"],
     "links": ["by key", "loaded"],
+    "insert_rows": ["narrow rows"],
+    "upsert_rows": ["plain by insert().on_conflict_do_update()", "plain by session.merge()"],
 }
 
 
@@ -214,6 +216,8 @@ def _run() -> Run:
     """A run with round numbers: fictive is twice as good as plain at everything, which it does in two rounds."""
     one = {"plain": [100.0, 200.0], "django": [100.0, 100.0], "fictive": [200.0, 400.0]}
     less = {"plain": [3000.0, 3000.0], "fictive": [1500.0, 1500.0]}
+    copied = {"plain": [10.0, 10.0], "raw": [100.0, 100.0], "fictive": [50.0, 50.0]}
+    inserts = Result("insert_rows", "Rows", "rows/s", True, "", cases=[Case("narrow rows", LOOPBACK, copied)])
     views = Result("views", "Views", "requests/s", True, "What a *view* takes_.")
     views.cases = [
         Case("1 SELECT", LOOPBACK, one),
@@ -234,7 +238,7 @@ def _run() -> Run:
         versions={"fictive": "0"},
         peers=["plain", "django", "fictive"],
         counts=Counts(rows, ["Counted."]),
-        results=[views, slow, transactions],
+        results=[views, slow, transactions, inserts],
     )
 
 
@@ -249,6 +253,9 @@ def test_targets_are_judged_on_the_runs_own_ratios() -> None:
         "INSERT in a transaction, 0.5 ms each way": (True, ("2.00 (2.00 to 2.00)",)),
         "INSERT in a savepoint, 0.5 ms each way": (None, ("not measured",)),
         "10,000 links set": (None, ("not measured",)),
+        "rows upserted": (None, ("not measured",)),
+        "rows upserted, without merge()": (None, ("not measured",)),
+        "rows inserted": (False, ("0.50 (0.50 to 0.50)",)),
         "nothing slower than plain on loopback": (True, ("views, 1 SELECT: 2.00 (2.00 to 2.00)",)),
     }
     run.results[0].cases[1].samples["fictive"] = [90.0, 180.0]
