@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from benchmarks import counts, peers, plots, report
+from benchmarks import cleanup, counts, peers, plots, queue, report
 from benchmarks.__main__ import main
 from benchmarks.measurements import MEASUREMENTS, SMOKE, Bench, round_trip
 from benchmarks.peers import NotYet, Setup
@@ -334,3 +334,10 @@ def test_help_names_the_measurements_and_bad_arguments_are_refused(capsys: pytes
     for bad in (["--only", "nothing"], ["--driver", "oracle"], ["--rounds", "0"]):
         with pytest.raises(SystemExit, match="2"):
             main(bad)
+
+
+def test_benchmarks_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert queue.main(["--smoke"]) == 0
+    assert capsys.readouterr().out.count("200 of 200 jobs done, 0 more than once") == 2
+    assert cleanup.main(["--smoke"]) == 0
+    assert "TRUNCATE of all" in capsys.readouterr().out

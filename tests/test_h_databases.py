@@ -220,6 +220,18 @@ def test_h2_one_round_trip_and_only_what_needs_it(app: Flask, wire: Wire, look: 
     assert look("show lock_timeout") == ["0"]
 
 
+@pytest.mark.parametrize("driver", ["psycopg"], indirect=True)
+def test_k_cleanup_of_50_tables_is_1_round_trip(app: Flask, wire: Wire, look: Look) -> None:
+    look("do $$begin for i in 1..50 loop execute format('create table t%s (id serial)', i); end loop; end$$")
+    metadata = sa.MetaData()
+    tables = [sa.Table(f"t{number}", metadata, sa.Column("id", sa.Integer)) for number in range(1, 51)]
+    look("insert into t1 default values; insert into t25 default values; insert into t50 default values")
+    with wire.record() as log:
+        cleanup_tables(db.session, metadata)
+    assert messages(log) == ["DO"]
+    assert look("select " + " + ".join(f"(select count(*) from {table.name})" for table in tables)) == [0]
+
+
 def test_h2_objects_that_are_loaded_are_expired(app: Flask) -> None:
     fill()
     item = db.session.get(Item, 1)

@@ -104,13 +104,13 @@ _DECLARE = """  fictive_all oid[];
   fictive_names text;
   fictive_sql text;
 """
-_WORK = """  WITH RECURSIVE belonging(oid) AS (
+_WORK = """  WITH RECURSIVE bond(oid, whole) AS MATERIALIZED (
+    SELECT c.conrelid, c.confrelid FROM pg_constraint c WHERE c.contype = 'f'
+    UNION ALL SELECT i.inhrelid, i.inhparent FROM pg_inherits i
+  ), belonging(oid) AS (
     SELECT to_regclass(n)::oid FROM unnest({names}) n WHERE to_regclass(n) IS NOT NULL
     UNION
-    SELECT r.oid FROM belonging b, LATERAL (
-      SELECT c.conrelid FROM pg_constraint c WHERE c.contype = 'f' AND c.confrelid = b.oid
-      UNION ALL SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = b.oid
-    ) r(oid)
+    SELECT r.oid FROM belonging b JOIN bond r ON r.whole = b.oid
   )
   SELECT array_agg(b.oid) INTO fictive_all FROM belonging b;
   SELECT array_agg(l.relation) INTO fictive_used FROM pg_locks l

@@ -1,0 +1,119 @@
+"""Workers on one queue: `claim()` against FOR UPDATE that waits. `python -m benchmarks.queue [--smoke]`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from sqlalchemy.orm import Mapped, mapped_column
+
+from fictive.sqlalchemy import OptInSession, ParkingPool, claim, create_database, drop_database
+from fictive.testing import postgres
+
+WORKERS = 32
+JOBS = 10_000
+BATCH = 10
+WORK = 0.005  # seconds for a batch, within its transaction
+
+
+class Base(sa_orm.DeclarativeBase):
+    pass
+
+
+class Job(Base):
+    __tablename__ = "job"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    done: Mapped[bool] = mapped_column(server_default=sa.false())
+    __table_args__ = (sa.Index("job_waiting", "id", postgresql_where=sa.text("NOT done")),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    seconds: float
+    done: int
+    more_than_once: int
+
+    @property
+    def jobs_per_second(self) -> float:
+        return self.done / self.seconds
+
+
+def drain(engine: sa.Engine, *, workers: int, jobs: int, batch: int, work: float, skip_locked: bool) -> Outcome:
+    """Let `workers` empty a queue of `jobs`, `batch` at a time."""
+    with engine.begin() as connection:
+        connection.execute(sa.text("TRUNCATE job RESTART IDENTITY"))
+        connection.execute(sa.text("INSERT INTO job (done) SELECT false FROM generate_series(1, :n)"), {"n": jobs})
+    statement = claim(sa.select(Job.id).where(~Job.done).order_by(Job.id), limit=batch, skip_locked=skip_locked)
+    left = sa.select(sa.exists().where(~Job.done))
+    found: Counter[int] = Counter()
+    counting = threading.Lock()
+    start = threading.Barrier(workers + 1)
+
+    def run() -> None:
+        with OptInSession(engine) as session:
+            session.scalar(sa.select(1))  # connected before the time is taken
+            start.wait()
+            while True:
+                with session.begin():
+                    ids = session.scalars(statement).all()
+                    if ids:
+                        time.sleep(work)
+                        session.execute(sa.update(Job).where(Job.id.in_(ids)).values(done=True))
+                with counting:
+                    found.update(ids)
+                # who waited for rows that are done by then gets none of them, and has to ask again
+                if not ids and not session.scalar(left):
+                    return
+
+    threads = [threading.Thread(target=run) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    begun = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    return Outcome(time.perf_counter() - begun, len(found), sum(count > 1 for count in found.values()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0; 1 when a job was done twice or not at all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--driver", choices=("psycopg2", "psycopg"), default="psycopg2")
+    parser.add_argument("--smoke", action="store_true", help="few jobs, to see that it runs")
+    options = parser.parse_args(arguments)
+    workers, jobs, work = (4, 200, 0.0) if options.smoke else (WORKERS, JOBS, WORK)
+    right = True
+    with postgres.server() if options.smoke else postgres.private_server(max_connections=100) as server:
+        name = "fictive_benchmark_queue"
+        drop_database(name, server_url=server.url(), force=True, missing_ok=True)
+        create_database(name, server_url=server.url())
+        engine = sa.create_engine(
+            server.url(name, driver=options.driver), poolclass=ParkingPool, pool_size=workers, max_overflow=0
+        )
+        try:
+            Base.metadata.create_all(engine)
+            speeds = []
+            for title, skip_locked in (("FOR UPDATE SKIP LOCKED", True), ("FOR UPDATE", False)):
+                outcome = drain(engine, workers=workers, jobs=jobs, batch=BATCH, work=work, skip_locked=skip_locked)
+                right = right and outcome.done == jobs and not outcome.more_than_once
+                speeds.append(outcome.jobs_per_second)
+                print(
+                    f"{title:24}{outcome.jobs_per_second:10,.0f} jobs/s; {outcome.done:,} of {jobs:,} jobs done,"
+                    f" {outcome.more_than_once} more than once"
+                )
+            each = f"{BATCH} jobs at a time, {work * 1000:.0f} ms for them"
+            print(f"{workers} workers, {each}: {speeds[0] / speeds[1]:.1f} times")
+        finally:
+            engine.dispose()
+            drop_database(name, server_url=server.url(), force=True)
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
