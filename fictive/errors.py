@@ -21,6 +21,7 @@ __all__ = [
     "FictiveWarning",
     "LockLost",
     "LockTimeout",
+    "NotFoundError",
     "PinnedConnectionLost",
     "RowsDiffer",
     "TransactionAborted",
@@ -123,6 +124,10 @@ class UnknownAttribute(FictiveError, sa_exc.InvalidRequestError, TypeError):
 
     SQLAlchemy raises `InvalidRequestError` for it in `filter_by()`, and `TypeError` in a model's constructor.
     """
+
+
+class NotFoundError(FictiveError, sa_exc.NoResultFound):
+    """The row that is asked for, or waited for, is not there, or is there no longer."""
 
 
 class UnsavedObject(FictiveError, sa_exc.InvalidRequestError, ValueError):

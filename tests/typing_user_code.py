@@ -11,6 +11,8 @@ from typing_extensions import assert_type
 from fictive.errors import TransactionRequired
 from fictive.flask_sqlalchemy import BulkMixin, FilterByOrCreateMixin, OptInTransactionMixin
 from fictive.rows import progress
+from fictive.flask_sqlalchemy import FilterByOrCreateMixin, OptInTransactionMixin
+from fictive.models import Repository
 from fictive.sqlalchemy import (
     FindOrCreateDescriptor,
     GetOrCreateDescriptor,
@@ -122,3 +124,17 @@ def bulk() -> None:
     assert_type(Row.upsert_many(rows, key="id", duplicates="last"), Upserted)
     with progress.bar("Rows") as bar:
         assert_type(update_many(db.session, Thing, rows, progress=bar), int)
+class Cities(Repository[City]):
+    def large(self) -> list[City]:
+        return self.list(City.size > 1000, order_by=City.size.desc())
+
+
+def repositories() -> None:
+    cities = Repository[City](db.session)
+    assert_type(cities.get(1), City | None)
+    assert_type(cities.get_or_raise(1).size, int)
+    assert_type(cities.list(name="x"), list[City])
+    assert_type(cities.keyset_page(10).items, list[City])
+    assert_type(cities.page(2).total, int)
+    assert_type(Cities(db.session).large(), list[City])
+    assert_type(Cities(db.session).update(1, size=3), City)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from .keys import PublicIdMixin, UUIDMixin, UUIDv7Mixin, uuid7
 from .naming import check_names, naming_convention
+from .repository import KeysetPage, Page, Repository
 from .soft_delete import SoftDeleteMixin, hide_deleted, unique_among_live, with_deleted
 from .timestamps import TimestampMixin
 from .versions import ConcurrentModificationError, VersionMixin
 
 __all__ = [
     "ConcurrentModificationError",
+    "KeysetPage",
+    "Page",
     "PublicIdMixin",
+    "Repository",
     "SoftDeleteMixin",
     "TimestampMixin",
     "UUIDMixin",
