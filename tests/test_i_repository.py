@@ -90,6 +90,13 @@ def test_i3_writing_is_one_query_each(items: Items, wire: Wire, look: Any) -> No
     assert not items.exists(name="undone")
 
 
+def test_i3_many_rows(items: Items) -> None:
+    assert items.insert_many({"name": name} for name in "gh") == 2
+    changed = items.upsert_many([{"name": "h", "note": "new"}, {"name": "i", "note": None}], key="name")
+    assert (changed.inserted, changed.updated) == (1, 1)
+    assert (items.count(), names(items.list(note="new"))) == (9, "h")
+
+
 def test_i3_numbered_pages(items: Items) -> None:
     pages = [items.page(number, 4) for number in (1, 2, 3)]
     assert [names(page.items) for page in pages] == ["abcd", "ef", ""]

@@ -10,9 +10,8 @@ from typing_extensions import assert_type
 
 from fictive.errors import TransactionRequired
 from fictive.flask_sqlalchemy import BulkMixin, FilterByOrCreateMixin, OptInTransactionMixin
-from fictive.rows import progress
-from fictive.flask_sqlalchemy import FilterByOrCreateMixin, OptInTransactionMixin
 from fictive.models import Repository
+from fictive.rows import progress
 from fictive.sqlalchemy import (
     FindOrCreateDescriptor,
     GetOrCreateDescriptor,
@@ -124,6 +123,8 @@ def bulk() -> None:
     assert_type(Row.upsert_many(rows, key="id", duplicates="last"), Upserted)
     with progress.bar("Rows") as bar:
         assert_type(update_many(db.session, Thing, rows, progress=bar), int)
+
+
 class Cities(Repository[City]):
     def large(self) -> list[City]:
         return self.list(City.size > 1000, order_by=City.size.desc())

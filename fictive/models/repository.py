@@ -10,6 +10,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..errors import ConfigurationError, NotFoundError
+from ..rows import bulk
 from ..rows.columns import mapper_of, unknown_attribute
 from ..session.given import session_of
 from . import keyset
@@ -55,7 +56,7 @@ class Repository(Generic[_M]):
     """The queries of one model: `items = Repository[Item](db.session)`, or `class Items(Repository[Item])` with more.
 
     Takes any session, or a `scoped_session` such as `db.session`, of which it uses the current one. Each method sends
-    one query; one that writes does it outside in a transaction of its own and inside in the open one, like the
+    one query, but for those of many rows; one that writes does it outside in a transaction of its own and inside in the open one, like the
     session itself. Conditions are SQL expressions, or keywords for equality: `items.list(Item.size > 3, color="red")`.
     """
 
@@ -226,6 +227,14 @@ class Repository(Generic[_M]):
             return True
         result: Any = session.execute(sa.delete(self.model).where(*self._is(instance_or_key)))
         return bool(result.rowcount)
+
+    def insert_many(self, rows: Iterable[Any]) -> int:
+        """`fictive.sqlalchemy.insert_many`, which has more to say; returns how many rows there were."""
+        return bulk.insert_many(self.session, self.model, rows)
+
+    def upsert_many(self, rows: Iterable[Any], *, key: Any, update: Sequence[Any] | None = None) -> bulk.Upserted:
+        """`fictive.sqlalchemy.upsert_many`; returns how many rows were inserted and updated."""
+        return bulk.upsert_many(self.session, self.model, rows, key=key, update=update)
 
     # -- building -----------------------------------------------------------------------------------------------------
 
