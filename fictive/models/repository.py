@@ -56,8 +56,9 @@ class Repository(Generic[_M]):
     """The queries of one model: `items = Repository[Item](db.session)`, or `class Items(Repository[Item])` with more.
 
     Takes any session, or a `scoped_session` such as `db.session`, of which it uses the current one. Each method sends
-    one query, but for those of many rows; one that writes does it outside in a transaction of its own and inside in the open one, like the
-    session itself. Conditions are SQL expressions, or keywords for equality: `items.list(Item.size > 3, color="red")`.
+    one query, but for those of many rows. One that writes does it outside in a transaction of its own and inside in
+    the open one, like the session itself. Conditions are SQL expressions, or keywords for equality:
+    `items.list(Item.size > 3, color="red")`.
     """
 
     model: ClassVar[type[Any]]
