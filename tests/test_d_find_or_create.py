@@ -48,6 +48,11 @@ db = DB(model_class=Base)
 counter = iter(range(1000))
 
 
+class Hidden(sa.types.TypeDecorator[Any]):
+    impl = sa.JSON
+    cache_ok = True
+
+
 class Color(enum.Enum):
     RED = "red"
     BLUE = "blue"
@@ -578,6 +583,117 @@ def test_d6_events(create: Any, wire: Wire, other: Any, app: Flask, look: Look) 
         other.commit()
     assert future.result() == (None, False)
     assert look("select label from topic") == ["pending"]
+
+
+class Methods:
+    """The three methods on any base; `Methods.session` is the session."""
+
+    session: Any = None
+    find_or_create = FindOrCreateDescriptor(lambda: Methods.session)
+    get_or_create = GetOrCreateDescriptor(lambda: Methods.session)
+    update_or_create = UpdateOrCreateDescriptor(lambda: Methods.session)
+
+
+class Eager(Methods, DeclarativeBase):
+    pass
+
+
+class Parent(Eager):
+    """A joined collection, an identity, and a type that hides JSON."""
+
+    __tablename__ = "parent"
+    id: Mapped[int] = mapped_column(sa.Identity(always=True), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True, key="nm")
+    data: Mapped[dict[str, Any] | None] = mapped_column(Hidden)
+    kids: Mapped[list[Kid]] = relationship(back_populates="parent", lazy="joined")
+
+
+class Kid(Eager):
+    __tablename__ = "kid"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    parent_id: Mapped[int] = mapped_column(sa.ForeignKey("parent.id"))
+    word: Mapped[str]
+    parent: Mapped[Parent] = relationship(back_populates="kids", lazy="joined")
+
+
+class Part(Eager):
+    """RETURNING has no system columns here."""
+
+    __tablename__ = "part"
+    __table_args__ = {"postgresql_partition_by": "RANGE (id)"}
+    id: Mapped[int] = mapped_column(primary_key=True)
+    n: Mapped[int | None]
+
+
+class Datas(Methods, MappedAsDataclass, DeclarativeBase):
+    pass
+
+
+class Owner(Datas):
+    __tablename__ = "owner"
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    name: Mapped[str] = mapped_column(unique=True)
+    pets: Mapped[list[Pet]] = relationship(back_populates="owner", default_factory=list)
+
+
+class Pet(Datas):
+    """Its constructor wants the related object."""
+
+    __tablename__ = "pet"
+    __table_args__ = (sa.UniqueConstraint("owner_id", "name"),)
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    owner_id: Mapped[int] = mapped_column(sa.ForeignKey("owner.id"), init=False)
+    owner: Mapped[Owner] = relationship(back_populates="pets")
+    name: Mapped[str]
+    legs: Mapped[int] = mapped_column(default=4)
+
+
+@one_driver
+def test_d6_eager_loading_partitions_and_dataclasses(database_url: str, look: Look) -> None:
+    engine = sa.create_engine(database_url)
+    Eager.metadata.create_all(engine)
+    Datas.metadata.create_all(engine)
+    look("create table part_1 partition of part for values from (0) to (9)")
+    with OptInSession(engine) as Methods.session:
+        parent = Parent.find_or_create(name="x")
+        for data, changed in (({"a": 1}, True), ({"a": 1}, False), ({"a": 2}, True)):
+            before = look("select ctid::text from parent")
+            assert Parent.update_or_create({"data": data}, name="x") == (parent, False)
+            assert parent.data == data
+            assert (look("select ctid::text from parent") != before) is changed
+        kid, created = Kid.get_or_create(parent=parent, word="w")
+        assert created
+        assert Kid.get_or_create(parent=parent, word="w") == (kid, False)
+        assert Kid.update_or_create({"word": "v"}, parent=parent, id=kid.id) == (kid, False)
+        assert (kid.word, parent.kids) == ("v", [kid])
+        assert Parent.get_or_create(name="x") == (parent, False)
+        assert Part.get_or_create(id=1)[1]
+        assert [Part.update_or_create({"n": 2}, id=id)[1] for id in (1, 2)] == [False, True]
+        owner = Owner.find_or_create(name="o")
+        assert owner.pets == []
+        pet, created = Pet.get_or_create(owner=owner, name="p")
+        assert (created, pet.legs, pet.owner) == (True, 4, owner)
+        assert owner.pets == [pet]
+        assert Pet.update_or_create({"legs": 3}, owner=owner, name="p") == (pet, False)
+        assert pet.legs == 3
+        assert Methods.session.unsaved() == []
+    engine.dispose()
+
+
+@one_driver
+def test_d6_another_bind(make_app: MakeApp, database_url: str, wire: Wire, look: Look) -> None:
+    """The engine is the model's, whatever the default one is."""
+    two = DB(model_class=type("Base", (DeclarativeBase,), {}))
+    columns = {"id": sa.Column(sa.Integer, primary_key=True), "name": sa.Column(sa.Text)}
+    There = type("There", (two.Model,), {**columns, "__bind_key__": "there"})
+    app = make_app(two, SQLALCHEMY_DATABASE_URI="sqlite://", SQLALCHEMY_BINDS={"there": wire.url(database_url)})
+    with app.app_context():
+        two.create_all()
+        there, created = There.get_or_create(name="x")
+        assert created
+        assert There.get_or_create(name="x") == (there, False)
+        assert There.update_or_create({"name": "y"}, id=there.id) == (there, False)
+    assert look("select name from there") == ["y"]
 
 
 # -- D7 ---------------------------------------------------------------------------------------------------------------

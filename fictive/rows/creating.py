@@ -72,7 +72,7 @@ def upsert(lookup: Lookup, values: Values, changes: Values, key: UniqueKey) -> s
             excluded.append(column)
         else:
             differences.append(_comparable(column).is_distinct_from(_comparable(column, setting[column])))
-        if not isinstance(column.type, (sa.types.UserDefinedType, sa.types.NullType)):
+        if not isinstance(_type(column), (sa.types.UserDefinedType, sa.types.NullType)):
             same.append(_comparable(column).is_not_distinct_from(_comparable(column, _literal(column, value))))
     if excluded:  # by their bytes: what `=` takes for equal, as citext does, may differ all the same
         ours = sa.cast(sa.func.row(*excluded), _Record)
@@ -90,11 +90,11 @@ def upsert(lookup: Lookup, values: Values, changes: Values, key: UniqueKey) -> s
         where=sa.and_(sa.or_(*differences), *_beyond_key(lookup, key)),
     )
     inserted = (sa.literal_column("xmax") == sa.literal_column("0")).label(_CREATED)
-    written = statement.returning(*table.columns, inserted).cte("written")
+    written = statement.returning(*table.columns, inserted).cte("fictive_written")
     unchanged = sa.select(*table.columns, sa.false().label(_CREATED)).where(
         *lookup.criteria, *same, ~sa.exists(sa.select(sa.literal_column("1")).select_from(written))
     )
-    found = sa.union_all(sa.select(*written.columns), unchanged).subquery("found")
+    found = sa.union_all(sa.select(*written.columns), unchanged).subquery("fictive_found")
     entity = sa_orm.aliased(mapper.class_, found)
     result = sa.select(entity, found.columns[_CREATED])
     return result.execution_options(populate_existing=True)
@@ -125,8 +125,15 @@ class _Record(sa.types.UserDefinedType[Any]):
         return "record"
 
 
+def _type(column: Any) -> Any:
+    type_ = column.type
+    while isinstance(type_, sa.types.TypeDecorator):
+        type_ = type_.impl
+    return type_
+
+
 def _is_json(column: Any) -> bool:
-    return isinstance(column.type, sa.JSON) and not isinstance(column.type, postgresql.JSONB)
+    return isinstance(_type(column), sa.JSON) and not isinstance(_type(column), postgresql.JSONB)
 
 
 def _comparable(column: Any, value: Any = None) -> Any:
@@ -189,5 +196,5 @@ def committed_elsewhere(lookup: Lookup) -> sa.Select[Any]:
 def serialization_failure(what: str) -> sa.TextClause:
     """Lets the server raise 40001 itself, with all that follows from an error: the transaction is aborted."""
     message = f"could not serialize access: {what} meets a row that this transaction cannot see"
-    quoted = message.replace("'", "''").replace("%", "%%").replace(":", r"\:")
+    quoted = message.replace("'", "''").replace(":", r"\:")
     return sa.text(f"DO $fictive$BEGIN RAISE SQLSTATE '40001' USING MESSAGE = '{quoted}'; END$fictive$")

@@ -137,7 +137,7 @@ class _Call:
             values = self._values({**changes, **only_new})
             columns = self._columns(values)
             # PostgreSQL looks for NULLs before it looks for a conflict, and would refuse to update a row that is there
-            if not lacks(self.mapper.local_table, columns):
+            if not lacks(self.mapper.local_table, columns) and not _is_partitioned(self.mapper.local_table):
                 return self._update_or_create_by_key(changes, values, columns, self.key)
         with self._alone_with_lookup() as (aside, level):
             created = None
@@ -208,7 +208,7 @@ class _Call:
         setting = set_columns(self.mapper, split(self.mapper, changes)[0])
         statement = creating.upsert(self.lookup, columns, setting, key)
         for _ in range(_ROUNDS):
-            row = self.session.execute(statement).one_or_none()
+            row = self.session.execute(statement).unique().one_or_none()
             if row is not None:
                 return self._with_related(row[0], values if row[1] else changes), bool(row[1])
         return self._insist(columns, values), True
@@ -295,6 +295,11 @@ class _Call:
                 if prop.back_populates in state.dict and not state.attrs[prop.back_populates].history.has_changes():
                     self.session.expire(related, [prop.back_populates])
         return loaded
+
+
+def _is_partitioned(table: Any) -> bool:
+    """Whether RETURNING cannot have `xmax`, by which a row just inserted is known."""
+    return table.dialect_options["postgresql"].get("partition_by") is not None
 
 
 def _is_duplicate(error: sa.exc.IntegrityError) -> bool:
