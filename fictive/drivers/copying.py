@@ -100,8 +100,10 @@ class Psycopg2Writer:
 
     def abort(self) -> None:
         self._aborted = True
-        with contextlib.suppress(Exception):
-            self.finish()
+        self._open = False
+        with contextlib.suppress(queue.Full):  # then `read` does not wait
+            self._blocks.put_nowait(None)
+        self._thread.join()  # even after an interrupt in `finish`: the connection is the thread's until then
 
 
 def psycopg_texts(dbapi: Any) -> Callable[[Any], str]:

@@ -44,6 +44,8 @@ class Batch:
     size: int
     first: int
     """How many rows came before."""
+    read: int
+    """How many rows it was, before some of them were left out."""
 
     def mappings(self) -> list[dict[str, Any]]:
         """The rows by attribute name."""
@@ -58,7 +60,7 @@ class Batch:
     def chosen(self, indexes: Sequence[int]) -> Batch:
         """Those rows of it."""
         columns = [[column[index] for index in indexes] for column in self.columns]
-        return Batch(self.names, columns, len(indexes), self.first)
+        return Batch(self.names, columns, len(indexes), self.first, self.read)
 
 
 class Reader:
@@ -123,7 +125,7 @@ class Reader:
             columns = self._by_column(part)
         except KeyError:
             raise self._difference(part) from None
-        batch = Batch(self._names, columns, len(part), self.read)
+        batch = Batch(self._names, columns, len(part), self.read, len(part))
         self.read += len(part)
         return batch
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
@@ -30,7 +32,8 @@ _M = TypeVar("_M")
 
 
 class Upserted(NamedTuple):
-    """What `upsert_many` did; `unchanged` rows were there with the same values already, and were not written."""
+    """What `upsert_many` did; `unchanged` rows were not written, since the same values were there already, or a later
+    row of the same key won."""
 
     inserted: int
     updated: int
@@ -101,7 +104,7 @@ def insert_many(
         if route is None:
             for batch in batches:
                 insert(batch)
-                call.sent(batch.size)
+                call.sent(batch.read)
         else:
             route.send(connection, call.tracked(batches), insert, is_alone=is_alone)
 
@@ -137,8 +140,9 @@ def upsert_many(
     that two calls at the same time wait for each other instead of meeting in a deadlock.
 
     Up to 500 rows are `INSERT … ON CONFLICT DO UPDATE`, 2 round trips outside. More go by COPY into a temporary table,
-    which one statement merges: 5 round trips and 1 for each COPY. PostgreSQL and SQLite; on SQLite it is one INSERT a
-    batch, keys are remembered to tell duplicates, and all rows that are not inserted count as updated.
+    which one statement merges: 4 round trips. Inside, rows that are no list are a COPY for each batch. PostgreSQL and
+    SQLite; on SQLite it is one INSERT a batch, keys are remembered to tell duplicates, and all rows that are not
+    inserted count as updated.
     """
     call = Call(session, model, rows, "upsert_many()", batch_size, commit_every, progress)
     dialect = dialect_of(call.session, call.mapper)
@@ -199,8 +203,8 @@ def update_many(
     `onupdate` columns and the version move too. With joined inheritance the key is the primary key, and a key that is
     not there is SQLAlchemy's `StaleDataError`. The other arguments as in `upsert_many`.
 
-    Up to 4 rows are an UPDATE each; more go by COPY into a temporary table and are one UPDATE, 5 round trips outside
-    and 1 for each COPY. Elsewhere than on PostgreSQL they are an UPDATE each.
+    Up to 4 rows are an UPDATE each; more go by COPY into a temporary table and are one UPDATE, 4 round trips outside.
+    Elsewhere than on PostgreSQL they are an UPDATE each.
     """
     call = Call(session, model, rows, "update_many()", batch_size, commit_every, progress)
     check_duplicates(duplicates)
@@ -223,7 +227,7 @@ def update_many(
             for batch in without_duplicates(batches, keys, duplicates):
                 call.session.execute(sa.update(model), batch.mappings())
                 updated += batch.size
-                call.sent(batch.size)
+                call.sent(batch.read)
             return
         merge = call.merge(keys, others)
         if dialect.name == "postgresql" and not call.is_small(UPDATE_EACH + 1):
@@ -234,7 +238,7 @@ def update_many(
                 refuse_expressions(call.mapper, batch)
                 for row in call.by_column(batch):
                     updated += connection.execute(statement, merge.update_parameters(row)).rowcount
-                call.sent(batch.size)
+                call.sent(batch.read)
             return
         stage = route.stage
         assert stage is not None
@@ -265,7 +269,7 @@ def _insert_returning(call: Call, model: Any, returning: str) -> list[Any]:
             refuse_expressions(call.mapper, batch)
             result = call.session.execute(statement, batch.mappings())
             found.extend(result.scalars() if len(wanted) == 1 else map(tuple, result))
-            call.sent(batch.size)
+            call.sent(batch.read)
 
     call.run(work)
     return found
@@ -289,6 +293,8 @@ def _upsert_from_values(
         refuse_expressions(call.mapper, batch)
         constants = {column.key: values(1)[0] for column, values in added.items()}
         rows = [{**{c.key: value for c, value in row.items()}, **constants} for row in call.by_column(batch)]
+        with contextlib.suppress(TypeError):  # keys that Python cannot compare
+            rows.sort(key=operator.itemgetter(*(column.key for column in merge.key)))
         before = None if on_postgresql else connection.scalar(sa.select(sa.func.count()).select_from(merge.table))
         with telling_duplicates(call, keys):
             result = connection.execute(statement, rows)
@@ -300,4 +306,4 @@ def _upsert_from_values(
             inserted = connection.execute(sa.select(sa.func.count()).select_from(merge.table)).scalar_one() - before
             totals[0] += inserted
             totals[1] += batch.size - inserted if merge.update else 0
-        call.sent(batch.size)
+        call.sent(batch.read)

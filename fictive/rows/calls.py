@@ -107,7 +107,7 @@ class Call:
         """The batches; each has been sent when the next one is asked for."""
         for batch in batches:
             yield batch
-            self.sent(batch.size)
+            self.sent(batch.read)
 
     # -- the transaction ----------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ def check_duplicates(duplicates: str) -> None:
 def without_duplicates(
     batches: Iterator[Batch], keys: Sequence[str], duplicates: Duplicates, seen: set[Any] | None = None
 ) -> Iterator[Batch]:
-    """The batches, in each no key twice, and in the order of the key where Python has one; `seen` remembers keys."""
+    """The batches, in each no key twice; `seen` remembers the keys of all."""
     for batch in batches:
         values = [batch.values(name) for name in keys]
         by_row: Sequence[Any] = values[0] if len(values) == 1 else list(zip(*values, strict=True))

@@ -99,9 +99,9 @@ class Merge:
             select = self._last_of_each(stage)
             source = list(select.selected_columns)
             by_key = {column.key: column for column in source}
-            select = select.order_by(*(by_key[column.key] for column in self.key))
+            select = select.order_by(*(_as_python_sorts(by_key[column.key]) for column in self.key))
         else:
-            select = select.order_by(*(stage[column] for column in self.key))
+            select = select.order_by(*(_as_python_sorts(stage[column]) for column in self.key))
         insert = postgresql.insert(self.table).from_select([column.key for column in stage.columns], select)
         done = self._on_conflict(insert).returning(_WAS_INSERTED.label("fresh")).cte("done")
         return sa.select(sa.func.count().filter(done.c.fresh), sa.func.count()).select_from(done)
@@ -176,6 +176,14 @@ class Merge:
 
 # An inserted row version has no transaction that deleted or locked it (PostgreSQL documentation, "System Columns").
 _WAS_INSERTED: sa.ColumnElement[bool] = sa.literal_column("xmax", sa.Integer) == sa.literal_column("0")
+
+
+def _as_python_sorts(column: Any) -> Any:
+    """Texts by code point, so that an upsert from values, sorted by Python, takes its locks in the same order."""
+    stored = column.type.impl_instance if isinstance(column.type, sa.types.TypeDecorator) else column.type
+    is_text = isinstance(stored, sa.String) and not isinstance(stored, sa.Enum)
+    return sa.collate(column, "C") if is_text else column
+
 
 _COMPARABLE = (
     sa.String, sa.Integer, sa.Numeric, sa.Float, sa.Boolean, sa.Date, sa.DateTime, sa.Time, sa.Interval,
