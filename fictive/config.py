@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .errors import ConfigurationError
@@ -46,6 +46,8 @@ class Settings:
     retry_reads: bool = True
     """Whether a statement that met a lost connection is run again, where it can have done nothing: a read outside,
     the first statement of a transaction."""
+    rollback_statuses: frozenset[int] = frozenset(range(400, 600))
+    """The status codes of a response after which `@db.transactional` rolls back."""
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> Settings:
@@ -62,8 +64,13 @@ class Settings:
                 near = difflib.get_close_matches(key.upper(), known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(sorted(known))}."
                 raise ConfigurationError(f"There is no setting {key}: {hint}")
-            kind = type(known[key].default)
-            values[known[key].name] = flag(config[key], key) if kind is bool else choice(kind, config[key], key)
+            kind: type[Any] = type(known[key].default)
+            if kind is bool:
+                values[known[key].name] = flag(config[key], key)
+            elif kind is frozenset:
+                values[known[key].name] = statuses(config[key], key)
+            else:
+                values[known[key].name] = choice(kind, config[key], key)
         return cls(**values)
 
 
@@ -77,6 +84,14 @@ def flag(value: object, name: str) -> bool:
     if not isinstance(value, bool):
         raise ConfigurationError(f"{name} = {value!r}: expected True or False.")
     return value
+
+
+def statuses(value: object, name: str) -> frozenset[int]:
+    """`value`, a set, list or range of HTTP status codes; `ConfigurationError` naming `name` for anything else."""
+    codes: list[Any] = list(value) if isinstance(value, Iterable) else [None]
+    if not all(type(code) is int and 100 <= code <= 599 for code in codes):
+        raise ConfigurationError(f"{name} = {value!r}: expected status codes, such as [409, 500] or range(400, 600).")
+    return frozenset(codes)
 
 
 def choice(kind: type[enum.Enum], value: object, name: str) -> Any:

@@ -6,6 +6,8 @@ fictive untouched; the classes here speak of how the session was used.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy.exc as sa_exc
@@ -19,6 +21,7 @@ __all__ = [
     "DuplicateRows",
     "FictiveError",
     "FictiveWarning",
+    "HooksFailed",
     "LockLost",
     "LockTimeout",
     "NotFoundError",
@@ -27,6 +30,7 @@ __all__ = [
     "TransactionAborted",
     "TransactionAlreadyBegun",
     "TransactionEnded",
+    "TransactionOutOfOrder",
     "TransactionRequired",
     "UnknownAttribute",
     "UnsavedChangesError",
@@ -56,6 +60,10 @@ class TransactionEnded(FictiveError, sa_exc.InvalidRequestError):
     """A statement in a block whose transaction was ended by an earlier `commit()` or `rollback()`."""
 
 
+class TransactionOutOfOrder(FictiveError, sa_exc.InvalidRequestError):
+    """A block was left while one that was begun within it is still open. It was rolled back, and so was that one."""
+
+
 class TransactionAborted(FictiveError, sa_exc.PendingRollbackError):
     """A block ended normally, but the server had already given its transaction up.
 
@@ -73,6 +81,32 @@ class CommitOutcomeUnknown(FictiveError, sa_exc.OperationalError):
     def __init__(self, cause: sa_exc.DBAPIError) -> None:
         super().__init__(cause.statement, cause.params, cause.orig or cause, connection_invalidated=True)
         self.add_detail("COMMIT was sent and not answered: look whether its changes are there before doing it again.")
+
+
+if sys.version_info >= (3, 11):
+    from builtins import ExceptionGroup
+
+    _Group = ExceptionGroup[Exception]
+else:
+
+    class _Group(Exception):
+        def __init__(self, message: str, exceptions: Sequence[Exception]) -> None:
+            super().__init__(message, exceptions)
+            self.message, self.exceptions = message, tuple(exceptions)
+
+        def __str__(self) -> str:
+            return f"{self.message} ({len(self.exceptions)} sub-exceptions)"
+
+
+class HooksFailed(FictiveError, _Group):
+    """Hooks raised, after all of them had run. What happened to the transaction stays: committed, or rolled back.
+
+    `exceptions` are what they raised, in the order of the hooks; the first is also `__cause__`. From Python 3.11 on an
+    `ExceptionGroup`, so that `except*` takes it apart.
+    """
+
+    def derive(self, excs: Sequence[Exception]) -> HooksFailed:  # type: ignore[override]
+        return HooksFailed(self.message, excs)
 
 
 class ConnectionBusy(FictiveError, sa_exc.TimeoutError):

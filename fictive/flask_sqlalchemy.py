@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import flask
 import flask_sqlalchemy
@@ -21,25 +22,34 @@ from .config import ORIGINS, Settings
 from .databases.cleanup import cleanup_tables
 from .drivers.sqlite import TakeTurnsPool, is_memory_url
 from .errors import ConfigurationError
+from .flask_transactions import app_context, around_view
 from .locks.advisory import AdvisoryKey, advisory_lock
 from .locks.rows import Rows, claim
 from .locks.tables import lock_tables
 from .rows import many_to_many
 from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
 from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
+from .session.blocks import TransactionBlock, on_commit, on_rollback, run_transaction, transaction_required
 from .session.durations import Duration
 from .session.engines import prepare
+from .session.hooks import Hook
 from .session.optin import OptInSession, check_options
 from .session.parking import ParkingPool
+from .session.retry import BeforeRetry
 from .session.scoped import OptInScopedSession
-from .session.transaction import Transaction
 
 __all__ = ["BulkMixin", "FilterByOrCreateMixin", "OptInTransactionMixin"]
 
 _NEEDED = {"flask-sqlalchemy": "3.1", "sqlalchemy": "2.0.43"}
 
+_T = TypeVar("_T")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
 if TYPE_CHECKING:
     from flask_sqlalchemy.extension import _FSAModel
+    from typing_extensions import Unpack
+
+    from .session.options import TransactionArguments
 
     class _RowsModel(_FSAModel):
         """What the mixins give a model; one class, since a database object with both has one type of Model."""
@@ -72,7 +82,7 @@ class OptInTransactionMixin(_Base):
 
     Goes before `SQLAlchemy` in the bases. Everything else is Flask-SQLAlchemy's; a `class_` in `session_options` is
     kept, with the opt-in session in front of it. Settings in `app.config`: `FICTIVE_WRITES_OUTSIDE`,
-    `FICTIVE_UNSAVED_CHANGES`, `FICTIVE_RETRY_READS`.
+    `FICTIVE_UNSAVED_CHANGES`, `FICTIVE_RETRY_READS`, `FICTIVE_ROLLBACK_STATUSES`.
 
     Raises `ConfigurationError` where the class is made, or in `init_app`, for what cannot work.
     """
@@ -113,9 +123,83 @@ class OptInTransactionMixin(_Base):
         for functions in registered:
             functions[:] = [function for function in functions if not _belongs_to(function, self)]
 
-    def transaction(self, **options: Any) -> Transaction:
-        """`OptInSession.transaction` of the current session."""
-        return self.session.transaction(**options)
+    @overload
+    def transaction(self, function: _Function, /) -> _Function: ...
+
+    @overload
+    def transaction(
+        self,
+        function: None = None,
+        /,
+        *,
+        retries: int | None = None,
+        before_retry: BeforeRetry | None = None,
+        **options: Unpack[TransactionArguments],
+    ) -> TransactionBlock: ...
+
+    def transaction(self, function: Any = None, /, **options: Any) -> Any:
+        """`fictive.sqlalchemy.transaction` of the current session: `with db.transaction():`, `@db.transaction`, or
+        `@db.transaction(retries=3)`."""
+        block = TransactionBlock(lambda: self.session, **options)
+        return block if function is None else block(function)
+
+    get_transaction = transaction
+
+    def run_transaction(
+        self,
+        function: Callable[[], _T],
+        *,
+        retries: int = 3,
+        before_retry: BeforeRetry | None = None,
+        **options: Unpack[TransactionArguments],
+    ) -> _T | None:
+        """`fictive.sqlalchemy.run_transaction` in the current session."""
+        return run_transaction(self.session, function, retries=retries, before_retry=before_retry, **options)
+
+    def transaction_required(self, function: _Function) -> _Function:
+        """Decorator: `function` raises `TransactionRequired` where it is called outside."""
+        return transaction_required(self.session)(function)
+
+    @overload
+    def transactional(self, view: _Function, /) -> _Function: ...
+
+    @overload
+    def transactional(
+        self,
+        view: None = None,
+        /,
+        *,
+        retries: int | None = None,
+        before_retry: BeforeRetry | None = None,
+        **options: Unpack[TransactionArguments],
+    ) -> Callable[[_Function], _Function]: ...
+
+    def transactional(self, view: Any = None, /, **options: Any) -> Any:
+        """Decorator: the view runs in a `transaction()`, below `@app.route`. Takes the same options.
+
+        COMMIT comes before the response leaves, so that a COMMIT that fails is an error response. An exception rolls
+        back, and so does a response with one of the status codes in `FICTIVE_ROLLBACK_STATUSES` (400 to 599 by
+        default), returned or raised by `abort()`; a redirect is a success, raised or not. What a streamed response
+        runs while it is sent comes after the COMMIT, outside.
+        """
+        block = TransactionBlock(lambda: self.session, **options)
+        return around_view(block, view) if view is not None else functools.partial(around_view, block)
+
+    def on_commit(self, fn: Hook) -> None:
+        """`fictive.sqlalchemy.on_commit` of the current session."""
+        on_commit(self.session, fn)
+
+    def on_rollback(self, fn: Hook) -> None:
+        """`fictive.sqlalchemy.on_rollback` of the current session."""
+        on_rollback(self.session, fn)
+
+    def context(self, app: flask.Flask) -> contextlib.AbstractContextManager[OptInSession]:
+        """`with db.context(app) as session:` for scripts, jobs and commands: an app context with its session.
+
+        At its end a transaction that is open is committed, an exception rolls back and comes out unchanged, and the
+        session is closed. Each context has a session of its own, nested ones as well.
+        """
+        return app_context(app, self.session)
 
     def pinned(self) -> contextlib.AbstractContextManager[OptInSession]:
         """`OptInSession.pinned` of the current session."""

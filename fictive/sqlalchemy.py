@@ -13,10 +13,20 @@ from .rows.bulk import Upserted, insert_many, update_many, upsert_many
 from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
 from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
 from .rows.many_to_many import LinkChanges, m2m_add, m2m_clear, m2m_remove, m2m_set
+from .session.blocks import (
+    TransactionBlock,
+    get_transaction,
+    on_commit,
+    on_rollback,
+    run_transaction,
+    transaction,
+    transaction_required,
+)
+from .session.contexts import create_db_context, create_db_dependency
 from .session.optin import OptInSession
 from .session.parking import ParkingPool
 from .session.scoped import OptInScopedSession, sessionmaker
-from .session.transaction import Transaction, TransactionState
+from .session.transaction import Rollback, Transaction, TransactionState
 
 __all__ = [
     "FindOrCreateDescriptor",
@@ -27,9 +37,11 @@ __all__ = [
     "OptInScopedSession",
     "OptInSession",
     "ParkingPool",
+    "Rollback",
     "Settings",
     "TakeTurnsPool",
     "Transaction",
+    "TransactionBlock",
     "TransactionState",
     "UnsavedChanges",
     "UpdateManyDescriptor",
@@ -41,8 +53,11 @@ __all__ = [
     "claim",
     "cleanup_tables",
     "create_database",
+    "create_db_context",
+    "create_db_dependency",
     "database_exists",
     "drop_database",
+    "get_transaction",
     "insert_many",
     "lock_key",
     "lock_tables",
@@ -50,7 +65,12 @@ __all__ = [
     "m2m_clear",
     "m2m_remove",
     "m2m_set",
+    "on_commit",
+    "on_rollback",
+    "run_transaction",
     "sessionmaker",
+    "transaction",
+    "transaction_required",
     "update_many",
     "upsert_many",
 ]

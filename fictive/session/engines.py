@@ -23,7 +23,16 @@ from ..drivers.base import dbapi_connection
 from ..errors import ConfigurationError, TransactionAborted
 from . import private
 
-__all__ = ["ABORTED", "STATEMENT_TIMEOUT", "check_engine", "is_lost", "listen_to", "prepare", "status_of"]
+__all__ = [
+    "ABORTED",
+    "STATEMENT_TIMEOUT",
+    "check_engine",
+    "is_aborted",
+    "is_lost",
+    "listen_to",
+    "prepare",
+    "status_of",
+]
 
 
 class Listener(Protocol):
@@ -113,8 +122,13 @@ def check_engine(engine: sa.Engine) -> None:
         )
 
 
+def is_aborted(connection: sa.Connection) -> bool:
+    """Whether a COMMIT on a connection, of any session's, would be answered with ROLLBACK, or not at all."""
+    return connection.invalidated or status_of(connection) is TransactionStatus.ABORTED
+
+
 def is_lost(connection: sa.Connection) -> bool:
-    """Whether the transaction that SQLAlchemy believes open on a connection can no longer be committed."""
+    """Whether the transaction that SQLAlchemy believes open can no longer be committed; for the opt-in session."""
     status = status_of(connection)
     if driver_for(connection.dialect).rests_in_autocommit:  # begun at once: idle is ended behind the back
         return connection.invalidated or status is TransactionStatus.IDLE

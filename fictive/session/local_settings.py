@@ -21,7 +21,7 @@ from ..errors import TransactionRequired
 from . import private
 from .engines import status_of
 
-__all__ = ["LocalSettings", "innermost", "local_settings"]
+__all__ = ["LocalSettings", "innermost", "is_within", "local_settings"]
 
 log = logging.getLogger("fictive.session")
 
@@ -31,11 +31,8 @@ _OPEN = "fictive.local_settings"
 
 def innermost(session: sa_orm.Session) -> sa_orm.SessionTransaction | None:
     """SQLAlchemy's object for the innermost savepoint or transaction, with or without a connection."""
-    return session.change_record() if isinstance(session, private.JointedSession) else _innermost(session)
-
-
-def _innermost(session: sa_orm.Session) -> sa_orm.SessionTransaction | None:
-    return session.get_nested_transaction() or session.get_transaction()
+    # SQLAlchemy's own methods: the opt-in session's say None outside
+    return sa_orm.Session.get_nested_transaction(session) or sa_orm.Session.get_transaction(session)
 
 
 @contextlib.contextmanager
@@ -95,7 +92,7 @@ class LocalSettings:
         inner, self._inner = self._inner, None
         self._session.info[_OPEN] = self._depth - 1
         event.remove(self._session, "after_begin", self._connection_taken)
-        if self._whole or not _is_within(inner, innermost(self._session)):
+        if self._whole or not is_within(inner, innermost(self._session)):
             return
         for connection in self._applied:
             if status_of(connection) in (TransactionStatus.IN_TRANSACTION, TransactionStatus.IDLE):
@@ -132,7 +129,8 @@ class LocalSettings:
         return f"fictive.outer_{self._depth}_{name}"
 
 
-def _is_within(outer: sa_orm.SessionTransaction, inner: sa_orm.SessionTransaction | None) -> bool:
+def is_within(outer: sa_orm.SessionTransaction, inner: sa_orm.SessionTransaction | None) -> bool:
+    """Whether `outer` is `inner` or around it."""
     while inner is not None and inner is not outer:
         inner = inner.parent
     return inner is outer

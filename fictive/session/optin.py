@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -29,9 +29,17 @@ from ..errors import (
 from . import private
 from .callers import caller, stack_level
 from .engines import ABORTED, is_lost, listen_to, prepare, status_of
+from .hooks import Hook, HookKind, Hooks, check_hook, settles
 from .leases import Lease, Pins, Stream, StreamLease
+from .local_settings import LocalSettings
+from .options import BlockOptions, block_options
 from .statements import PLAIN_READ, Effect, Nature, nature_of, summary
-from .transaction import Transaction, TransactionState, ended_error
+from .transaction import Joined, Transaction, TransactionState, ended_error
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import TransactionArguments
 
 __all__ = ["OptInSession", "check_options"]
 
@@ -92,6 +100,7 @@ class OptInSession(private.JointedSession):
         self._commit_sent = False
         self._committed_writes: list[str] = []
         self._prepared: sa.Engine | None = None  # the last one found prepared
+        self._hooks: Hooks | None = None
         settings = self.default_settings()
         self._writes = settings.writes_outside
         self._unsaved_changes = settings.unsaved_changes
@@ -381,6 +390,16 @@ class OptInSession(private.JointedSession):
 
     @contextlib.contextmanager
     def _transaction_of_its_own(self) -> Iterator[None]:
+        try:
+            with self._alone():
+                yield
+        except BaseException as error:
+            self.run_hooks(error)
+            raise
+        self.run_hooks(None)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
         with self.change_record_aside() as record:
             self._own = True
             try:
@@ -395,6 +414,7 @@ class OptInSession(private.JointedSession):
             finally:
                 self._own = False
 
+    @settles
     def _run_and_stay(self, run: Callable[[Any, Any], _T], statement: Any, params: Any) -> _T:
         """The statement begins a transaction that stays open (`writes_outside="begin"`)."""
         self._first_write = caller()
@@ -465,6 +485,11 @@ class OptInSession(private.JointedSession):
             self.open_change_record()
             super().flush(*_given(objects))
             return
+        self._flush_alone(objects)
+        self._remember_write(writes)
+
+    @settles
+    def _flush_alone(self, objects: Any) -> None:
         self._own = True
         try:
             record = self.open_change_record()
@@ -476,8 +501,8 @@ class OptInSession(private.JointedSession):
                 raise
         finally:
             self._own = False
-        self._remember_write(writes)
 
+    @settles
     def commit(self) -> None:
         """Inside: flush and commit, ending the block. Outside: flush what is pending in one transaction, if anything.
 
@@ -505,6 +530,7 @@ class OptInSession(private.JointedSession):
             self._own = False
         self._forget()
 
+    @settles
     def rollback(self) -> None:
         """Inside: undo the transaction, ending the block. Outside: discard what is pending; sends nothing.
 
@@ -629,28 +655,37 @@ class OptInSession(private.JointedSession):
             return False
         return isinstance(bind, sa.Connection) and bind.in_transaction()
 
-    def transaction(
-        self,
-        *,
-        isolation_level: str | None = None,
-        read_only: bool | None = None,
-        deferrable: bool | None = None,
-    ) -> Transaction:
+    def transaction(self, **arguments: Unpack[TransactionArguments]) -> Transaction:
         """A transaction outside, a savepoint inside: for code that must be atomic wherever it is called from.
 
-        `isolation_level` ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"), `read_only` and `deferrable` go into
-        BEGIN itself, and what is not given is the server's default (PostgreSQL documentation, "SET TRANSACTION").
-        They cannot change in a transaction: inside they raise `TransactionAlreadyBegun`.
+        It is begun at once. `fictive.sqlalchemy.transaction` has the arguments, and is a decorator as well.
         """
-        options = TransactionOptions(isolation_level, read_only, deferrable)
+        options = block_options(**arguments)
+        self._check_block()
+        if options.settings:
+            options.check(self.get_bind().dialect)
         if not self._is_inside():
-            return self._begin(options)
-        if options:
-            raise TransactionAlreadyBegun(
-                "A transaction is open, and its isolation level, READ ONLY and DEFERRABLE cannot change any more. "
-                "Leave the options out for a savepoint, or call transaction() outside."
-            )
-        return self.begin_nested()
+            return self._with_settings(self._begin(options.begin), options)
+        options.check_inside(self._options, enclosed=self._is_enclosed())
+        if options.savepoint:
+            return self._with_settings(self.begin_nested(), options)
+        record = self.change_record()
+        assert record is not None
+        return self._with_settings(Joined(self, record, self._tx, self), options)
+
+    def _is_enclosed(self) -> bool:
+        """Whether what is done now depends on a transaction around, other than that of a test's sandbox."""
+        block = self._tx
+        while block is not None and block.is_sandbox:
+            block = block.parent
+        return block is not None or self._tx is None
+
+    def _with_settings(self, block: Transaction, options: BlockOptions) -> Transaction:
+        if options.settings:
+            whole = block.parent is None and not block.nested and not self._joins_a_transaction()
+            block.settings = LocalSettings(self, options.settings, whole=whole)
+            block.settings.begin()
+        return block
 
     def _begin(self, options: TransactionOptions) -> Transaction:
         self._check_block()
@@ -678,7 +713,11 @@ class OptInSession(private.JointedSession):
             )
 
     def _push(self, inner: sa_orm.SessionTransaction, *, nested: bool) -> Transaction:
-        self._tx = Transaction(self, inner, self._tx, nested=nested)
+        self._tx = Transaction(self, inner, self._tx, nested=nested, keeper=self)
+        return self._tx
+
+    def innermost_block(self) -> Transaction | None:
+        """The block that was begun last and not left, whether it is active or not."""
         return self._tx
 
     def _root_block(self) -> Transaction:
@@ -688,6 +727,7 @@ class OptInSession(private.JointedSession):
             block = block.parent
         return block
 
+    @settles
     def end_transaction(self, block: Transaction, *, commit: bool, ended_at: str | None = None) -> None:
         """What `Transaction.commit()` and `rollback()` do; call those."""
         self._end(block, commit=commit, ended_at=ended_at, to_root=False)
@@ -696,7 +736,11 @@ class OptInSession(private.JointedSession):
 
     def leave(self, block: Transaction) -> None:
         """The block has been left; what was begun within it and never ended is ended with it."""
-        self._tx = block.parent if block.whole is None else block.whole.parent
+        open_block = self._tx
+        while open_block is not None and open_block is not block:
+            open_block = open_block.parent
+        if open_block is not None:  # else left already, with a block around it
+            self._tx = block.parent if block.whole is None else block.whole.parent
 
     def _end(self, block: Transaction, *, commit: bool, ended_at: str | None, to_root: bool) -> None:
         """End `block` and what is nested in it; with `to_root`, SQLAlchemy's root, under which the first block may be
@@ -704,10 +748,12 @@ class OptInSession(private.JointedSession):
         if commit:
             self._raise_if_aborted(block.inner, block, ended_at)
             try:
+                self._end_settings(block)
                 self._commit_by(super().commit if to_root else block.inner.commit)
-            except BaseException:
+            except BaseException as error:
                 self._roll_back(block, to_root)
-                self._ended(block, TransactionState.ROLLED_BACK, ended_at)
+                in_doubt = isinstance(error, CommitOutcomeUnknown)
+                self._ended(block, TransactionState.IN_DOUBT if in_doubt else TransactionState.ROLLED_BACK, ended_at)
                 raise
             writes = [*self._committed_writes, *block.writes] if block.asked_for_savepoint else []
             self._ended(block, TransactionState.COMMITTED, ended_at)
@@ -720,6 +766,17 @@ class OptInSession(private.JointedSession):
                     block.inner.rollback()
             finally:
                 self._ended(block, TransactionState.ROLLED_BACK, ended_at)
+
+    def _end_settings(self, block: Transaction) -> None:
+        """Put back what `block`, and blocks in it that nobody ended, had set: RELEASE would keep it."""
+        inner = self._tx
+        while inner is not None:
+            if inner.settings is not None and inner.is_active:
+                super().flush()
+                inner.settings.end()
+            if inner is block:
+                break
+            inner = inner.parent
 
     def _roll_back(self, block: Transaction, to_root: bool) -> None:
         """Roll back after an error, which is the one to see."""
@@ -790,6 +847,8 @@ class OptInSession(private.JointedSession):
             commit(*args)
         except sa.exc.DBAPIError as error:
             if self._commit_sent and error.connection_invalidated:
+                if self._hooks is not None:
+                    self._hooks.commit_in_doubt()
                 raise CommitOutcomeUnknown(error) from error
             raise
 
@@ -807,6 +866,34 @@ class OptInSession(private.JointedSession):
             for connection in private.connections_of(root)
         ):
             self._first_error = error
+
+    # -- hooks ------------------------------------------------------------------------------------------------------
+
+    def add_hook(self, kind: HookKind, fn: Hook) -> None:
+        """What `fictive.sqlalchemy.on_commit` and `on_rollback` do; call those."""
+        check_hook(fn)
+        self._check_block()
+        if self._is_inside():
+            if self._hooks is None:
+                self._hooks = Hooks(self, runs_itself=False)
+            self._hooks.add(self, kind, fn)
+        elif kind == "commit":
+            fn()
+
+    def run_hooks(self, error: BaseException | None) -> None:
+        """Run the hooks of transactions that have ended. After `error`, which is the one to see, theirs are logged."""
+        if self._hooks is None or not self._hooks.due:
+            return
+        block = self._tx
+        while self._tx is not None and not self._tx.is_active:  # a hook is not part of the block that has ended
+            self._tx = self._tx.parent
+        try:
+            if error is None:
+                self._hooks.run_due()
+            else:
+                self._hooks.run_after(error)
+        finally:
+            self._tx = block
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[OptInSession]:
@@ -875,18 +962,21 @@ class OptInSession(private.JointedSession):
                 stacklevel=stack_level(),
             )
 
+    @settles
     def close(self) -> None:
         """Give back whatever is held; an open transaction is rolled back. Changes not written are dropped."""
         self._discard_blocks()
         super().close()
         self._release_outlived_pins()
 
+    @settles
     def reset(self) -> None:
         """As `close()`, for a session that goes on."""
         self._discard_blocks()
         super().reset()
         self._release_outlived_pins()
 
+    @settles
     def invalidate(self) -> None:
         """As `close()`, closing the connections of an open transaction for good."""
         self._discard_blocks()

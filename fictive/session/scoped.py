@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy.orm as sa_orm
 
 from ..config import UnsavedChanges, WritesOutside
 from .optin import OptInSession
 from .transaction import Transaction
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import TransactionArguments
 
 __all__ = ["OptInScopedSession", "sessionmaker"]
 
@@ -40,7 +45,7 @@ class OptInScopedSession(sa_orm.scoped_session[OptInSession]):
     def begin_nested(self) -> Transaction:  # type: ignore[override]
         return self().begin_nested()
 
-    def transaction(self, **options: Any) -> Transaction:
+    def transaction(self, **options: Unpack[TransactionArguments]) -> Transaction:
         return self().transaction(**options)
 
     def pinned(self) -> contextlib.AbstractContextManager[OptInSession]:

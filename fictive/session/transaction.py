@@ -5,17 +5,15 @@ from __future__ import annotations
 import enum
 import logging
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import sqlalchemy.orm as sa_orm
 
-from ..errors import TransactionEnded
+from ..errors import HooksFailed, TransactionAlreadyBegun, TransactionEnded, TransactionOutOfOrder
 from .callers import caller
+from .local_settings import LocalSettings
 
-if TYPE_CHECKING:
-    from .optin import OptInSession
-
-__all__ = ["Transaction", "TransactionState"]
+__all__ = ["Joined", "Keeper", "Rollback", "Transaction", "TransactionState", "ended_error"]
 
 log = logging.getLogger("fictive.transaction")
 
@@ -27,39 +25,88 @@ class TransactionState(enum.Enum):
     COMMITTED = "committed"
     """Committed; of a savepoint: released, its fate is that of the transaction around it."""
     ROLLED_BACK = "rolled back"
+    IN_DOUBT = "in doubt"
+    """COMMIT was sent and never answered (`CommitOutcomeUnknown`)."""
+
+
+class Rollback(Exception):
+    """Raised in a block by your code: undoes that block, and ends there. Not an error, and no `FictiveError`.
+
+    `Rollback(tx)` goes on to the block that `tx` is, an outer one, and undoes all that is in it. A block that joined
+    (`savepoint=False`) has nothing of its own to undo: it ends the block that it joined.
+    """
+
+    def __init__(self, transaction: Transaction | None = None) -> None:
+        super().__init__("raised outside the block that it is for" if transaction else "raised outside any block")
+        if transaction is not None:
+            if not isinstance(transaction, Transaction):
+                raise TypeError(f"Rollback() takes what `with transaction() as tx:` gives, not {transaction!r}.")
+            transaction = transaction.own_block()
+            transaction.raise_unless_active()
+        self.transaction = transaction
+
+    def ends(self, transaction: Transaction) -> bool:
+        """Whether it is for this block, which it has reached."""
+        return self.transaction is None or self.transaction is transaction
+
+
+class Keeper(Protocol):
+    """Who ends the blocks of one session: the opt-in session itself, or `PlainBlocks` for a plain one."""
+
+    def end_transaction(self, block: Transaction, *, commit: bool, ended_at: str | None = None) -> None: ...
+
+    def leave(self, block: Transaction) -> None: ...
+
+    def innermost_block(self) -> Transaction | None: ...
 
 
 class Transaction:
     """What `begin()`, `begin_nested()` and `transaction()` return: a context manager around atomic work.
 
-    A block that ends normally commits (a savepoint: is released); an exception rolls back and comes out unchanged.
-    Without `with`, `commit()` or `rollback()` end it. BEGIN goes with the first statement; a transaction of n
-    statements is n + 1 round trips, and none without a statement.
+    A block that ends normally commits (a savepoint: is released); an exception rolls back and comes out unchanged,
+    but for `Rollback`, which ends with the block that it is for. Without `with`, `commit()` or `rollback()` end it.
+    BEGIN goes with the first statement; a transaction of n statements is n + 1 round trips, and none without a
+    statement.
 
     Not a `sqlalchemy.orm.SessionTransaction`, but has its `commit`, `rollback`, `close`, `is_active`, `nested`,
     `parent` and `session`.
     """
 
     def __init__(
-        self, session: OptInSession, inner: sa_orm.SessionTransaction, parent: Transaction | None, *, nested: bool
+        self,
+        session: sa_orm.Session,
+        inner: sa_orm.SessionTransaction,
+        parent: Transaction | None,
+        *,
+        nested: bool,
+        keeper: Keeper,
     ) -> None:
         self.session = session
         self.parent = parent
         self.nested = nested
-        self.state = TransactionState.ACTIVE
         self.ended_at: str | None = None
         """The line that ended the transaction before its block was left."""
         self.asked_for_savepoint = False
         """Begun by `begin_nested()` where there was no transaction to nest in."""
         self.whole: Transaction | None = None
         """The transaction that this savepoint was begun with, and ends with."""
+        self.is_sandbox = False
+        """Set on the transaction that a test puts around the application: what is in it counts as outside."""
+        self.settings: LocalSettings | None = None
         self.writes: list[str] = []
+        self._state = TransactionState.ACTIVE
+        self._keeper = keeper
         self._inner = inner
         self._entered = False
 
     def __repr__(self) -> str:
         kind = "savepoint" if self.nested else "transaction"
         return f"<{kind} {self.state.value}{f', ended at {self.ended_at}' if self.ended_at else ''}>"
+
+    @property
+    def state(self) -> TransactionState:
+        """A `TransactionState`, readable after the end."""
+        return self._state
 
     @property
     def is_active(self) -> bool:
@@ -72,13 +119,13 @@ class Transaction:
         Raises `TransactionAborted`, from the first error, when the server has given the transaction up already; it
         is rolled back then, and so it is when the flush or the COMMIT fails.
         """
-        self._raise_unless_active()
-        self.session.end_transaction(self, commit=True, ended_at=caller() if self._entered else None)
+        self.raise_unless_active()
+        self._keeper.end_transaction(self, commit=True, ended_at=caller() if self._entered else None)
 
     def rollback(self) -> None:
         """Undo all of it, in the database and on the session's objects. 1 round trip; none if nothing was sent."""
-        self._raise_unless_active()
-        self.session.end_transaction(self, commit=False, ended_at=caller() if self._entered else None)
+        self.raise_unless_active()
+        self._keeper.end_transaction(self, commit=False, ended_at=caller() if self._entered else None)
 
     def close(self) -> None:
         """Roll back if it is still open."""
@@ -86,30 +133,53 @@ class Transaction:
             self.rollback()
 
     def __enter__(self) -> Transaction:
-        self._raise_unless_active()
+        self.raise_unless_active()
         self._entered = True
         return self
 
     def __exit__(
         self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    ) -> bool | None:
+        ends_here = isinstance(error, Rollback) and error.ends(self)
         try:
             if not self.is_active:
-                return  # ended inside; an exception goes on
+                if ends_here and self.state is not TransactionState.ROLLED_BACK:
+                    raise ended_error(self) from error
+                return ends_here or None  # ended inside; another exception goes on
             if error is None:
-                self.session.end_transaction(self, commit=True)
-                return
+                self._raise_if_left_too_early()
+                self._keeper.end_transaction(self, commit=True)
+                return None
             try:
-                self.session.end_transaction(self, commit=False)
+                self._keeper.end_transaction(self, commit=False)
+            except HooksFailed:
+                if ends_here:
+                    raise
+                log.warning("hooks failed after %r", error, exc_info=True)
             except Exception:  # the user's error is the one to see; the connection has been closed
                 log.warning("ROLLBACK failed after %r", error, exc_info=True)
+            return ends_here or None
         finally:
-            self.session.leave(self)
+            self._keeper.leave(self)
+
+    def _raise_if_left_too_early(self) -> None:
+        block = self._keeper.innermost_block()
+        while block is not None and block is not self:
+            if block.is_active and block.entered and block.whole is not self:
+                still_open = repr(block)
+                self._keeper.end_transaction(self, commit=False, ended_at=caller())
+                raise TransactionOutOfOrder(
+                    f"The block was left while {still_open}, begun within it, is open. Both were rolled back. Leave "
+                    "blocks in the reverse order of entering them; a generator that holds one open has to be closed."
+                )
+            block = block.parent
 
     def ended(self, state: TransactionState, ended_at: str | None) -> None:
-        """Told by the session, which ended it."""
-        self.state = state
+        """Told by its keeper, which ended it."""
+        self._state = state
         self.ended_at = ended_at
+        if self.settings is not None:
+            self.settings.end()
 
     @property
     def inner(self) -> sa_orm.SessionTransaction:
@@ -121,9 +191,57 @@ class Transaction:
         """Whether it is the object of a `with` block."""
         return self._entered
 
-    def _raise_unless_active(self) -> None:
+    def own_block(self) -> Transaction:
+        """The block that a `Rollback` for this one ends."""
+        return self
+
+    def raise_unless_active(self) -> None:
         if not self.is_active:
             raise ended_error(self)
+
+
+class Joined(Transaction):
+    """What `transaction(savepoint=False)` returns inside: part of the block around it, whose state is its own."""
+
+    def __init__(
+        self, session: sa_orm.Session, inner: sa_orm.SessionTransaction, joined: Transaction | None, keeper: Keeper
+    ) -> None:
+        super().__init__(session, inner, joined, nested=False, keeper=keeper)
+        self._joined = joined  # None: a transaction that no block began, as under writes_outside="begin"
+
+    @property
+    def state(self) -> TransactionState:
+        return self._joined.state if self._joined is not None else self._state
+
+    def own_block(self) -> Transaction:
+        return self._joined.own_block() if self._joined is not None else self
+
+    def commit(self) -> None:
+        self.raise_unless_active()
+        raise TransactionAlreadyBegun("This block joined the transaction around it, whose block commits it.")
+
+    def rollback(self) -> None:
+        """Undo the whole block that it joined."""
+        self.raise_unless_active()
+        if self._joined is not None:
+            self._joined.rollback()
+        else:
+            self.session.rollback()
+            self._state = TransactionState.ROLLED_BACK
+
+    def __exit__(
+        self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if self.settings is not None:
+            try:
+                if error is None and self.is_active:
+                    self.session.flush()  # the timeouts are for what the block wrote
+            finally:
+                self.settings.end()
+        ends_here = self._joined is None and isinstance(error, Rollback) and error.ends(self)
+        if ends_here and self.is_active:
+            self.rollback()
+        return ends_here or None
 
 
 def ended_error(transaction: Transaction) -> TransactionEnded:

@@ -1,0 +1,231 @@
+"""`transaction()` on any session: a context manager, a decorator, and a runner that tries again."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import sqlalchemy.orm as sa_orm
+
+from ..errors import ConfigurationError, TransactionAlreadyBegun, TransactionEnded, TransactionRequired
+from .given import session_of
+from .hooks import Hook, HookKind, check_hook
+from .optin import OptInSession
+from .options import block_options
+from .plain import plain_blocks, plain_hooks
+from .retry import BeforeRetry, check_retries, run_with_retries
+from .transaction import Transaction
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import TransactionArguments
+
+__all__ = [
+    "TransactionBlock",
+    "get_transaction",
+    "on_commit",
+    "on_rollback",
+    "run_transaction",
+    "transaction",
+    "transaction_required",
+]
+
+_T = TypeVar("_T")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class TransactionBlock:
+    """What `transaction()` returns: `with` begins it and gives the `Transaction`; as a decorator it is around a call.
+
+    Nothing is begun before. For one thread at a time as a context manager, for any number as a decorator.
+    """
+
+    def __init__(
+        self,
+        session: Callable[[], Any],
+        *,
+        retries: int | None = None,
+        before_retry: BeforeRetry | None = None,
+        **arguments: Unpack[TransactionArguments],
+    ) -> None:
+        """`session` is called for the session each time."""
+        block_options(**arguments)
+        if before_retry is not None and (retries is None or not callable(before_retry)):
+            raise ConfigurationError("before_retry is a function, and comes with retries.")
+        self._retries = None if retries is None else check_retries(retries)
+        self._before_retry = before_retry
+        self._arguments = arguments
+        self._session = session
+        self._entered: Transaction | None = None
+
+    def begin(self) -> Transaction:
+        """Begin it now; `Transaction.commit()` and `rollback()` end it."""
+        session = session_of(self._session())
+        if isinstance(session, OptInSession):
+            return session.transaction(**self._arguments)
+        return plain_blocks(session).begin(block_options(**self._arguments))
+
+    def __enter__(self) -> Transaction:
+        if self._retries is not None:
+            raise ConfigurationError(
+                "A `with` block cannot be run a second time, so retries are for functions: decorate one with "
+                "@db.transaction(retries=n), or call db.run_transaction(function, retries=n)."
+            )
+        if self._entered is not None:
+            raise TransactionAlreadyBegun("This transaction() has been entered already; call transaction() once more.")
+        block = self.begin()
+        self._entered = block
+        return block.__enter__()
+
+    def __exit__(
+        self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        block, self._entered = self._entered, None
+        assert block is not None
+        return block.__exit__(type_, error, traceback)
+
+    def __call__(self, function: _Function) -> _Function:
+        _check_function(function)
+
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return self.run(functools.partial(function, *args, **kwargs))
+
+        return run  # type: ignore[return-value]
+
+    def run(self, function: Callable[[], _T]) -> _T | None:
+        """Call `function` in it, with retries as asked for. None after a `Rollback`."""
+
+        def once() -> _T | None:
+            with self.begin():
+                return function()
+            return None
+
+        if not self._retries:
+            return once()
+        return run_with_retries(session_of(self._session()), once, self._retries, self._before_retry)
+
+
+def _check_function(function: object) -> None:
+    if not callable(function):
+        raise TypeError(f"transaction() decorates functions, not {function!r}. Options go by keyword.")
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError(
+            f"{function!r} does its work after it has returned, and so after the transaction. Put "
+            "`with transaction():` in it instead."
+        )
+
+
+def transaction(
+    session: Any,
+    *,
+    retries: int | None = None,
+    before_retry: BeforeRetry | None = None,
+    **options: Unpack[TransactionArguments],
+) -> TransactionBlock:
+    """A transaction outside, a savepoint inside: for code that must be atomic wherever it is called from.
+
+    `with transaction(session) as tx:`, or `@transaction(session)` on a function. `session` is any session or
+    `scoped_session`; a `scoped_session` is asked anew for each call.
+
+    `isolation_level` ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"), `read_only` and `deferrable` go into
+    BEGIN itself, and what is not given is the server's default (PostgreSQL documentation, "SET TRANSACTION"). They
+    cannot change in a transaction: inside, one that differs raises `TransactionAlreadyBegun`.
+
+    `lock_timeout` and `statement_timeout` (`"5s"`, seconds, a timedelta) hold for the statements of the block, and
+    not past it; they ride with the first statement. PostgreSQL only.
+
+    `durable=True` raises `TransactionAlreadyBegun` inside: the block is committed when it ends. `savepoint=False` is
+    part of the transaction that is open, and begins only outside.
+
+    `retries=n`, for functions only: on SQLSTATE 40001 and 40P01, from COMMIT as well, the transaction is run up to n
+    more times, after a pause with jitter, on a session that has forgotten the failed try; before each
+    `before_retry(number, error)` is called. Refused inside, and with unsaved changes in the session; never done after
+    `CommitOutcomeUnknown`.
+
+    Costs one round trip more than its statements; as a savepoint none, or one where it is sent alone. On a plain
+    session whatever has run has begun a transaction, which its owner commits: there it is a savepoint.
+    """
+    return TransactionBlock(lambda: session, retries=retries, before_retry=before_retry, **options)
+
+
+get_transaction = transaction
+
+
+def run_transaction(
+    session: Any,
+    function: Callable[[], _T],
+    *,
+    retries: int = 3,
+    before_retry: BeforeRetry | None = None,
+    **options: Unpack[TransactionArguments],
+) -> _T | None:
+    """Call `function` in a `transaction()`, with retries, and return what it returns; None after a `Rollback`.
+
+    `function` may run several times: what it does outside the database belongs in an `on_commit` hook.
+    """
+    _check_function(function)
+    return TransactionBlock(lambda: session, retries=retries, before_retry=before_retry, **options).run(function)
+
+
+def transaction_required(session: Any) -> Callable[[_Function], _Function]:
+    """Decorator: the function raises `TransactionRequired` where it is called outside. Sends nothing."""
+
+    def decorate(function: _Function) -> _Function:
+        _check_function(function)
+
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not session_of(session).in_transaction():
+                raise TransactionRequired(
+                    f"{getattr(function, '__qualname__', function)}() has to be called in a transaction, and none is "
+                    "open. Put the call in `with db.session.begin():`."
+                )
+            return function(*args, **kwargs)
+
+        return run  # type: ignore[return-value]
+
+    return decorate
+
+
+def on_commit(session: Any, fn: Hook) -> None:
+    """Call `fn()` once what is done now is committed: after COMMIT of the whole transaction, outside of it.
+
+    Hooks run in the order of registration, and may use the session and begin transactions. Dropped when the savepoint
+    it was registered in, or one around it, is rolled back. Outside, where each statement is committed already, `fn` is
+    called at once. In a block whose transaction has ended: `TransactionEnded`.
+
+    All hooks run even if one raises; then `HooksFailed` has all errors, and the transaction is still committed. After
+    `CommitOutcomeUnknown` neither kind of hook runs. A hook is not kept anywhere but in this process: what must not be
+    lost belongs in a table.
+    """
+    _add("commit", session, fn)
+
+
+def on_rollback(session: Any, fn: Hook) -> None:
+    """Call `fn()` when what is done now is undone: after the rollback of the savepoint it was registered in, or of one
+    around it, or of the whole transaction.
+
+    Outside there is nothing that could be undone, and `fn` is never called. Otherwise as `on_commit`. When an error
+    ends the block, that error is raised, and those of hooks are logged.
+    """
+    _add("rollback", session, fn)
+
+
+def _add(kind: HookKind, given: Any, fn: Hook) -> None:
+    session = session_of(given)
+    if isinstance(session, OptInSession):
+        session.add_hook(kind, fn)
+        return
+    check_hook(fn)
+    if session.in_transaction():
+        current: sa_orm.SessionTransaction | None = session.get_nested_transaction() or session.get_transaction()
+        if current is not None and not current.is_active:
+            raise TransactionEnded(f"on_{kind}() in a transaction that has failed; rollback() ends it.")
+        plain_hooks(session).add(session, kind, fn)
+    elif kind == "commit":
+        fn()

@@ -1,0 +1,95 @@
+"""The options of one block, checked where they are given."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TypedDict
+
+import sqlalchemy as sa
+
+from ..config import flag
+from ..drivers import TransactionOptions
+from ..errors import ConfigurationError, TransactionAlreadyBegun, UnsupportedDialect
+from .durations import Duration, timeout_in_ms
+
+__all__ = ["BlockOptions", "TransactionArguments", "block_options"]
+
+
+class TransactionArguments(TypedDict, total=False):
+    """What `transaction()` takes by keyword; its docstring has the meanings."""
+
+    isolation_level: str | None
+    read_only: bool | None
+    deferrable: bool | None
+    lock_timeout: Duration | None
+    statement_timeout: Duration | None
+    durable: bool
+    savepoint: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockOptions:
+    """What `transaction()` was asked for."""
+
+    begin: TransactionOptions
+    settings: Mapping[str, int]
+    """For SET LOCAL; timeouts in milliseconds."""
+    durable: bool
+    savepoint: bool
+
+    def check(self, dialect: sa.Dialect) -> None:
+        """Raise for what the database does not have."""
+        if self.settings and dialect.name != "postgresql":
+            name = next(iter(self.settings))
+            raise UnsupportedDialect(f"{name} of a transaction needs PostgreSQL; this is {dialect.name}.")
+
+    def check_inside(self, begun_with: TransactionOptions, *, enclosed: bool) -> None:
+        """Raise for what cannot be had within a transaction that was `begun_with` other options.
+
+        `enclosed`: whether its outcome depends on a block around.
+        """
+        if self.durable and enclosed:
+            raise TransactionAlreadyBegun(
+                "transaction(durable=True) promises that its block is committed when it ends, and a transaction is "
+                "open around it. Call it outside, or leave durable out."
+            )
+        for field in dataclasses.fields(self.begin):
+            asked, has = getattr(self.begin, field.name), getattr(begun_with, field.name)
+            if asked is not None and asked != has:
+                raise TransactionAlreadyBegun(
+                    f"A transaction is open, begun with {field.name}={has!r}; that cannot change to {asked!r} in it, "
+                    "nor can isolation level, READ ONLY and DEFERRABLE at all. Leave the option out for a savepoint, "
+                    "or call transaction() outside."
+                )
+
+
+def block_options(
+    *,
+    isolation_level: str | None = None,
+    read_only: bool | None = None,
+    deferrable: bool | None = None,
+    lock_timeout: Duration | None = None,
+    statement_timeout: Duration | None = None,
+    durable: bool = False,
+    savepoint: bool = True,
+) -> BlockOptions:
+    """The arguments of `transaction()` as one object; `ConfigurationError` for a value that cannot be one."""
+    if isolation_level is not None and not isinstance(isolation_level, str):
+        raise ConfigurationError(f"isolation_level = {isolation_level!r}: expected a name such as 'SERIALIZABLE'.")
+    for name, value in (("read_only", read_only), ("deferrable", deferrable)):
+        if value is not None:
+            flag(value, name)
+    for name, value in (("durable", durable), ("savepoint", savepoint)):
+        flag(value, name)
+    if durable and not savepoint:
+        raise ConfigurationError("durable=True begins, savepoint=False joins: one of the two.")
+    timeouts = {"lock_timeout": lock_timeout, "statement_timeout": statement_timeout}
+    return BlockOptions(
+        TransactionOptions(
+            isolation_level.upper().replace("_", " ") if isolation_level is not None else None, read_only, deferrable
+        ),
+        {name: timeout_in_ms(value, name) for name, value in timeouts.items() if value is not None},
+        durable,
+        savepoint,
+    )
