@@ -114,7 +114,7 @@ class OneSync(AsItIs):
 
 
 class Fictive(AsItIs):
-    title = "   fictive's connection, which does b"
+    title = "   fictive's connection, which does d"
 
     def __init__(self, url: str) -> None:
         self.connection = RidingConnection.connect(url)
