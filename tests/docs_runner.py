@@ -42,7 +42,8 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from flask import Flask
+from flask import Flask, has_app_context
+from flask.globals import app_ctx
 from flask_sqlalchemy import SQLAlchemy
 
 _DIRECTIVE = re.compile(r"^(?P<indent>\s*)\.\. (?P<name>code-block|wire)::(?P<rest>.*)$")
@@ -172,6 +173,13 @@ def run_page(
     finally:
         del sys.modules[module.__name__]
         _dispose(module.__dict__)
+        leave_app_contexts()
+
+
+def leave_app_contexts() -> None:
+    """A page pushes one to show what happens in it, and need not say how that ends."""
+    while has_app_context():
+        app_ctx._get_current_object().pop()  # type: ignore[attr-defined]
 
 
 def _run_blocks(page: Path, blocks: list[Block], namespace: dict[str, Any], wire: Any, compare_sql: bool) -> None:

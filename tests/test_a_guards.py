@@ -34,6 +34,12 @@ Backends = Callable[[], list[str]]
 
 POOL_OF_ONE = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 1}
 
+# Other workers' tests have locks in their databases.
+ADVISORY_LOCKS = (
+    "select count(*) from pg_locks where locktype = 'advisory'"
+    " and database = (select oid from pg_database where datname = current_database())"
+)
+
 
 @pytest.fixture
 def rows(look: Look) -> None:
@@ -819,7 +825,7 @@ class TestPinned:
                 assert not {"BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT"} & set(verbs(log))
                 assert not db.session.in_transaction()
                 assert backends() == ["idle"]
-                assert look("select count(*) from pg_locks where locktype = 'advisory' and objid = 42") == [1]
+                assert look(f"{ADVISORY_LOCKS} and objid = 42") == [1]
                 if leave:
                     raise leave
         if leave:
@@ -1046,7 +1052,7 @@ class TestPinned:
                 assert db.session.scalar(sa.select(sa.func.pg_try_advisory_lock(7)))
                 if leave:
                     raise leave
-            assert look("select count(*) from pg_locks where locktype = 'advisory'") == [0]
+            assert look(ADVISORY_LOCKS) == [0]
 
 
 # -- A14 --------------------------------------------------------------------------------------------------------------

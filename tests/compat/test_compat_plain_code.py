@@ -611,7 +611,8 @@ def query_for_update_end_of_context(t: Any) -> Any:
 
 @snippet("refused")
 def advisory_lock_of_the_transaction(t: Any) -> Any:
-    count = "select count(*) from pg_locks where locktype = 'advisory'"
+    here = "(select oid from pg_database where datname = current_database())"
+    count = f"select count(*) from pg_locks where locktype = 'advisory' and database = {here}"
     t.session.execute(sa.select(sa.func.pg_advisory_xact_lock(1)))
     held = t.look(count)
     t.session.commit()
