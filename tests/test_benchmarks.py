@@ -27,6 +27,8 @@ from benchmarks.timing import Crew, Progress, Spread, interleave, ratios
 from fictive.testing.postgres import Server
 from fictive.testing.wire import Wire
 
+pytestmark = pytest.mark.any_sqlalchemy
+
 TINY = dataclasses.replace(SMOKE, latency_requests=2, objects=50)
 
 

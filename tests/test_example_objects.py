@@ -30,6 +30,8 @@ from examples.objects.insurer import Insurer
 from examples.objects.models import MOVING
 from fictive.testing.postgres import Server
 
+pytestmark = pytest.mark.any_sqlalchemy
+
 ROOT = Path(__file__).parent.parent
 
 

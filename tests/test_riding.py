@@ -200,6 +200,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("query", ERRORS.values(), ids=ERRORS.keys())
+@pytest.mark.any_sqlalchemy
 class TestErrors:
     """The class, the SQLSTATE, the position and the SQL of an error are those of the user's statement."""
 

@@ -21,6 +21,8 @@ import pytest
 
 from fictive.testing import postgres
 
+pytestmark = pytest.mark.any_sqlalchemy
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # A process that uses the shared server until its standard input ends.

@@ -23,6 +23,8 @@ import sqlalchemy as sa
 from fictive.testing import postgres
 from fictive.testing.wire import Exchange, Wire, _Frames
 
+pytestmark = pytest.mark.any_sqlalchemy
+
 DRIVERS = [psycopg2, psycopg]
 every_driver = pytest.mark.parametrize("driver", [module.__name__ for module in DRIVERS])
 
