@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
 import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -16,6 +20,7 @@ from fictive.sqlalchemy import (
     FindOrCreateDescriptor,
     GetOrCreateDescriptor,
     InsertManyDescriptor,
+    LockMode,
     OptInSession,
     Transaction,
     TransactionState,
@@ -23,7 +28,12 @@ from fictive.sqlalchemy import (
     Upserted,
     UpsertManyDescriptor,
     WritesOutside,
+    advisory_lock,
+    claim,
+    cleanup_tables,
+    create_database,
     insert_many,
+    lock_tables,
     sessionmaker,
     update_many,
 )
@@ -59,6 +69,13 @@ def view(id_: int) -> str:
     assert_type(db.session.in_transaction(), bool)
     with db.transaction(isolation_level="SERIALIZABLE", read_only=True), db.session.no_autoflush:
         pass
+    with db.lock_tables([Thing], mode=LockMode.SHARE, timeout="5s") as locked, db.advisory_lock(1):
+        assert_type(locked, sa_orm.Session)
+        assert_type(locked.scalars(claim(sa.select(Thing), limit=3)).all(), Sequence[Thing])
+    assert_type(lock_tables(db.session, [Thing]), AbstractContextManager[sa_orm.Session])
+    assert_type(advisory_lock(db.session, (1, 2), shared=True), AbstractContextManager[sa_orm.Session])
+    assert_type(create_database("a", server_url="postgresql://", exist_ok=True), bool)
+    cleanup_tables(db.session, Base)
     with db.pinned() as session:
         assert_type(session, OptInSession)
     return thing.name

@@ -123,7 +123,7 @@ _WORK = """  WITH RECURSIVE bond(oid, whole) AS MATERIALIZED (
         ' UNION ALL ') FILTER (WHERE NOT hidden AND NOT used)
     INTO fictive_big, fictive_dirty, fictive_sql
     FROM pg_class c, LATERAL (SELECT
-      c.relrowsecurity OR current_setting('transaction_isolation') <> 'read committed' AS hidden,
+      c.relrowsecurity OR left(current_setting('transaction_isolation'), 4) <> 'read' AS hidden,
       coalesce(c.oid = ANY (fictive_used), false) AS used) of_it
     WHERE c.oid = ANY (fictive_all) AND c.relkind = 'r' AND (used OR pg_relation_size(c.oid) > 0);
   IF fictive_sql IS NOT NULL THEN

@@ -187,20 +187,24 @@ def _check_taken(result: Any, wanted: _Wanted) -> None:
 def _unlock(connection: sa.Connection, wanted: _Wanted) -> LockLost | None:
     """Give the lock back; what is wrong when it was not there any more."""
     unlock = sa.func.pg_advisory_unlock_shared if wanted.shared else sa.func.pg_advisory_unlock
-    message = (
-        f"advisory_lock(): the lock on the key {wanted.given!r} was lost before the end of its block{{}}; somebody "
-        "else may have had it meanwhile. Look whether what the block did is right."
-    )
     if connection.invalidated or connection.closed:
-        return LockLost(message.format(" with its connection"))
+        return _lost(wanted, "with its connection")
     try:
         if connection.scalar(sa.select(unlock(*_binds(wanted.key)))):
             return None
     except sa.exc.DBAPIError as error:
-        lost = LockLost(message.format(" with its connection"), error)
-        lost.__cause__ = error
-        return lost
-    return LockLost(message.format(": another server process answered, as behind a pooler of transactions"))
+        return _lost(wanted, "with its connection", error)
+    return _lost(wanted, "(another server process answered, as behind a pooler of transactions)")
+
+
+def _lost(wanted: _Wanted, how: str, cause: sa.exc.DBAPIError | None = None) -> LockLost:
+    lost = LockLost(
+        f"advisory_lock(): the lock on the key {wanted.given!r} was lost {how} before the end of its block; somebody "
+        "else may have had it meanwhile. Look whether what the block did is right.",
+        cause,
+    )
+    lost.__cause__ = cause
+    return lost
 
 
 def lock_key(key: AdvisoryKey) -> LockKey:

@@ -15,6 +15,7 @@ from ..config import choice, flag
 from ..errors import ConfigurationError
 from ..session.durations import Duration, timeout_in_ms
 from ..session.given import require_postgresql, session_of
+from ..session.optin import OptInSession
 from .server import Quoting, ServerBlock, lock_timeouts, waiting_block
 
 __all__ = ["LockMode", "lock_tables", "tables_of"]
@@ -112,9 +113,13 @@ def _locked(session: sa_orm.Session, statement: sa.Executable, tables: list[sa.T
         yield session
 
 
+def _begun(session: sa_orm.Session) -> contextlib.AbstractContextManager[Any]:
+    """`session.begin()`, on a plain session too without the error of a ROLLBACK in place of the block's own."""
+    return session.begin() if isinstance(session, OptInSession) else _begun_plainly(session)
+
+
 @contextlib.contextmanager
-def _begun(session: sa_orm.Session) -> Iterator[None]:
-    """`session.begin()`, also on a plain session without the error of a ROLLBACK in place of the block's own."""
+def _begun_plainly(session: sa_orm.Session) -> Iterator[None]:
     transaction = session.begin()
     with transaction:
         try:
