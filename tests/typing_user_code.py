@@ -71,7 +71,8 @@ def view(id_: int) -> str:
         pass
     with db.lock_tables([Thing], mode=LockMode.SHARE, timeout="5s") as locked, db.advisory_lock(1):
         assert_type(locked, sa_orm.Session)
-        assert_type(locked.scalars(claim(sa.select(Thing), limit=3)).all(), Sequence[Thing])
+        waiting = sa.select(Thing)
+        assert_type(locked.scalars(claim(waiting, limit=3)).all(), Sequence[Thing])
     assert_type(lock_tables(db.session, [Thing]), AbstractContextManager[sa_orm.Session])
     assert_type(advisory_lock(db.session, (1, 2), shared=True), AbstractContextManager[sa_orm.Session])
     assert_type(create_database("a", server_url="postgresql://", exist_ok=True), bool)
