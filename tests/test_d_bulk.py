@@ -20,6 +20,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fictive.errors import (
+    ConfigurationError,
     DuplicateRows,
     RowsDiffer,
     TransactionAlreadyBegun,
@@ -306,9 +307,9 @@ class Oops(Exception):
     pass
 
 
-def _failing(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _failing(rows: list[dict[str, Any]], error: BaseException | None = None) -> Iterator[dict[str, Any]]:
     yield from rows
-    raise Oops("half way")
+    raise error or Oops("half way")
 
 
 WORKS: dict[str, Callable[..., Any]] = {
@@ -323,6 +324,8 @@ def test_d8_rows_that_raise_half_way_leave_nothing(app: Flask, look: Look, work:
     with pytest.raises(Oops) as caught:
         work(_failing(_pages(700)), batch_size=100)
     assert not getattr(caught.value, "__notes__", [])
+    with pytest.raises(KeyboardInterrupt):
+        work(_failing(_pages(700), KeyboardInterrupt()), batch_size=100)
     assert look("select count(*) from page") == [0]
     with db.session.begin():
         db.session.add(Page(slug="mine"))
@@ -635,3 +638,18 @@ def test_upsert_needs_a_database_that_has_it() -> None:
     session = sa_orm.Session(sa.create_mock_engine("mysql+pymysql://", lambda *_: None))  # type: ignore[arg-type]
     with pytest.raises(UnsupportedDialect, match=r"upsert_many\(\) needs PostgreSQL or SQLite"):
         upsert_many(session, Page, itertools.repeat({"slug": "a"}), key="slug")
+
+
+def test_the_mixin_goes_before_the_class_and_leaves_names_alone() -> None:
+    with pytest.raises(ConfigurationError, match="BulkMixin comes after SQLAlchemy in the bases of Wrong"):
+        type("Wrong", (SQLAlchemy, BulkMixin), {})
+
+    class Own(DeclarativeBase):
+        insert_many = "its own"
+
+    class Plain(BulkMixin, SQLAlchemy):
+        pass
+
+    model = Plain(model_class=Own).Model
+    assert model.insert_many == "its own"
+    assert callable(model.upsert_many)
