@@ -96,7 +96,12 @@ def _drivers() -> list[str]:
 def _scale(options: argparse.Namespace) -> Scale:
     scale = SMOKE if options.smoke else Scale()
     if options.rounds is not None:
-        scale = dataclasses.replace(scale, rounds=options.rounds, slow_rounds=min(options.rounds, scale.slow_rounds))
+        scale = dataclasses.replace(
+            scale,
+            rounds=options.rounds,
+            slow_rounds=min(options.rounds, scale.slow_rounds),
+            row_rounds=min(options.rounds, scale.row_rounds),
+        )
     return scale
 
 
