@@ -9,7 +9,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from typing_extensions import assert_type
 
 from fictive.errors import TransactionRequired
@@ -35,6 +35,7 @@ from fictive.sqlalchemy import (
     insert_many,
     lock_tables,
     sessionmaker,
+    transaction,
     update_many,
 )
 
@@ -157,3 +158,35 @@ def repositories() -> None:
     assert_type(cities.page(2).total, int)
     assert_type(Cities(db.session).large(), list[City])
     assert_type(Cities(db.session).update(1, size=3), City)
+
+
+@db.transaction
+def bare(number: int) -> str:
+    return str(number)
+
+
+@db.transaction(retries=3, isolation_level="SERIALIZABLE", lock_timeout="5s")
+def called(number: int) -> str:
+    return str(number)
+
+
+@db.transactional
+def one_view() -> str:
+    return ""
+
+
+@db.transactional(statement_timeout=2.5)
+def other_view() -> str:
+    return ""
+
+
+def blocks(session: Session) -> int:
+    assert_type(bare(1), str)
+    assert_type(called(1), str)
+    assert_type(one_view() + other_view(), str)
+    assert_type(db.run_transaction(lambda: 1, retries=2), int | None)
+    db.on_commit(lambda: None)
+    with db.transaction(durable=True) as block:
+        assert_type(block, Transaction)
+    with transaction(session, savepoint=False) as block:
+        return 1
