@@ -184,6 +184,10 @@ def other(pg: postgres.Server, database_name: str) -> Iterator[psycopg.Connectio
         connection.rollback()
 
 
+WAITING = """select locktype from pg_locks join pg_stat_activity using (pid)
+             where not granted and datname = current_database()"""
+
+
 @contextlib.contextmanager
 def in_thread(app: Flask, look: Look, work: Callable[[], Any]) -> Iterator[concurrent.futures.Future[Any]]:
     """Runs `work` in another thread until it waits for a lock; its outcome once the block has been left."""
@@ -194,8 +198,8 @@ def in_thread(app: Flask, look: Look, work: Callable[[], Any]) -> Iterator[concu
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         future = pool.submit(run)
-        while not look("select pid from pg_locks where not granted") and not future.done():
-            pass
+        while not look(WAITING) and not future.done():
+            concurrent.futures.wait([future], timeout=0.01)
         yield future
         concurrent.futures.wait([future])
 
@@ -354,10 +358,10 @@ def test_d5_equal_values_take_one_lock(create: Any, app: Flask, look: Look) -> N
     with db.session.begin():
         Loose.find_or_create(n=1)
         with in_thread(app, look, lambda: Loose.get_or_create(n=decimal.Decimal(1))[1]) as future:
-            assert look("select locktype from pg_locks where not granted") == ["advisory"]
+            assert look(WAITING) == ["advisory"]
             db.session.commit()
             assert future.result(60) is False
-    assert look("select locktype from pg_locks where locktype = 'advisory'") == []
+    assert look(WAITING) == []
 
 
 # -- D4: errors are seen ----------------------------------------------------------------------------------------------
@@ -386,10 +390,28 @@ def test_d4_other_violations_surface(create: Any, wire: Wire, look: Look) -> Non
             method(note="same")
 
 
+@one_driver
+def test_d4_an_error_that_is_caught_inside(create: Any, look: Look) -> None:
+    """It aborts the transaction, as any does; nothing after it is committed by accident."""
+    create(Loose)
+    look("alter table loose add check (n < 10)")
+    with pytest.raises(sa.exc.DBAPIError), db.session.begin():
+        Topic.find_or_create(label="before")
+        with pytest.raises(sa.exc.IntegrityError, match="loose_n_check"):
+            Loose.find_or_create({"n": 10}, word="x")
+        Topic.find_or_create(label="after")
+    with db.session.begin():
+        Loose.find_or_create({"n": 1}, word="x")
+        with pytest.raises(sa.exc.IntegrityError, match="loose_n_check"), db.session.begin_nested():
+            Loose.find_or_create({"n": 10}, word="y")
+        Topic.find_or_create(label="after")
+    assert look("select label from topic union all select word from loose") == ["after", "x"]
+
+
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 def test_d4_a_row_that_cannot_be_seen(create: Any, app: Flask, look: Look, level: str) -> None:
     """Committed after this transaction's snapshot: 40001 with any kind of key, never a second row."""
-    create(Loose, Heard)
+    create(Loose, Heard, Beast, Hound)
     calls: list[Callable[[], Any]] = [
         lambda: Topic.find_or_create(label="x"),
         lambda: Topic.update_or_create({"size": 2}, label="x"),
@@ -410,7 +432,10 @@ def test_d4_a_row_that_cannot_be_seen(create: Any, app: Flask, look: Look, level
             call()
         assert sqlstate(caught.value) == "40001"
     assert look("select count(*) from loose union all select count(*) from heard") == [1, 1]
+    Hound.find_or_create({"name": "rex"}, breed="collie")
     with db.transaction(isolation_level=level):
+        with pytest.raises(sa.exc.IntegrityError, match="beast_name_key"):  # seen, and not of this lookup
+            Hound.find_or_create({"name": "rex"}, breed="pug")
         assert not Topic.get_or_create(label="x")[1]
         assert Topic.get_or_create(label="y")[1]
         assert not Loose.get_or_create(word="x")[1]

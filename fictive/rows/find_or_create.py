@@ -34,8 +34,7 @@ __all__ = ["get_or_create", "update_or_create"]
 
 _T = TypeVar("_T")
 
-_ASIDE: Any = {"autoflush": False, "expire_on_commit": False, "join_transaction_mode": "rollback_only"}
-_ASIDE_IN_SAVEPOINT: Any = {**_ASIDE, "join_transaction_mode": "create_savepoint"}
+_ASIDE: Any = {"autoflush": False, "expire_on_commit": False, "join_transaction_mode": "create_savepoint"}
 _ROUNDS = 5
 """How often a row may vanish between the INSERT that met it and the SELECT that looks for it."""
 _TRIES = 20
@@ -120,12 +119,7 @@ class _Call:
         with self._alone_with_lookup() as (aside, level):
             if (found := self.find()) is not None:
                 return found, False
-            created = self._create(aside, values, level)
-            if created is None:
-                found = self.find()
-                assert found is not None
-                return found, False
-            return self._adopt(created, values), True
+            return self._create(aside, values, level)
 
     def update_or_create(self, changes: Mapping[str, Any], only_new: Mapping[str, Any]) -> tuple[Any, bool]:
         if (
@@ -140,21 +134,17 @@ class _Call:
             if not lacks(self.mapper.local_table, columns) and not _is_partitioned(self.mapper.local_table):
                 return self._update_or_create_by_key(changes, values, columns, self.key)
         with self._alone_with_lookup() as (aside, level):
-            created = None
-            found = aside.scalars(self._locking()).unique().one_or_none()
+            locking = self.lookup.select().with_for_update(key_share=True, of=self.mapper.class_)
+            found = aside.scalars(locking).unique().one_or_none()
             if found is None:
-                values = self._values({**changes, **only_new})
-                created = self._create(aside, values, level)
-                if created is not None:
-                    return self._adopt(created, values), True
-                found = aside.scalars(self._locking()).unique().one()
+                created = self._create(aside, self._values({**changes, **only_new}), level)
+                if created[1]:
+                    return created
+                found = aside.scalars(locking).unique().one()
             for name, value in split(self.mapper, changes)[0].items():
                 setattr(found, name, value)
             aside.commit()
             return self._adopt(found, changes), False
-
-    def _locking(self) -> sa.Select[Any]:
-        return self.lookup.select().with_for_update(key_share=True, of=self.mapper.class_)
 
     # -- creating -----------------------------------------------------------------------------------------------------
 
@@ -194,8 +184,8 @@ class _Call:
         return self._insist(columns, values), True
 
     def _insist(self, columns: Mapping[sa.Column[Any], Any], values: Mapping[str, Any]) -> Any:
-        """A row outside the lookup has the key, with another value in the rest of the lookup or of another class: let
-        the database say so."""
+        """Insert, and let the database say so where a row outside the lookup has the key, with another value in the
+        rest of the lookup or of another class."""
         return self._with_related(self.session.scalars(creating.insert(self.mapper, columns)).one(), values)
 
     def _update_or_create_by_key(
@@ -229,15 +219,18 @@ class _Call:
             else:
                 level = self.session.execute(creating.serialise(self.lookup), bind_arguments=bind).one()[1]
             connection = self.session.connection(bind_arguments=bind)
-            options = _ASIDE if self.key is None else _ASIDE_IN_SAVEPOINT
-            with sa_orm.Session(connection, **options) as aside:
+            with sa_orm.Session(connection, **_ASIDE) as aside:
                 yield aside, level
 
-    def _create(self, aside: sa_orm.Session, values: Mapping[str, Any], level: str) -> Any:
-        """The new object; None where a row was there all the same, from a writer who does not take the lock."""
+    def _create(self, aside: sa_orm.Session, values: Mapping[str, Any], level: str) -> tuple[Any, bool]:
+        """The new object; or one that was there all the same, from a writer who does not take the lock."""
+        aside.commit()  # its savepoint so far, which would take back what is written through the caller's session
         frozen = level in ("repeatable read", "serializable")
-        if frozen and self.key is None and self._exists_elsewhere():
-            self.session.execute(creating.serialization_failure(self.what))
+        if self.key is None:
+            if frozen and self._exists_elsewhere():
+                self.session.execute(creating.serialization_failure(self.what))
+            if self._is_plain("before_insert", "after_insert"):
+                return self._insist(self._columns(values), values), True
         for left in reversed(range(_ROUNDS)):
             created = self._new(values)
             aside.add(created)
@@ -247,14 +240,14 @@ class _Call:
                 if self.key is None or not _is_duplicate(error):
                     raise
                 aside.rollback()
-                if self.find() is not None:
-                    return None
-                if frozen:
+                if (found := self.find()) is not None:
+                    return found, False
+                if frozen and self._exists_elsewhere():
                     self.session.execute(creating.serialization_failure(self.what))
                 if not left:
                     raise
             else:
-                return created
+                return self._adopt(created, values), True
         raise AssertionError("the last round returns or raises")
 
     def _exists_elsewhere(self) -> bool:
