@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import ConfigurationError
 
-__all__ = ["Settings", "UnsavedChanges", "WritesOutside"]
+__all__ = ["LazyLoads", "NPlusOne", "Settings", "UnsavedChanges", "WritesOutside"]
 
 _PREFIX = "FICTIVE_"
 
@@ -37,6 +37,24 @@ class UnsavedChanges(str, enum.Enum):
     IGNORE = "ignore"
 
 
+class LazyLoads(str, enum.Enum):
+    """What happens when a relationship that is not loaded is asked for."""
+
+    LOAD = "load"
+    """One query, for that object."""
+    BATCH = "batch"
+    """One query, for all objects of the same query."""
+    RAISE = "raise"
+
+
+class NPlusOne(str, enum.Enum):
+    """What happens when one line of code loads a relationship one by one on many objects."""
+
+    OFF = "off"
+    WARN = "warn"
+    RAISE = "raise"
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """All settings, with their defaults. The key of a field in `app.config` is `FICTIVE_` and its name in capitals."""
@@ -48,6 +66,8 @@ class Settings:
     the first statement of a transaction."""
     rollback_statuses: frozenset[int] = frozenset(range(400, 600))
     """The status codes of a response after which `@db.transactional` rolls back."""
+    lazy_loads: LazyLoads = LazyLoads.LOAD
+    n_plus_one: NPlusOne = NPlusOne.OFF
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> Settings:

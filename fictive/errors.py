@@ -22,8 +22,11 @@ __all__ = [
     "FictiveError",
     "FictiveWarning",
     "HooksFailed",
+    "LazyLoadRefused",
     "LockLost",
     "LockTimeout",
+    "NPlusOneError",
+    "NPlusOneWarning",
     "NotFoundError",
     "PinnedConnectionLost",
     "RowsDiffer",
@@ -176,12 +179,24 @@ class DuplicateRows(FictiveError, sa_exc.InvalidRequestError, ValueError):
     """Two rows of a bulk call have the same key, and the caller has not said that the last one wins."""
 
 
+class LazyLoadRefused(FictiveError, sa_exc.InvalidRequestError):
+    """A relationship that is not loaded was asked for where lazy loads are refused. Nothing was sent."""
+
+
+class NPlusOneError(FictiveError, sa_exc.InvalidRequestError):
+    """One line of code loads a relationship one by one on many objects of one query."""
+
+
 class FictiveWarning(UserWarning):
     """Base of the warnings that fictive gives."""
 
 
 class UnsavedChangesWarning(FictiveWarning):
     """A context ended with new, changed or deleted objects that no one wrote; they are lost."""
+
+
+class NPlusOneWarning(FictiveWarning):
+    """One line of code loads a relationship one by one on many objects of one query."""
 
 
 class AlreadyCommittedWarning(FictiveWarning):

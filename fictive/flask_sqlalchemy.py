@@ -18,7 +18,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from . import cli
-from .config import ORIGINS, Settings
+from .config import ORIGINS, LazyLoads, NPlusOne, Settings
 from .databases.cleanup import cleanup_tables
 from .drivers.sqlite import TakeTurnsPool, is_memory_url
 from .errors import ConfigurationError
@@ -26,6 +26,7 @@ from .flask_transactions import app_context, around_view
 from .locks.advisory import AdvisoryKey, advisory_lock
 from .locks.rows import Rows, claim
 from .locks.tables import lock_tables
+from .models.lazy_loads import set_lazy_loads
 from .rows import many_to_many
 from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
 from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
@@ -68,6 +69,12 @@ else:
 
 class _AppSession(OptInSession):
     """The opt-in session with the settings of the app in whose context it is made."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        settings = self.default_settings()
+        if settings.lazy_loads is not LazyLoads.LOAD or settings.n_plus_one is not NPlusOne.OFF:
+            set_lazy_loads(self, settings.lazy_loads, n_plus_one=settings.n_plus_one)
 
     def default_settings(self) -> Settings:
         if flask.has_app_context():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
+from flask import Flask
 from sqlalchemy.engine import cursor as sa_cursor
 
 import fictive
@@ -163,3 +165,27 @@ def test_a_statement_that_the_driver_runs_in_its_own_way() -> None:
             private.run_on_cursor(connection, "own as well", lambda cursor: cursor.execute("select * from u"))
         assert caught.value.statement == "own as well"
     assert seen == ["own", "select count(*) from t", "own as well"]
+
+
+def test_which_relationship_a_lazy_load_is_for_and_of_which_query(app: Flask) -> None:
+    """And its options, its place in the path, and a result for it; what batches of lazy loads are made of."""
+    loads = []
+
+    def look_at(state: sa_orm.ORMExecuteState) -> Any:
+        if not state.is_relationship_load:
+            return None
+        loads.append((private.relationship_of_load(state), private.load_run(state.lazy_loaded_from)))
+        assert private.loaded_as(sa.select(models.Child), state.statement)._compile_options is not None
+        return private.result_of([children[0], children[0]])
+
+    item = models.Item(name="a", children=[models.Child(), models.Child()])
+    models.db.session.add(item)
+    models.db.session.commit()
+    children = list(item.children)
+    models.db.session.expire(item)
+    found = models.db.session.scalars(sa.select(models.Item)).one()
+    sa.event.listen(models.db.session(), "do_orm_execute", look_at)
+    assert found.children == [children[0], children[0]]
+    state = sa.inspect(found)
+    assert loads == [(models.Item.children.property, private.load_run(state))]
+    assert private.key_of(state) == (found.id,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .keys import PublicIdMixin, UUIDMixin, UUIDv7Mixin, uuid7
+from .lazy_loads import allow_lazy_loads, set_lazy_loads
 from .naming import check_names, naming_convention
 from .repository import KeysetPage, Page, Repository
 from .soft_delete import SoftDeleteMixin, hide_deleted, unique_among_live, with_deleted
@@ -20,9 +21,11 @@ __all__ = [
     "UUIDMixin",
     "UUIDv7Mixin",
     "VersionMixin",
+    "allow_lazy_loads",
     "check_names",
     "hide_deleted",
     "naming_convention",
+    "set_lazy_loads",
     "unique_among_live",
     "uuid7",
     "with_deleted",

@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.engine import cursor as sa_cursor
+from sqlalchemy.engine import result as sa_result
 
 __all__ = [
     "BareConnection",
@@ -32,11 +33,16 @@ __all__ = [
     "is_orm_dml",
     "is_watched",
     "keep_with",
+    "key_of",
+    "load_run",
+    "loaded_as",
     "locks_rows",
     "mapper_of",
     "options_of",
     "pool_settings",
+    "relationship_of_load",
     "resolved",
+    "result_of",
     "rollback_cause",
     "root_engine",
     "run_on_cursor",
@@ -369,3 +375,41 @@ class _Instead:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cursor, name)
+
+
+def load_run(state: sa_orm.InstanceState[Any]) -> int:
+    """The number of the query that loaded an object last: the same for all objects of one query."""
+    run: int = state.runid or 0
+    return run
+
+
+def key_of(state: sa_orm.InstanceState[Any]) -> tuple[Any, ...]:
+    """The primary key of a persistent object, as it is in the identity map."""
+    assert state.key is not None
+    return tuple(state.key[1])
+
+
+def relationship_of_load(state: sa_orm.ORMExecuteState) -> sa_orm.RelationshipProperty[Any] | None:
+    """Which relationship a lazy load is for. The path is public, and how to read it is not."""
+    path = state.loader_strategy_path
+    found = path.path[-1] if path else None
+    return found if isinstance(found, sa_orm.RelationshipProperty) else None
+
+
+def loaded_as(statement: sa.Select[Any], lazy_load: Any) -> sa.Select[Any]:
+    """`statement`, with the options of a lazy load's, and at its place in the path that these speak of."""
+    result = statement.options(*options_of(lazy_load))
+    result._compile_options = lazy_load._compile_options
+    return result
+
+
+class _Distinct(sa.engine.IteratorResult[Any]):
+    """Objects that are distinct already, as a result; asking it to make them so would need them to be hashable."""
+
+    def unique(self, strategy: Any = None) -> Any:
+        return self
+
+
+def result_of(objects: Sequence[Any]) -> sa.Result[Any]:
+    """A result of one column with `objects`, for whoever expects one. Its metadata has no public maker."""
+    return _Distinct(sa_result.SimpleResultMetaData(["object"]), iter([(each,) for each in objects]))
