@@ -377,12 +377,25 @@ class TestRollback:
 
     def test_b4_ended_by_the_session(self, app: Flask, look: Look) -> None:
         with sa_orm.Session(db.engine) as session:
-            with transaction(session) as block:
+            with transaction(session, lock_timeout=1) as block:
                 session.add(Item(name="a"))
                 session.commit()
-            assert not block.is_active
-            with transaction(session):
-                session.add(Item(name="b"))
+                assert block.state is TransactionState.COMMITTED
+                assert "test_b4_ended_by_the_session" in str(block.ended_at)
+                with transaction(session) as other:
+                    assert session.scalar(sa.text("show lock_timeout")) == "0"
+                    session.add(Item(name="b"))
+                assert other.state is TransactionState.COMMITTED
+            with transaction(session) as outer, transaction(session) as inner:
+                session.rollback()
+            assert outer.state is inner.state is TransactionState.ROLLED_BACK
+            with pytest.raises(TransactionEnded, match="committed at"), transaction(session):
+                session.commit()
+                raise Rollback
+            with transaction(session, lock_timeout=1) as block:
+                session.close()
+            assert block.state is TransactionState.ROLLED_BACK
+            assert session.info["fictive.local_settings"] == 0
         assert names(look) == ["a", "b"]
 
     def test_b4_a_failing_commit(self, session: Any) -> None:

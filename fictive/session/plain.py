@@ -7,13 +7,15 @@ import logging
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
+from sqlalchemy import event
 
 from ..drivers import TransactionOptions
 from ..errors import CommitOutcomeUnknown, TransactionAborted
 from . import private
+from .callers import caller
 from .engines import ABORTED, is_aborted
 from .hooks import Hooks
-from .local_settings import LocalSettings, innermost, is_within
+from .local_settings import LocalSettings, innermost
 from .options import BlockOptions
 from .transaction import Joined, Transaction, TransactionState
 
@@ -55,6 +57,10 @@ class PlainBlocks:
         self._session = session
         self._block: Transaction | None = None
         self._begun_with = _NO_OPTIONS
+        self._ending = False
+        self._committed: sa_orm.SessionTransaction | None = None
+        event.listen(session, "after_commit", self._after_commit)
+        event.listen(session, "after_transaction_end", self._after_transaction_end)
 
     def innermost_block(self) -> Transaction | None:
         return self._block
@@ -110,18 +116,27 @@ class PlainBlocks:
         """What `Transaction.commit()` and `rollback()` do; call those."""
         hooks: Hooks | None = self._session.info.get(_HOOKS)
         with hooks.held() if hooks is not None else contextlib.nullcontext():  # until the block knows its state
-            self._end(block, commit=commit, ended_at=ended_at)
-
-    def _end(self, block: Transaction, *, commit: bool, ended_at: str | None) -> None:
-        if not is_within(block.inner, innermost(self._session)):  # by session.commit() or rollback() in the block
-            self._ended(block, TransactionState.COMMITTED if commit else TransactionState.ROLLED_BACK, ended_at)
-        elif commit:
-            self._commit(block, ended_at)
-        else:
+            self._ending = True
             try:
-                block.inner.rollback()
+                if commit:
+                    self._commit(block, ended_at)
+                else:
+                    self._roll_back(block, ended_at)
             finally:
-                self._ended(block, TransactionState.ROLLED_BACK, ended_at)
+                self._ending = False
+
+    def _after_commit(self, session: sa_orm.Session) -> None:
+        self._committed = innermost(session)
+
+    def _after_transaction_end(self, session: sa_orm.Session, transaction: sa_orm.SessionTransaction) -> None:
+        """`session.commit()`, `rollback()` or `close()` ended a block, or something around it."""
+        committed, self._committed = self._committed is transaction, None
+        block = self._block
+        while block is not None and not self._ending:
+            if block.inner is transaction and block.is_active:
+                self._ended(block, TransactionState.COMMITTED if committed else TransactionState.ROLLED_BACK, caller())
+                break
+            block = block.parent
 
     def _commit(self, block: Transaction, ended_at: str | None) -> None:
         session, commit_sent = self._session, False
@@ -135,7 +150,7 @@ class PlainBlocks:
             commit_sent = block.inner is root
             block.inner.commit()
         except BaseException as error:
-            self._roll_back(block)
+            self._roll_back_after_error(block)
             if commit_sent and isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
                 self._ended(block, TransactionState.IN_DOUBT, ended_at)
                 raise CommitOutcomeUnknown(error) from error
@@ -143,7 +158,13 @@ class PlainBlocks:
             raise
         self._ended(block, TransactionState.COMMITTED, ended_at)
 
-    def _roll_back(self, block: Transaction) -> None:
+    def _roll_back(self, block: Transaction, ended_at: str | None) -> None:
+        try:
+            block.inner.rollback()
+        finally:
+            self._ended(block, TransactionState.ROLLED_BACK, ended_at)
+
+    def _roll_back_after_error(self, block: Transaction) -> None:
         """Roll back after an error, which is the one to see."""
         try:
             block.inner.rollback()
@@ -170,6 +191,6 @@ class PlainBlocks:
             self._block = block.parent
 
     def _forget_ended(self) -> None:
-        """Blocks that were never left, of a session that was closed or ended behind them."""
-        while self._block is not None and not is_within(self._block.inner, innermost(self._session)):
+        """Blocks that have ended and were not left yet: what begins now is not part of them."""
+        while self._block is not None and not self._block.is_active:
             self._block = self._block.parent
