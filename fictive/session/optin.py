@@ -34,7 +34,15 @@ from .leases import Lease, Pins, Stream, StreamLease
 from .local_settings import LocalSettings
 from .options import BlockOptions, block_options
 from .statements import PLAIN_READ, Effect, Nature, nature_of, summary
-from .transaction import Joined, Transaction, TransactionState, ended_error
+from .transaction import (
+    Joined,
+    Transaction,
+    TransactionState,
+    after_ending,
+    after_leaving,
+    ended_error,
+    is_enclosed,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -666,19 +674,12 @@ class OptInSession(private.JointedSession):
             options.check(self.get_bind().dialect)
         if not self._is_inside():
             return self._with_settings(self._begin(options.begin), options)
-        options.check_inside(self._options, enclosed=self._is_enclosed())
+        options.check_inside(self._options, enclosed=is_enclosed(self._tx))
         if options.savepoint:
             return self._with_settings(self.begin_nested(), options)
         record = self.change_record()
         assert record is not None
         return self._with_settings(Joined(self, record, self._tx, self), options)
-
-    def _is_enclosed(self) -> bool:
-        """Whether what is done now depends on a transaction around, other than that of a test's sandbox."""
-        block = self._tx
-        while block is not None and block.is_sandbox:
-            block = block.parent
-        return block is not None or self._tx is None
 
     def _with_settings(self, block: Transaction, options: BlockOptions) -> Transaction:
         if options.settings:
@@ -736,11 +737,7 @@ class OptInSession(private.JointedSession):
 
     def leave(self, block: Transaction) -> None:
         """The block has been left; what was begun within it and never ended is ended with it."""
-        open_block = self._tx
-        while open_block is not None and open_block is not block:
-            open_block = open_block.parent
-        if open_block is not None:  # else left already, with a block around it
-            self._tx = block.parent if block.whole is None else block.whole.parent
+        self._tx = after_leaving(block, self._tx)
 
     def _end(self, block: Transaction, *, commit: bool, ended_at: str | None, to_root: bool) -> None:
         """End `block` and what is nested in it; with `to_root`, SQLAlchemy's root, under which the first block may be
@@ -789,16 +786,8 @@ class OptInSession(private.JointedSession):
             log.warning("ROLLBACK failed", exc_info=True)
 
     def _ended(self, block: Transaction, state: TransactionState, ended_at: str | None) -> None:
-        """Mark `block` and all blocks in it; those whose `with` is still open stay until it is left."""
-        inner = self._tx
-        while inner is not None:
-            if inner.is_active:
-                inner.ended(state, ended_at)
-            if inner is block:
-                break
-            inner = inner.parent
-        while self._tx is not None and not self._tx.is_active and not self._tx.entered:
-            self._tx = self._tx.parent
+        """Mark `block` and all blocks in it, and forget what was theirs."""
+        self._tx = after_ending(block, self._tx, state, ended_at)
         if not block.nested or self.change_record() is None:
             self._forget()
             self._release_outlived_pins()

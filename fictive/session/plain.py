@@ -17,7 +17,7 @@ from .engines import ABORTED, is_aborted
 from .hooks import Hooks
 from .local_settings import LocalSettings, innermost
 from .options import BlockOptions
-from .transaction import Joined, Transaction, TransactionState
+from .transaction import Joined, Transaction, TransactionState, after_ending, after_leaving, is_enclosed
 
 __all__ = ["PlainBlocks", "plain_blocks", "plain_hooks"]
 
@@ -73,7 +73,7 @@ class PlainBlocks:
         self._forget_ended()
         if not session.in_transaction():
             return self._with_settings(self._begin_whole(options.begin), options)
-        options.check_inside(self._begun_with if self._block else _NO_OPTIONS, enclosed=self._is_enclosed())
+        options.check_inside(self._begun_with if self._block else _NO_OPTIONS, enclosed=is_enclosed(self._block))
         if options.savepoint:
             return self._with_settings(self._push(session.begin_nested(), nested=True), options)
         inner = innermost(session)
@@ -93,12 +93,6 @@ class PlainBlocks:
                 raise
         self._begun_with = options
         return self._push(inner, nested=False)
-
-    def _is_enclosed(self) -> bool:
-        block = self._block
-        while block is not None and block.is_sandbox:
-            block = block.parent
-        return block is not None or self._block is None
 
     def _push(self, inner: sa_orm.SessionTransaction, *, nested: bool) -> Transaction:
         self._block = Transaction(self._session, inner, self._block, nested=nested, keeper=self)
@@ -172,23 +166,11 @@ class PlainBlocks:
             log.warning("ROLLBACK failed", exc_info=True)
 
     def _ended(self, block: Transaction, state: TransactionState, ended_at: str | None) -> None:
-        inner = self._block
-        while inner is not None:
-            if inner.is_active:
-                inner.ended(state, ended_at)
-            if inner is block:
-                break
-            inner = inner.parent
-        while self._block is not None and not self._block.is_active and not self._block.entered:
-            self._block = self._block.parent
+        self._block = after_ending(block, self._block, state, ended_at)
 
     def leave(self, block: Transaction) -> None:
         """The block has been left."""
-        open_block = self._block
-        while open_block is not None and open_block is not block:
-            open_block = open_block.parent
-        if open_block is not None:
-            self._block = block.parent
+        self._block = after_leaving(block, self._block)
 
     def _forget_ended(self) -> None:
         """Blocks that have ended and were not left yet: what begins now is not part of them."""

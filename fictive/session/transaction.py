@@ -13,7 +13,17 @@ from ..errors import HooksFailed, TransactionAlreadyBegun, TransactionEnded, Tra
 from .callers import caller
 from .local_settings import LocalSettings
 
-__all__ = ["Joined", "Keeper", "Rollback", "Transaction", "TransactionState", "ended_error"]
+__all__ = [
+    "Joined",
+    "Keeper",
+    "Rollback",
+    "Transaction",
+    "TransactionState",
+    "after_ending",
+    "after_leaving",
+    "ended_error",
+    "is_enclosed",
+]
 
 log = logging.getLogger("fictive.transaction")
 
@@ -242,6 +252,41 @@ class Joined(Transaction):
         if ends_here and self.is_active:
             self.rollback()
         return ends_here or None
+
+
+# What the keepers share, as functions of their innermost block.
+
+
+def is_enclosed(innermost: Transaction | None) -> bool:
+    """Inside: whether the outcome depends on a transaction around, other than that of a test's sandbox."""
+    block = innermost
+    while block is not None and block.is_sandbox:
+        block = block.parent
+    return block is not None or innermost is None
+
+
+def after_leaving(block: Transaction, innermost: Transaction | None) -> Transaction | None:
+    """The innermost block once `block` is left; the same where it was left already, with one around it."""
+    found = innermost
+    while found is not None and found is not block:
+        found = found.parent
+    return innermost if found is None else (block.whole or block).parent
+
+
+def after_ending(
+    block: Transaction, innermost: Transaction | None, state: TransactionState, ended_at: str | None
+) -> Transaction | None:
+    """Mark `block` and all in it; the innermost block then. One whose `with` is open stays until it is left."""
+    inner = innermost
+    while inner is not None:
+        if inner.is_active:
+            inner.ended(state, ended_at)
+        if inner is block:
+            break
+        inner = inner.parent
+    while innermost is not None and not innermost.is_active and not innermost.entered:
+        innermost = innermost.parent
+    return innermost
 
 
 def ended_error(transaction: Transaction) -> TransactionEnded:
