@@ -29,7 +29,9 @@ __all__ = [
     "NPlusOneWarning",
     "NotFoundError",
     "PinnedConnectionLost",
+    "RowChangeTimeout",
     "RowsDiffer",
+    "SnapshotIsFixed",
     "TransactionAborted",
     "TransactionAlreadyBegun",
     "TransactionEnded",
@@ -185,6 +187,15 @@ class LazyLoadRefused(FictiveError, sa_exc.InvalidRequestError):
 
 class NPlusOneError(FictiveError, sa_exc.InvalidRequestError):
     """One line of code loads a relationship one by one on many objects of one query."""
+
+
+class RowChangeTimeout(FictiveError, TimeoutError):
+    """A row did not change in the time that was given."""
+
+
+class SnapshotIsFixed(FictiveError, sa_exc.InvalidRequestError):
+    """Waiting for a change in a transaction that can see none (PostgreSQL documentation, "Repeatable Read Isolation
+    Level")."""
 
 
 class FictiveWarning(UserWarning):

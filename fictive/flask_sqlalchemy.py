@@ -30,6 +30,7 @@ from .models.lazy_loads import set_lazy_loads
 from .rows import many_to_many
 from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
 from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
+from .rows.waiting import wait_for_row_change
 from .session.blocks import TransactionBlock, on_commit, on_rollback, run_transaction, transaction_required
 from .session.durations import Duration
 from .session.engines import prepare
@@ -254,6 +255,18 @@ class OptInTransactionMixin(_Base):
         """`fictive.sqlalchemy.cleanup_tables` for the tables of all bind keys, with the current session."""
         for metadata in self.metadatas.values():
             cleanup_tables(self.session, metadata, lock_timeout=lock_timeout)
+
+    def wait_for_row_change(
+        self,
+        model: type[_T],
+        pk: Any,
+        *,
+        columns: Iterable[str | sa_orm.QueryableAttribute[Any]] | None = None,
+        interval: Duration = 0.5,
+        timeout: Duration | None = None,
+    ) -> _T:
+        """`fictive.sqlalchemy.wait_for_row_change` in the current session."""
+        return wait_for_row_change(self.session, model, pk, columns=columns, interval=interval, timeout=timeout)
 
     # -- what Flask-SQLAlchemy builds itself of ---------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ from .rows.bulk import Upserted, insert_many, update_many, upsert_many
 from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
 from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
 from .rows.many_to_many import LinkChanges, m2m_add, m2m_clear, m2m_remove, m2m_set
+from .rows.notify import notify_changes
+from .rows.waiting import wait_for_row_change
 from .session.blocks import (
     TransactionBlock,
     get_transaction,
@@ -65,6 +67,7 @@ __all__ = [
     "m2m_clear",
     "m2m_remove",
     "m2m_set",
+    "notify_changes",
     "on_commit",
     "on_rollback",
     "run_transaction",
@@ -73,4 +76,5 @@ __all__ = [
     "transaction_required",
     "update_many",
     "upsert_many",
+    "wait_for_row_change",
 ]

@@ -134,6 +134,11 @@ class Driver(abc.ABC):
         """Forget a server-side cursor whose connection is lost, so that the driver does not complain of it later."""
         return
 
+    def notifications(self, dbapi: Any) -> Callable[[], list[tuple[str, str]]] | None:
+        """A function that reads, without waiting, the notifications that came on a connection: channel and payload of
+        each. It raises once the connection is closed. None where the driver has none."""
+        return None
+
     def refuse_options(self, options: TransactionOptions, dialect: sa.Dialect) -> None:
         """Raise `UnsupportedDialect` naming the first option given."""
         for field in dataclasses.fields(options):

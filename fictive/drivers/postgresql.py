@@ -191,6 +191,14 @@ class Psycopg2Driver(PostgreSQLDriver):
         # psycopg2 keeps a status of its own, which a COMMIT by text does not change
         return super().restore(dbapi, rest) and (bool(dbapi.closed) or dbapi.status == _READY)
 
+    def notifications(self, dbapi: Any) -> Callable[[], list[tuple[str, str]]]:
+        def read() -> list[tuple[str, str]]:
+            dbapi.poll()
+            found, dbapi.notifies = dbapi.notifies, []
+            return [(each.channel, each.payload) for each in found]
+
+        return read
+
     def is_accelerated(self, dbapi: Any) -> bool:
         from .riding_psycopg2 import RidingConnection
 
@@ -225,6 +233,18 @@ class PsycopgDriver(PostgreSQLDriver):
         dbapi.pgconn.consume_input()
         while (notification := dbapi.pgconn.notifies()) is not None:
             dbapi.pgconn.notify_handler(notification)  # psycopg's own, which keeps it for `notifies()`
+
+    def notifications(self, dbapi: Any) -> Callable[[], list[tuple[str, str]]]:
+        found: list[tuple[str, str]] = []
+        dbapi.add_notify_handler(lambda notification: found.append((notification.channel, notification.payload)))
+
+        def read() -> list[tuple[str, str]]:
+            self.consume(dbapi)
+            come = found[:]
+            found.clear()
+            return come
+
+        return read
 
     def abandon(self, cursor: Any) -> None:
         import psycopg

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import operator
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm.attributes import instance_state
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, UnsavedObject
 from ..session.given import require_postgresql, session_of, together
+from .keys import as_key, python_types
 from .links import Key, Links, linked_by
 
 __all__ = ["LinkChanges", "m2m_add", "m2m_clear", "m2m_remove", "m2m_set"]
@@ -56,7 +57,8 @@ def m2m_add(
     loaded on either side are expired afterwards, and loaded again when they are next used.
 
     Before any SQL: `TypeError` for a relationship that is not many-to-many, is viewonly or has further conditions in
-    its join, and for objects and keys of another kind; `ValueError` for an `instance` that was not saved;
+    its join, and for objects and keys of another kind; `UnsavedObject`, a `ValueError`, for an
+    `instance` that was not saved;
     `UnsupportedDialect` on another database than PostgreSQL.
 
     One round trip, and none without `related`. New related objects in the session, and unsaved changes of the
@@ -138,8 +140,8 @@ class _Work:
         self._instance = instance
         state: sa_orm.InstanceState[Any] = sa.inspect(instance)
         if state.identity is None or state.deleted or state.was_deleted:
-            raise ValueError(f"{what}: {instance!r} is not saved. Add it to the session and flush or commit first.")
-        self._fits = [_python_type(column) for column in links.related]
+            raise UnsavedObject(f"{what}: {instance!r} is not saved. Add it to the session and flush or commit first.")
+        self._types = python_types(list(links.related))
         self._keys = self._keys_of(related)
         """Keys; and the states of objects, whose keys are looked up later, after the flush."""
 
@@ -175,7 +177,7 @@ class _Work:
     # -- arguments --------------------------------------------------------------------------------------------------
 
     def _keys_of(self, related: tuple[Any, ...]) -> list[Any]:
-        if self.links.whole_key and len(self._fits) == 1 and {*map(type, related)} == {self._fits[0]}:
+        if self.links.whole_key and len(self._types) == 1 and {*map(type, related)} == {self._types[0]}:
             return [(key,) for key in related]
         return [self._key_of(each) for each in related]
 
@@ -185,7 +187,7 @@ class _Work:
         if isinstance(given, related.class_):
             state: sa_orm.InstanceState[Any] = instance_state(given)
             if state.key is None and state.session is not self.session:
-                raise ValueError(f"{self._what}: {given!r} is not saved. Add it to the session first.")
+                raise UnsavedObject(f"{self._what}: {given!r} is not saved. Add it to the session first.")
             return state
         if isinstance(sa.inspect(given, raiseerr=False), sa_orm.InstanceState):
             raise TypeError(f"{self._what}: {links.name} links {related.class_.__name__} objects, not {given!r}.")
@@ -194,8 +196,8 @@ class _Work:
                 f"{self._what}: {links.table.fullname} does not refer to the primary key of "
                 f"{related.class_.__name__}. Give objects, not {given!r}."
             )
-        key = given if isinstance(given, tuple) else (given,)
-        if len(key) != len(self._fits) or not all(map(_fits, key, self._fits)):
+        key = as_key(given, self._types)
+        if key is None:
             expected = ", ".join(f"{name} {column.type!r}" for column, name in links.related.items())
             raise TypeError(
                 f"{self._what}: {given!r} is no primary key of {related.class_.__name__} ({expected}), and no object "
@@ -297,17 +299,3 @@ def _reader(mapper: sa_orm.Mapper[Any], names: Collection[str]) -> Callable[[Any
 
 def _loaded_values(state: sa_orm.InstanceState[Any], links: Links) -> Key:
     return tuple(state.dict.get(name) for name in links.related.values())
-
-
-def _python_type(column: sa.Column[Any]) -> type[Any] | None:
-    """The type of the column's values where its type says so plainly."""
-    if isinstance(column.type, (sa.Integer, sa.String, sa.Uuid)) and not isinstance(column.type, sa.Enum):
-        python_type: type[Any] = column.type.python_type
-        return python_type
-    return None
-
-
-def _fits(value: object, python_type: type[Any] | None) -> bool:
-    if python_type is not None:
-        return isinstance(value, python_type)
-    return value is not None and not isinstance(value, (list, set, frozenset, dict, Iterator))

@@ -1,0 +1,218 @@
+"""A trigger that tells who listens which row of a table was changed: its SQL, and installing it.
+
+The statements are built here and sent by whoever installs them. Notifications go out at COMMIT, one for each row and
+transaction (PostgreSQL documentation, "NOTIFY").
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from sqlalchemy import event
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import ExecutableDDLElement
+
+from ..session.given import require_postgresql, session_of, together
+from .columns import mapper_of
+
+__all__ = [
+    "ANY_ROW",
+    "TRIGGER",
+    "announces",
+    "channel_of",
+    "create_statements",
+    "drop_statements",
+    "notify_changes",
+    "tables_of",
+]
+
+TRIGGER = "fictive_notify_changes"
+"""The name of the trigger on each table that has one."""
+
+ANY_ROW = ""
+"""What is sent instead of a key when all rows may have changed, or the key is too long to be sent."""
+
+_LONGEST_NAME = 63  # bytes of an identifier (PostgreSQL documentation, "Identifiers and Key Words")
+_LONGEST_PAYLOAD = 7999  # bytes ("NOTIFY")
+_INSTALLED = "fictive.notify_changes"
+
+
+def notify_changes(model: type[Any], on: object = None) -> None:
+    """Let waiters learn of changes of `model`'s rows from the database, instead of asking it again and again.
+
+    Call it once where the model is defined: `metadata.create_all()` then installs a trigger right after it creates
+    the table, on PostgreSQL only, and `wait_for_row_change` listens. For a table that is there already, use the
+    Alembic operation `op.create_notify_changes`, or give a session or connection as `on`, where it is installed at
+    once, in place of one that is there: five statements for each table, one transaction outside.
+
+    The trigger runs for each row that is updated or deleted and for TRUNCATE; an UPDATE that changes nothing sends
+    nothing. It sends the primary key, on a channel named for the table. All of a model's tables get one where
+    inheritance spreads it over several. The price: transactions that notify are committed one after the other in the
+    whole database, so it is not for tables with thousands of writes a second.
+
+    Raises `TypeError` for what is not a mapped class; `UnsupportedDialect` for `on` on another database.
+    """
+    tables = tables_of(mapper_of(model))
+    for table in tables:
+        if not table.info.get(_INSTALLED):
+            table.info[_INSTALLED] = True
+            for statement in create_statements(table):
+                event.listen(table, "after_create", statement.execute_if(dialect="postgresql"))
+            # dropped with its table, the trigger leaves the function behind
+            event.listen(table, "after_drop", _DropFunction(table).execute_if(dialect="postgresql"))
+    if on is None:
+        return
+    statements = [statement for table in tables for statement in create_statements(table)]
+    if isinstance(on, sa.Connection):
+        for statement in statements:
+            on.execute(statement)
+        return
+    session = session_of(on)
+    require_postgresql(session, "notify_changes()", model)
+    with together(session, "notify_changes()"):
+        for statement in statements:
+            session.execute(statement, bind_arguments={"mapper": mapper_of(model)})
+
+
+def announces(table: sa.Table) -> bool:
+    """Whether `notify_changes` was called for the table in this process."""
+    return bool(table.info.get(_INSTALLED))
+
+
+def tables_of(mapper: sa_orm.Mapper[Any]) -> list[sa.Table]:
+    """The tables that a model's rows are stored in: several with joined inheritance."""
+    return [table for table in mapper.tables if isinstance(table, sa.Table)]
+
+
+def channel_of(table: sa.Table) -> str:
+    """The channel on which changes of the table are sent."""
+    return _short(f"fictive.{table.fullname}")
+
+
+def create_statements(table: sa.Table) -> list[ExecutableDDLElement]:
+    """What installs the trigger, in order."""
+    return [_CreateFunction(table), *_drop_triggers(table), _CreateTrigger(table), _CreateTruncateTrigger(table)]
+
+
+def drop_statements(table: sa.Table) -> list[ExecutableDDLElement]:
+    """What takes it away again."""
+    return [*_drop_triggers(table), _DropFunction(table)]
+
+
+def _drop_triggers(table: sa.Table) -> list[ExecutableDDLElement]:
+    return [_DropTrigger(table, TRIGGER), _DropTrigger(table, _TRUNCATE_TRIGGER)]
+
+
+_TRUNCATE_TRIGGER = f"{TRIGGER}_truncate"
+
+
+class _OnTable(ExecutableDDLElement):
+    def __init__(self, table: sa.Table) -> None:
+        self.table = table
+
+
+class _CreateFunction(_OnTable):
+    pass
+
+
+class _DropFunction(_OnTable):
+    pass
+
+
+class _CreateTrigger(_OnTable):
+    pass
+
+
+class _CreateTruncateTrigger(_OnTable):
+    pass
+
+
+class _DropTrigger(_OnTable):
+    def __init__(self, table: sa.Table, name: str) -> None:
+        super().__init__(table)
+        self.name = name
+
+
+def _short(name: str) -> str:
+    """`name` if it fits, or a hash of it."""
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    return "fictive." + hashlib.sha256(name.encode()).hexdigest()[: _LONGEST_NAME - len("fictive.")]
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _body(table: sa.Table) -> str:
+    keys: Sequence[str] = [column.name for column in table.primary_key.columns]
+    if not keys:
+        raise ValueError(f"{table.fullname} has no primary key, by which a changed row could be named.")
+    quoted = ", ".join('OLD."' + key.replace('"', '""') + '"' for key in keys)
+    notify = f"PERFORM pg_catalog.pg_notify({_literal(channel_of(table))}, "
+    return f"""
+DECLARE
+  changed text := {_literal(ANY_ROW)};
+BEGIN
+  IF TG_OP = 'TRUNCATE' THEN
+    {notify}changed);
+    RETURN NULL;
+  END IF;
+  IF TG_OP = 'UPDATE' AND OLD OPERATOR(pg_catalog.*=) NEW THEN
+    RETURN NULL;
+  END IF;
+  changed := pg_catalog.json_build_array({quoted})::text;
+  IF pg_catalog.octet_length(changed) > {_LONGEST_PAYLOAD} THEN
+    changed := {_literal(ANY_ROW)};
+  END IF;
+  {notify}changed);
+  RETURN NULL;
+END
+"""
+
+
+def _function_name(table: sa.Table, compiler: Any) -> str:
+    """In the table's schema, since two of them may have a table of that name."""
+    schema = compiler.preparer.schema_for_object(table)
+    name: str = compiler.preparer.quote(_short(f"fictive_notify_{table.name}"))
+    return f"{compiler.preparer.quote_schema(schema)}.{name}" if schema else name
+
+
+@compiles(_CreateFunction, "postgresql")
+def _create_function(element: _OnTable, compiler: Any, **_: Any) -> str:
+    # a literal, not dollar quotes: no name can end it
+    body = compiler.sql_compiler.render_literal_value(_body(element.table), sa.String())
+    return (
+        f"CREATE OR REPLACE FUNCTION {_function_name(element.table, compiler)}() RETURNS trigger"
+        f" LANGUAGE plpgsql AS {body}"
+    )
+
+
+@compiles(_DropFunction, "postgresql")
+def _drop_function(element: _OnTable, compiler: Any, **_: Any) -> str:
+    return f"DROP FUNCTION IF EXISTS {_function_name(element.table, compiler)}()"
+
+
+@compiles(_CreateTrigger, "postgresql")
+def _create_trigger(element: _OnTable, compiler: Any, **_: Any) -> str:
+    return (
+        f"CREATE TRIGGER {TRIGGER} AFTER UPDATE OR DELETE ON {compiler.preparer.format_table(element.table)}"
+        f" FOR EACH ROW EXECUTE FUNCTION {_function_name(element.table, compiler)}()"
+    )
+
+
+@compiles(_CreateTruncateTrigger, "postgresql")
+def _create_truncate_trigger(element: _OnTable, compiler: Any, **_: Any) -> str:
+    return (
+        f"CREATE TRIGGER {_TRUNCATE_TRIGGER} AFTER TRUNCATE ON {compiler.preparer.format_table(element.table)}"
+        f" FOR EACH STATEMENT EXECUTE FUNCTION {_function_name(element.table, compiler)}()"
+    )
+
+
+@compiles(_DropTrigger, "postgresql")
+def _drop_trigger(element: _DropTrigger, compiler: Any, **_: Any) -> str:
+    return f"DROP TRIGGER IF EXISTS {element.name} ON {compiler.preparer.format_table(element.table)}"
