@@ -50,7 +50,7 @@ class Background:
         self._work = work
         self._found: list[Any] = []
         self._error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run)
+        self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
     def _run(self) -> None:
@@ -286,7 +286,7 @@ def _waiting(engine: sa.Engine, model: type[Any], pk: Any, **options: Any) -> ty
         with OptInSession(engine) as session:
             row = session.get(model, pk)
             asleep.set()
-            found = wait_for_row_change(session, model, pk, interval=3600, timeout=20, **options)
+            found = wait_for_row_change(session, model, pk, interval=3600, **options)
             assert found is row
             return found
 

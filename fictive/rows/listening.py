@@ -250,11 +250,10 @@ class Listening:
         """LISTEN, once; whether the table has its trigger, so that something will come."""
         if channel in heard:
             return True
-        preparer = self._engine.dialect.identifier_preparer
         table = waiter.channels[channel]
         cursor = dbapi.cursor()
         try:
-            cursor.execute(f"LISTEN {preparer.quote_identifier(channel)}")
+            cursor.execute(f"LISTEN {_quoted(channel)}")
             cursor.execute(
                 "SELECT count(*) FROM pg_catalog.pg_trigger WHERE tgrelid = to_regclass(%s) AND tgname = %s"
                 " AND tgenabled IN ('O', 'A')",
@@ -301,9 +300,13 @@ class Listening:
 
 
 def _plain_name(table: sa.Table) -> str:
-    """The table for `to_regclass`, quoted; not by the preparer, which doubles percent signs."""
-    parts = [table.name] if table.schema is None else [table.schema, table.name]
-    return ".".join('"' + part.replace('"', '""') + '"' for part in parts)
+    """The table for `to_regclass`."""
+    return ".".join(_quoted(part) for part in (table.schema, table.name) if part is not None)
+
+
+def _quoted(name: str) -> str:
+    """Not by SQLAlchemy's preparer, which doubles percent signs for statements that have parameters."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _prepare(engine: sa.Engine) -> None:
