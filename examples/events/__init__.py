@@ -1,0 +1,1 @@
+"""A job's progress, streamed to the browser as it changes."""
