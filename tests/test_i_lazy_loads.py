@@ -274,6 +274,16 @@ def test_i5_raise(make_app: Callable[..., Flask], wire: Wire) -> None:
         assert len(db.session.scalars(sa.select(Item).options(sa_orm.selectinload(Item.children))).one().children) == 1
 
 
+def test_i5_eager_loads_of_a_stream(app: Flask) -> None:
+    db.session.add_all([Item(name=name, children=[Child()]) for name in "ab"])
+    db.session.commit()
+    db.session.expunge_all()
+    set_lazy_loads(db.session, "batch")
+    statement = sa.select(Item).options(sa_orm.selectinload(Item.children))
+    for item in db.session.scalars(statement, execution_options={"yield_per": 1}):
+        assert len(item.children) == 1
+
+
 def load_one_by_one() -> None:
     for item in db.session.scalars(sa.select(Item)).all():
         item.children  # noqa: B018

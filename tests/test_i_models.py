@@ -206,6 +206,15 @@ def test_i1_deleted_rows_are_hidden_from_loads(make_session: sessionmaker, wire:
         assert [line.id for line in order.lines] == [2]
 
 
+def test_i1_eager_loads_of_a_stream(make_session: sessionmaker) -> None:
+    """The handler that hides deleted rows lets `yield_per` be that of the stream alone."""
+    with make_session() as session:
+        _two_lines(session)
+        statement = sa.select(Order).options(sa_orm.selectinload(Order.lines))
+        for order in session.scalars(statement, execution_options={"yield_per": 1}):
+            assert [line.id for line in order.lines] == [2]
+
+
 def test_i1_a_deleted_object_is_still_an_object(make_session: sessionmaker) -> None:
     with make_session() as session:
         line = Line(name="a")

@@ -78,7 +78,11 @@ def allow_lazy_loads() -> Iterator[None]:
 
 
 def _look_at(state: sa_orm.ORMExecuteState) -> sa.Result[Any] | None:
-    if not state.is_select or not state.is_relationship_load or (parent := state.lazy_loaded_from) is None:
+    if not state.is_select or not state.is_relationship_load:
+        return None
+    private.rest_of_a_stream(state)
+    parent = state.lazy_loaded_from
+    if parent is None:
         return None
     policy = state.session.info.get(_POLICY)
     relationship = private.relationship_of_load(state)

@@ -95,7 +95,10 @@ _LIVE = sa_orm.with_loader_criteria(SoftDeleteMixin, lambda cls: cls.deleted_at.
 
 
 def _add_criteria(state: sa_orm.ORMExecuteState) -> None:
-    if not state.is_select or state.is_column_load or state.execution_options.get(_WITH_DELETED):
+    if not state.is_select:
+        return
+    private.rest_of_a_stream(state)
+    if state.is_column_load or state.execution_options.get(_WITH_DELETED):
         return
     statement = private.resolved(state.statement)
     if isinstance(statement, (sa.Select, sa.CompoundSelect)) and _may_read_deletable(statement):

@@ -42,6 +42,7 @@ __all__ = [
     "pool_settings",
     "relationship_of_load",
     "resolved",
+    "rest_of_a_stream",
     "result_of",
     "rollback_cause",
     "root_engine",
@@ -413,3 +414,13 @@ class _Distinct(sa.engine.IteratorResult[Any]):
 def result_of(objects: Sequence[Any]) -> sa.Result[Any]:
     """A result of one column with `objects`, for whoever expects one. Its metadata has no public maker."""
     return _Distinct(sa_result.SimpleResultMetaData(["object"]), iter([(each,) for each in objects]))
+
+
+def rest_of_a_stream(state: sa_orm.ORMExecuteState) -> None:
+    """For each handler of `do_orm_execute`: let eager loads work under `yield_per`.
+
+    SQLAlchemy 2.0 prepares a statement twice where there is such a handler, and the second time takes the `yield_per`
+    of the SELECT around it for its own, which an eager load cannot have.
+    """
+    if state.is_relationship_load and state.local_execution_options.get("yield_per"):
+        state.update_execution_options(yield_per=None)
