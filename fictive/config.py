@@ -81,8 +81,10 @@ class Settings:
             if not (isinstance(key, str) and key.startswith(_PREFIX)):
                 continue
             if key not in known:
-                near = difflib.get_close_matches(key.upper(), known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(sorted(known))}."
+                # without the prefix, in which all are alike
+                fields = [field.name for field in known.values()]
+                near = difflib.get_close_matches(key.removeprefix(_PREFIX).lower(), fields, n=1)
+                hint = f"did you mean {setting_name(near[0])}?" if near else f"the settings are {', '.join(sorted(known))}."
                 raise ConfigurationError(f"There is no setting {key}: {hint}")
             kind: type[Any] = type(known[key].default)
             if kind is bool:
