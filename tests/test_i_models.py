@@ -40,7 +40,7 @@ from fictive.models import (
     uuid7,
     with_deleted,
 )
-from fictive.sqlalchemy import sessionmaker
+from fictive.sqlalchemy import FindOrCreateDescriptor, UpdateOrCreateDescriptor, sessionmaker
 from fictive.testing.wire import Wire
 from tests.wirelog import verbs
 
@@ -83,6 +83,14 @@ class Discount(Line):
 
     percent: Mapped[int | None]
     __mapper_args__ = {"polymorphic_identity": "discount"}
+
+
+class Member(SoftDeleteMixin, Base):
+    __tablename__ = "i_member"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    note: Mapped[str | None]
+    __table_args__ = (unique_among_live("name"),)
 
 
 class Account(PublicIdMixin, Base):
@@ -238,6 +246,34 @@ def test_i1_a_deleted_object_is_still_an_object(make_session: sessionmaker) -> N
         session.delete(line)
         session.commit()
         assert session.scalar(with_deleted(sa.select(sa.func.count(Line.id)))) == 1
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_i1_find_or_create_and_its_kin_are_about_live_rows(
+    engine: sa.Engine, make_session: sessionmaker, wire: Wire, plain: bool
+) -> None:
+    """By the key that is unique among them, and so without a lock; a deleted row is neither found nor written."""
+    with sa_orm.Session(engine) if plain else make_session() as session:
+        find_or_create = FindOrCreateDescriptor(lambda: session).__get__(None, Member)
+        update_or_create = UpdateOrCreateDescriptor(lambda: session).__get__(None, Member)
+        first = find_or_create({"note": "first"}, name="a")
+        first.soft_delete()
+        session.commit()
+        session.scalar(sa.select(1))
+        with wire.record() as log:
+            second, created = update_or_create({"note": "second"}, name="a")
+        assert (created, second.id != first.id) == (True, True)
+        assert log.round_trips == 1
+        assert "WHERE deleted_at IS NULL" in log.statements[0]
+        second.soft_delete()
+        session.commit()
+        with wire.record() as log:
+            third = find_or_create({"note": "third"}, name="a")
+        assert [verb for verb in verbs(log) if verb != "BEGIN"] == ["SELECT", "INSERT"]
+        assert find_or_create(name="a") is third
+        session.commit()
+        notes = session.scalars(with_deleted(sa.select(Member.note)).order_by(Member.id)).all()
+        assert notes == ["first", "second", "third"]
 
 
 def test_i1_other_models_cost_nothing(make_session: sessionmaker, wire: Wire) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import weakref
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
@@ -35,8 +36,8 @@ class SoftDeleteMixin:
     * An object that the session has loaded stays in it: `session.get` and a many-to-one hand it out from memory.
     * Rows that point to a deleted one stay, and cascades do not run: delete them too where that is wanted.
     * A deleted row keeps its unique keys. `unique_among_live` makes a key that can be given again.
-    * `find_or_create` finds and makes live rows only, and needs such a key; an ordinary unique constraint makes it
-      meet the deleted row, and raise.
+    * `find_or_create`, `get_or_create` and `update_or_create` find, change and make live rows only, and go by such a
+      key; an ordinary unique constraint makes them meet the deleted row, and raise.
     * `cleanup_tables` empties the table, deleted rows included.
     """
 
@@ -47,6 +48,9 @@ class SoftDeleteMixin:
         @declared_attr
         def deleted_at(cls):
             return mapped_column(sa.DateTime(timezone=True), nullable=True, sort_order=LAST)
+
+    # `find_or_create` is about live rows, in any session, and so may go by a key that is unique among them
+    __lookup_implies__ = MappingProxyType({"deleted_at": None})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -18,7 +18,10 @@ from sqlalchemy.sql.elements import AsBoolean, BooleanClauseList, Label, TextCla
 
 from .columns import composite_values, foreign_key_of, hybrid, mapped_property, table_columns, unknown_attribute
 
-__all__ = ["Lookup", "UniqueKey", "key_for", "lookup_of", "unique_keys"]
+__all__ = ["IMPLIED", "Lookup", "UniqueKey", "key_for", "lookup_of", "unique_keys"]
+
+IMPLIED = "__lookup_implies__"
+"""The class attribute with what each lookup of a model says too, unless it says otherwise: values by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +83,10 @@ def lookup_of(mapper: sa_orm.Mapper[Any], filter_by: Mapping[str, Any]) -> Looku
                 expressions.append((element, value))
         else:
             raise unknown_attribute(mapper, name, where)
+    for name, value in getattr(model, IMPLIED, {}).items():
+        if name not in filter_by:
+            columns |= dict.fromkeys(table_columns(mapped_property(mapper, name)), value)
+            criteria.append(_equals(getattr(model, name), value))
     return Lookup(mapper, tuple(criteria), columns, tuple(expressions), assigned, related)
 
 
