@@ -1,0 +1,57 @@
+"""The app's factory, for `flask --app examples.shop.app …`."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+from flask_migrate import Migrate
+from pydantic import ValidationError
+from werkzeug.exceptions import HTTPException
+
+from fictive.models import ConcurrentModificationError
+
+from . import commands, views
+from .database import db
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def create_app(**config: Any) -> Flask:
+    """The shop. The database is `SQLALCHEMY_DATABASE_URI` of `config`, or `DATABASE_URL` of the environment.
+
+    `CARRIER` is a callable that gives the number of a parcel for an order's key.
+    """
+    app = Flask(__name__)
+    app.config.from_mapping(
+        CARRIER=_carrier,
+        FICTIVE_LAZY_LOADS="batch",  # the tags of a page of products are one query
+    )
+    app.config.from_mapping(config)
+    db.init_app(app)
+    Migrate(app, db, directory=str(MIGRATIONS), render_as_batch=False)  # which is for SQLite
+    app.register_blueprint(views.blueprint)
+    app.cli.add_command(commands.shop)
+    app.register_error_handler(HTTPException, _http)
+    app.register_error_handler(ConcurrentModificationError, _changed_meanwhile)
+    app.register_error_handler(ValidationError, _bad_input)
+    return app
+
+
+def _carrier(order_id: uuid.UUID) -> str:
+    return f"parcel-{order_id.hex[-8:]}"
+
+
+def _http(error: HTTPException) -> tuple[dict[str, Any], int]:
+    return {"error": error.description}, error.code or 500
+
+
+def _changed_meanwhile(error: Exception) -> tuple[dict[str, Any], int]:
+    return {"error": "Somebody else changed this since you read it. Read it again, and decide again."}, 409
+
+
+def _bad_input(error: ValidationError) -> tuple[dict[str, Any], int]:
+    first = error.errors(include_url=False)[0]
+    return {"error": f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}"}, 400
