@@ -84,7 +84,8 @@ class Settings:
                 # without the prefix, in which all are alike
                 fields = [field.name for field in known.values()]
                 near = difflib.get_close_matches(key.removeprefix(_PREFIX).lower(), fields, n=1)
-                hint = f"did you mean {setting_name(near[0])}?" if near else f"the settings are {', '.join(sorted(known))}."
+                every = ", ".join(sorted(known))
+                hint = f"did you mean {setting_name(near[0])}?" if near else f"the settings are {every}."
                 raise ConfigurationError(f"There is no setting {key}: {hint}")
             kind: type[Any] = type(known[key].default)
             if kind is bool:
