@@ -22,6 +22,7 @@ __all__ = [
     "FictiveError",
     "FictiveWarning",
     "HooksFailed",
+    "KeyOfDeletedRow",
     "LazyLoadRefused",
     "LockLost",
     "LockTimeout",
@@ -179,6 +180,20 @@ class RowsDiffer(FictiveError, sa_exc.InvalidRequestError, ValueError):
 
 class DuplicateRows(FictiveError, sa_exc.InvalidRequestError, ValueError):
     """Two rows of a bulk call have the same key, and the caller has not said that the last one wins."""
+
+
+class KeyOfDeletedRow(FictiveError, sa_exc.IntegrityError):
+    """A row cannot be made, or be found, since one that is deleted and still there has its key. Nothing was written.
+
+    `orig` is None: fictive has looked, and the server has not refused anything.
+    """
+
+    def __init__(self, message: str) -> None:
+        sa_exc.StatementError.__init__(self, message, None, None, None)
+        self.connection_invalidated = False
+
+    def __reduce__(self) -> Any:
+        return type(self), self.args
 
 
 class LazyLoadRefused(FictiveError, sa_exc.InvalidRequestError):

@@ -510,7 +510,7 @@ def test_d8_duplicates_of_a_key(app: Flask, look: Look, count: int) -> None:
             == 700
         )
         assert look("select title from page where slug = 's00001'") == ["very"]
-        assert look("select count(*) from page where version = 2") == [700]
+        assert look("select count(*) from page where version = 2") == [1]  # the others got the values they had
 
 
 @pytest.mark.parametrize("driver", ["psycopg"], indirect=True)

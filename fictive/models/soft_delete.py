@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import weakref
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
@@ -12,13 +11,12 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy import event
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column
 
+from ..rows.columns import WITH_DELETED
 from ..session import private
 from ..session.optin import OptInSession
 from .timestamps import LAST
 
 __all__ = ["SoftDeleteMixin", "hide_deleted", "unique_among_live", "with_deleted"]
-
-_WITH_DELETED = "fictive_with_deleted"
 
 _Statement = TypeVar("_Statement", bound=Any)
 
@@ -36,10 +34,15 @@ class SoftDeleteMixin:
     * An object that the session has loaded stays in it: `session.get` and a many-to-one hand it out from memory.
     * Rows that point to a deleted one stay, and cascades do not run: delete them too where that is wanted.
     * A deleted row keeps its unique keys. `unique_among_live` makes a key that can be given again.
-    * `find_or_create`, `get_or_create` and `update_or_create` find, change and make live rows only, and go by such a
-      key; an ordinary unique constraint makes them meet the deleted row, and raise.
+    * `find_or_create` and its family find, change and make live rows only, in any session. With such a key a deleted
+      row is not in the way. With an ordinary unique constraint it is: they raise `KeyOfDeletedRow`, and so does
+      `upsert_many`, unless its rows give `deleted_at` themselves, which says what is to become of it.
+    * `update_many` sets what it is given, in deleted rows too.
     * `cleanup_tables` empties the table, deleted rows included.
     """
+
+    # `find_or_create` is about live rows, in any session, and so may go by a key that is unique among them
+    __deleted_when_set__ = "deleted_at"
 
     if TYPE_CHECKING:
         deleted_at: Mapped[datetime.datetime | None]
@@ -48,9 +51,6 @@ class SoftDeleteMixin:
         @declared_attr
         def deleted_at(cls):
             return mapped_column(sa.DateTime(timezone=True), nullable=True, sort_order=LAST)
-
-    # `find_or_create` is about live rows, in any session, and so may go by a key that is unique among them
-    __lookup_implies__ = MappingProxyType({"deleted_at": None})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -76,7 +76,7 @@ def with_deleted(statement: _Statement) -> _Statement:
 
     For `session.get` give `execution_options={"fictive_with_deleted": True}`.
     """
-    result: _Statement = statement.execution_options(**{_WITH_DELETED: True})
+    result: _Statement = statement.execution_options(**{WITH_DELETED: True})
     return result
 
 
@@ -102,7 +102,7 @@ def _add_criteria(state: sa_orm.ORMExecuteState) -> None:
     if not state.is_select:
         return
     private.rest_of_a_stream(state)
-    if state.is_column_load or state.execution_options.get(_WITH_DELETED):
+    if state.is_column_load or state.execution_options.get(WITH_DELETED):
         return
     statement = private.resolved(state.statement)
     if isinstance(statement, (sa.Select, sa.CompoundSelect)) and _may_read_deletable(statement):

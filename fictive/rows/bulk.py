@@ -161,7 +161,8 @@ def upsert_many(
         names = call.names_of_head()
         call.need_names(names, keys, "key")
         call.need_names(names, updates or (), "update")
-        merge = call.merge(keys, [name for name in names if name not in keys] if updates is None else updates)
+        setting = [name for name in names if name not in keys] if updates is None else updates
+        merge = call.merge_into_live(keys, setting)
         route = None
         if dialect.name == "postgresql" and not call.is_small(STAGE_FROM):
             route = Route.into_stage(call, connection)
@@ -177,6 +178,8 @@ def upsert_many(
             raise_on_duplicate(call, connection, merge, stage)
         with telling_duplicates(call, keys):
             found = connection.execute(merge.upsert_from(stage, last_wins=duplicates == "last")).one()
+        if merge.live is not None and found[2] is not None:
+            call.refuse_deleted(merge, [found[3:]])
         totals[0] += found[0]
         totals[1] += found[1] - found[0]
         if not is_alone:
@@ -201,8 +204,9 @@ def update_many(
     """Update the rows with the `key` of each of `rows`, by default the primary key, to the other values it gives.
 
     Returns how many rows of the table were updated: fewer than `rows` where some key is not there, which is no error.
-    `onupdate` columns and the version move too. With joined inheritance the key is the primary key, and a key that is
-    not there is SQLAlchemy's `StaleDataError`. The other arguments as in `upsert_many`.
+    `onupdate` columns and the version move where a value changes (all values being of types with equality). With
+    joined inheritance the key is the primary key, and a key that is not there is SQLAlchemy's `StaleDataError`. The
+    other arguments as in `upsert_many`.
 
     Up to 4 rows are an UPDATE each; more go by COPY into a temporary table and are one UPDATE, 4 round trips outside.
     Elsewhere than on PostgreSQL they are an UPDATE each.
@@ -284,6 +288,8 @@ def _upsert_from_values(
     statement = merge.upsert(connection.dialect.name)
     if on_postgresql:
         statement = merge.counting(statement)
+    elif merge.live is not None:
+        statement = statement.returning(*merge.deleted_key())
     fills = fills_of(call.mapper, [call.column(name) for name in call.names_of_head()])
     added = {
         column: values for column, values in fills.values.items()
@@ -299,10 +305,14 @@ def _upsert_from_values(
         before = None if on_postgresql else connection.scalar(sa.select(sa.func.count()).select_from(merge.table))
         with telling_duplicates(call, keys):
             result = connection.execute(statement, rows)
+            written = result.all() if on_postgresql or merge.live is not None else []
             if on_postgresql:
-                fresh = [row[0] for row in result]
+                fresh = [row[0] for row in written]
                 totals[0] += sum(fresh)
                 totals[1] += len(fresh) - sum(fresh)
+        if merge.live is not None:
+            at = 1 if on_postgresql else 0
+            call.refuse_deleted(merge, (row[at + 1 :] for row in written if row[at] is not None))
         if before is not None:
             inserted = connection.execute(sa.select(sa.func.count()).select_from(merge.table)).scalar_one() - before
             totals[0] += inserted

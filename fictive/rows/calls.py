@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from ..errors import TransactionAlreadyBegun
+from ..errors import KeyOfDeletedRow, TransactionAlreadyBegun
 from ..session.given import session_of, together
 from ..session.optin import OptInSession
 from .batches import Batch, Reader, attribute_named
-from .columns import mapper_of
+from .columns import live_attribute, mapper_of
 from .fills import on_update
 from .merging import Merge
 
@@ -75,6 +76,26 @@ class Call:
         columns = [self.column(name) for name in updates]
         key = [self.column(name) for name in keys]
         return Merge(table, key, columns, on_update(self.mapper, {*columns, *key}))
+
+    def merge_into_live(self, keys: Sequence[str], updates: Sequence[str]) -> Merge:
+        """A merge that shows deleted rows it meets, unless the rows say themselves what is to become of those."""
+        live = live_attribute(self.mapper)
+        merge = self.merge(keys, updates)
+        if live is None or live in self.names_of_head():
+            return merge
+        return dataclasses.replace(merge, live=self.column(live))
+
+    def refuse_deleted(self, merge: Merge, keys: Iterable[Sequence[Any]]) -> None:
+        """Raise for the key of a row that an upsert has met and that is deleted."""
+        for key in keys:
+            names = [self.mapper.get_property_by_column(column).key for column in merge.key]
+            shown = ", ".join(f"{name}={value!r}" for name, value in zip(names, key, strict=True))
+            model = self.mapper.class_.__name__
+            raise KeyOfDeletedRow(
+                f"{self.function}: a {model} that is deleted has the key {shown}. Restore it first, or let the rows "
+                f"give {live_attribute(self.mapper)} (None restores), or make the key one that only live rows have: "
+                "unique_among_live(...)."
+            )
 
     def by_column(self, batch: Batch) -> Iterator[dict[sa.Column[Any], Any]]:
         columns = [self.column(name) for name in batch.names]

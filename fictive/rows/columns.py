@@ -13,14 +13,20 @@ from sqlalchemy.ext.hybrid import HybridExtensionType
 from ..errors import UnknownAttribute, UnsavedObject
 
 __all__ = [
+    "WITH_DELETED",
     "composite_values",
     "foreign_key_of",
     "hybrid",
+    "live_attribute",
     "mapped_property",
     "mapper_of",
     "table_columns",
     "unknown_attribute",
 ]
+
+
+WITH_DELETED = "fictive_with_deleted"
+"""The execution option by which a SELECT sees rows that are deleted and still there."""
 
 
 def mapper_of(model: object) -> sa_orm.Mapper[Any]:
@@ -30,6 +36,11 @@ def mapper_of(model: object) -> sa_orm.Mapper[Any]:
         name = getattr(model, "__name__", repr(model))
         raise TypeError(f"{name} is not a mapped class: it has no table. Call it on a model.")
     return mapper
+
+
+def live_attribute(mapper: sa_orm.Mapper[Any]) -> str | None:
+    """The attribute that is NULL in rows that live, where the model's rows can be deleted and still be there."""
+    return getattr(mapper.class_, "__deleted_when_set__", None)
 
 
 def unknown_attribute(mapper: sa_orm.Mapper[Any], name: str, where: str) -> UnknownAttribute:

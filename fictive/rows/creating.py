@@ -10,11 +10,13 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.dialects import postgresql, sqlite
 
+from .columns import WITH_DELETED
 from .lookups import Lookup, UniqueKey
 from .values import update_defaults
 
 __all__ = [
     "committed_elsewhere",
+    "deleted_with_key",
     "insert",
     "insert_unless_there",
     "serialise",
@@ -49,6 +51,19 @@ def insert_unless_there(mapper: sa_orm.Mapper[Any], values: Values, key: UniqueK
 def _loading(mapper: sa_orm.Mapper[Any], statement: Any) -> sa.Executable:
     loaded: sa.Executable = sa.select(mapper.class_).from_statement(statement)
     return loaded.execution_options(populate_existing=True)
+
+
+def deleted_with_key(lookup: Lookup, key: UniqueKey) -> sa.Select[Any]:
+    """Whether a row that is deleted and still there has the key, whatever else the lookup says."""
+    assert lookup.live is not None
+    same: list[Any] = list(lookup.criteria[:-1])
+    if all(isinstance(element, sa.Column) for element in key.elements):
+        same = [element == lookup.columns[element] for element in key.elements]  # `IS NULL` for None
+    if key.where is not None:
+        same.append(key.target_where)
+    deleted = getattr(lookup.mapper.class_, lookup.live).is_not(None)
+    found: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(lookup.mapper)
+    return found.where(*same, deleted).limit(1).execution_options(**{WITH_DELETED: True})
 
 
 def upsert(lookup: Lookup, values: Values, changes: Values, key: UniqueKey) -> sa.Select[Any]:

@@ -11,7 +11,7 @@ import sqlalchemy.orm as sa_orm
 
 from ..config import WritesOutside
 from ..drivers import sqlstate
-from ..errors import UnsupportedDialect
+from ..errors import KeyOfDeletedRow, UnsupportedDialect
 from ..session import private
 from ..session.given import dialect_of, session_of, together
 from ..session.optin import OptInSession
@@ -135,12 +135,14 @@ class _Call:
                 return self._update_or_create_by_key(changes, values, columns, self.key)
         with self._alone_with_lookup() as (aside, level):
             locking = self.lookup.select().with_for_update(key_share=True, of=self.mapper.class_)
-            found = aside.scalars(locking).unique().one_or_none()
-            if found is None:
+            for left in reversed(range(_ROUNDS)):
+                rows = aside.scalars(locking).unique()
+                found = rows.one_or_none() if left else rows.one()
+                if found is not None:
+                    break
                 created = self._create(aside, self._values({**changes, **only_new}), level)
                 if created[1]:
                     return created
-                found = aside.scalars(locking).unique().one()
             for name, value in split(self.mapper, changes)[0].items():
                 setattr(found, name, value)
             aside.commit()
@@ -181,7 +183,24 @@ class _Call:
                 return self._with_related(created, values), True
             if (found := self.find()) is not None:
                 return found, False
+            self._refuse_key_of_deleted(key)
         return self._insist(columns, values), True
+
+    def _refuse_key_of_deleted(self, key: UniqueKey) -> None:
+        """Raise where what keeps the row from being made is one that is deleted: it would be in the way for ever."""
+        lookup, model = self.lookup, self.mapper.class_.__name__
+        if lookup.live is None:
+            return
+        deleted = creating.deleted_with_key(lookup, key)
+        if self.session.execute(deleted, bind_arguments={"mapper": self.mapper}).first() is None:
+            return
+        shown = [
+            f"{column.name}={lookup.columns.get(column)!r}" for column in key.elements if column in lookup.columns
+        ]
+        raise KeyOfDeletedRow(
+            f"{self.what}: a {model} that is deleted has the key {', '.join(shown) or 'of the lookup'}. Restore it "
+            "(SELECT it by with_deleted(...)), or make the key one that only live rows have: unique_among_live(...)."
+        )
 
     def _insist(self, columns: Mapping[sa.Column[Any], Any], values: Mapping[str, Any]) -> Any:
         """Insert, and let the database say so where a row outside the lookup has the key, with another value in the
@@ -201,6 +220,7 @@ class _Call:
             row = self.session.execute(statement).unique().one_or_none()
             if row is not None:
                 return self._with_related(row[0], values if row[1] else changes), bool(row[1])
+            self._refuse_key_of_deleted(key)
         return self._insist(columns, values), True
 
     # -- creating where no statement can do it alone --------------------------------------------------------------
@@ -244,6 +264,7 @@ class _Call:
                     return found, False
                 if frozen and self._exists_elsewhere():
                     self.session.execute(creating.serialization_failure(self.what))
+                self._refuse_key_of_deleted(self.key)
                 if not left:
                     raise
             else:

@@ -16,12 +16,17 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import AsBoolean, BooleanClauseList, Label, TextClause, UnaryExpression
 
-from .columns import composite_values, foreign_key_of, hybrid, mapped_property, table_columns, unknown_attribute
+from .columns import (
+    composite_values,
+    foreign_key_of,
+    hybrid,
+    live_attribute,
+    mapped_property,
+    table_columns,
+    unknown_attribute,
+)
 
-__all__ = ["IMPLIED", "Lookup", "UniqueKey", "key_for", "lookup_of", "unique_keys"]
-
-IMPLIED = "__lookup_implies__"
-"""The class attribute with what each lookup of a model says too, unless it says otherwise: values by name."""
+__all__ = ["Lookup", "UniqueKey", "key_for", "lookup_of", "unique_keys"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +43,9 @@ class Lookup:
     """Attributes to set on a new object."""
     related: Mapping[str, Any]
     """Many-to-one relationships, with the related object or None."""
+    live: str | None = None
+    """The attribute that has to be NULL besides, in a model whose rows can be deleted and still be there. The last of
+    the criteria says so."""
 
     def select(self) -> sa.Select[Any]:
         """The statement that finds the row; of two rows it shows that there are several."""
@@ -53,6 +61,13 @@ def lookup_of(mapper: sa_orm.Mapper[Any], filter_by: Mapping[str, Any]) -> Looku
     expressions: list[tuple[Any, Any]] = []
     assigned: dict[str, Any] = {}
     related: dict[str, Any] = {}
+    live = live_attribute(mapper)
+    if live is not None and filter_by.get(live) is not None:
+        raise ValueError(
+            f"{model.__name__}.{live} in {where} asks for a deleted row; only live ones are found and made here. "
+            "SELECT it by with_deleted(...)."
+        )
+    filter_by = {name: value for name, value in filter_by.items() if name != live}
     if not filter_by:
         raise TypeError(f"{model.__name__}: a lookup needs at least one attribute, such as name='x'.")
     for name, value in filter_by.items():
@@ -83,11 +98,10 @@ def lookup_of(mapper: sa_orm.Mapper[Any], filter_by: Mapping[str, Any]) -> Looku
                 expressions.append((element, value))
         else:
             raise unknown_attribute(mapper, name, where)
-    for name, value in getattr(model, IMPLIED, {}).items():
-        if name not in filter_by:
-            columns |= dict.fromkeys(table_columns(mapped_property(mapper, name)), value)
-            criteria.append(_equals(getattr(model, name), value))
-    return Lookup(mapper, tuple(criteria), columns, tuple(expressions), assigned, related)
+    if live is not None:
+        columns |= dict.fromkeys(table_columns(mapped_property(mapper, live)))
+        criteria.append(getattr(model, live).is_(None))
+    return Lookup(mapper, tuple(criteria), columns, tuple(expressions), assigned, related, live)
 
 
 def _equals(attribute: Any, value: Any) -> Any:

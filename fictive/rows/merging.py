@@ -80,6 +80,8 @@ class Merge:
     key: Sequence[sa.Column[Any]]
     update: Sequence[sa.Column[Any]]
     besides: Mapping[sa.Column[Any], Any]
+    live: sa.Column[Any] | None = None
+    """NULL in rows that live: an upsert that meets another one writes it as well, and says so, to be taken back."""
 
     # -- upserts ------------------------------------------------------------------------------------------------------
 
@@ -103,16 +105,33 @@ class Merge:
         else:
             select = select.order_by(*(_as_python_sorts(stage[column]) for column in self.key))
         insert = postgresql.insert(self.table).from_select([column.key for column in stage.columns], select)
-        done = self._on_conflict(insert).returning(_WAS_INSERTED.label("fresh")).cte("done")
-        return sa.select(sa.func.count().filter(done.c.fresh), sa.func.count()).select_from(done)
+        done = self._on_conflict(insert).returning(_WAS_INSERTED.label("fresh"), *self.deleted_key()).cte("done")
+        counts = [sa.func.count().filter(done.c.fresh), sa.func.count()]
+        for column in list(done.c)[1:]:  # none, or those of deleted_key()
+            texts: Any = sa.func.array_agg(sa.cast(column, sa.Text)).filter(done.c.fictive_live.is_not(None))
+            counts.append(sa.type_coerce(texts, sa.ARRAY(sa.Text))[1])
+        return sa.select(*counts).select_from(done)
 
     def counting(self, upsert: Any) -> Any:
-        """`upsert` with a row back for each that was written: whether it was inserted."""
-        return upsert.returning(_WAS_INSERTED)
+        """`upsert` with a row back for each that was written: whether it was inserted, and `deleted_key`."""
+        return upsert.returning(_WAS_INSERTED, *self.deleted_key())
+
+    def deleted_key(self) -> list[Any]:
+        """For RETURNING: `live` and the key of the row; nothing where no row can be a deleted one.
+
+        Not whether `live` is NULL, which SQLite 3.40 gets wrong where a partial index has it in its condition.
+        """
+        if self.live is None:
+            return []
+        return [self.live.label("fictive_live"), *(c.label(f"fictive_key_{n}") for n, c in enumerate(self.key))]
 
     def _on_conflict(self, insert: Any) -> Any:
         where = self._index_where()
         target = {"index_elements": list(self.key), "index_where": where}
+        if not self.update and self.live is not None:
+            return insert.on_conflict_do_update(
+                **target, set_={self.live.name: self.live}, where=self.live.is_not(None)
+            )
         if not self.update:
             return insert.on_conflict_do_nothing(**target)
         set_ = {column.name: insert.excluded[column.key] for column in self.update}
@@ -120,6 +139,8 @@ class Merge:
         changed = None
         if all(can_compare(column.type) for column in self.update):
             changed = sa.or_(*(column.is_distinct_from(insert.excluded[column.key]) for column in self.update))
+            if self.live is not None:
+                changed = sa.or_(changed, self.live.is_not(None))
         return insert.on_conflict_do_update(**target, set_=set_, where=changed)
 
     def _index_where(self) -> Any:
@@ -140,8 +161,8 @@ class Merge:
     def update_one(self) -> Any:
         """`UPDATE` of the row with the key `key_<n>` to the values `set_<n>`; parameters as `update_parameters`."""
         where = [column == sa.bindparam(f"key_{n}", type_=column.type) for n, column in enumerate(self.key)]
-        values: dict[Any, Any] = dict(self.besides)
-        values.update({c: sa.bindparam(f"set_{n}", type_=c.type) for n, c in enumerate(self.update)})
+        values: dict[Any, Any] = {c: sa.bindparam(f"set_{n}", type_=c.type) for n, c in enumerate(self.update)}
+        values.update(self._besides_where_changed(values))
         return sa.update(self.table).where(*where).values(values)
 
     def update_parameters(self, row: Mapping[sa.Column[Any], Any]) -> dict[str, Any]:
@@ -152,8 +173,20 @@ class Merge:
         """`UPDATE … FROM` what is staged."""
         source: Any = self._last_of_each(stage).subquery("last") if last_wins else stage.table
         values: dict[Any, Any] = {column: source.c[column.key] for column in self.update}
-        values.update(self.besides)
+        values.update(self._besides_where_changed(values))
         return sa.update(self.table).values(values).where(*(each == source.c[each.key] for each in self.key))
+
+    def _besides_where_changed(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        """`besides` for a row that gets other values than it has; the row is counted as updated in any case."""
+        if not all(can_compare(column.type) for column in self.update):
+            return dict(self.besides)
+        changed = sa.or_(*(column.is_distinct_from(value) for column, value in values.items()))
+        return {
+            column: sa.case(
+                (changed, value if isinstance(value, ClauseElement) else sa.literal(value, column.type)), else_=column
+            )
+            for column, value in self.besides.items()
+        }
 
     # -- duplicates ---------------------------------------------------------------------------------------------------
 

@@ -46,6 +46,11 @@ def check_names(mapper: sa_orm.Mapper[Any], given: Mapping[str, Any], where: str
                 raise UnknownAttribute(f"{model}.{name} in {where} is a generated column; the database computes it.")
         elif not isinstance(prop, sa_orm.CompositeProperty) and getattr(hybrid(mapper, name), "fset", None) is None:
             raise unknown_attribute(mapper, name, where)
+        if name == lookup.live:
+            raise UnknownAttribute(
+                f"{model}.{name} cannot be in {where}: only rows that are not deleted are found and made here. "
+                "Call soft_delete() on the object."
+            )
         if name in lookup.assigned or name in lookup.related:
             raise UnknownAttribute(f"{model}.{name} is in the lookup, so it cannot be in {where} as well.")
 
