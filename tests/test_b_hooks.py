@@ -245,6 +245,29 @@ def test_b5_on_a_plain_session_alone(app: Flask, ran: Ran) -> None:
         engine.dispose()
 
 
+def test_b5_a_hook_may_query_and_begin_in_the_with_block_of_a_plain_session(app: Flask, look: Look) -> None:
+    """SQLAlchemy's own block, in whose `__exit__` the hook runs, refuses statements until it has been left."""
+
+    def write(name: str) -> None:
+        with transaction(session):
+            session.execute(sa.insert(Tag).values(label=name))
+
+    with sa_orm.Session(db.engine) as session:
+        for hook_of, label in ((on_commit, "after commit"), (on_rollback, "after rollback")):
+            with contextlib.suppress(ZeroDivisionError), session.begin():
+                session.execute(sa.insert(Tag).values(label=f"in the block, {label}"))
+                hook_of(session, lambda label=label: write(label))
+                if hook_of is on_rollback:
+                    1 / 0  # noqa: B018
+        with session.begin():
+            with contextlib.suppress(ZeroDivisionError), session.begin_nested():
+                on_rollback(session, lambda: write("after a savepoint"))
+                1 / 0  # noqa: B018
+            assert session.in_transaction()
+    expected = ["in the block, after commit", "after commit", "after rollback", "after a savepoint"]
+    assert look("select label from tag order by id") == expected
+
+
 def test_b5_under_writes_outside_begin(app: Flask) -> None:
     ran = Ran(db.session)
     db.session.writes_outside = "begin"

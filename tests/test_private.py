@@ -50,6 +50,19 @@ def test_the_transaction_object_is_where_it_was() -> None:
     session.close()
 
 
+def test_a_session_past_its_ended_block() -> None:
+    with sa_orm.Session(sa.create_engine("sqlite://")) as session, session.begin() as outer:
+        inner = session.begin_nested()
+        with inner:
+            inner.rollback()
+            assert session._trans_context_manager is inner
+            with private.past_ended_blocks(session):
+                assert session._trans_context_manager is outer
+                assert session.scalar(sa.text("select 1")) == 1
+            with pytest.raises(sa.exc.InvalidRequestError, match="inside context manager"):
+                session.scalar(sa.text("select 1"))
+
+
 def test_a_commit_still_flushes_unless_a_flush_is_under_way() -> None:
     """`commit_as_is` stands on it."""
     source = inspect.getsource(sa_orm.SessionTransaction._prepare_impl)

@@ -156,12 +156,16 @@ class Hooks:
                 found = ()
         kind = "commit" if committed else "rollback"
         self.due += [fn for registered, fn in found if registered == kind]
-        if self._runs_itself and transaction.parent is None and self.due and not self._held:
-            self.run_due()
+        if self._runs_itself and transaction.parent is None:
+            self._run_by_itself(session)
 
     def _after_soft_rollback(self, session: sa_orm.Session, transaction: sa_orm.SessionTransaction) -> None:
+        self._run_by_itself(session)
+
+    def _run_by_itself(self, session: sa_orm.Session) -> None:
         if self.due and not self._held:
-            self.run_due()
+            with private.past_ended_blocks(session):
+                self.run_due()
 
 
 def settles(method: _Method) -> _Method:

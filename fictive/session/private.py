@@ -39,6 +39,7 @@ __all__ = [
     "locks_rows",
     "mapper_of",
     "options_of",
+    "past_ended_blocks",
     "pool_settings",
     "relationship_of_load",
     "resolved",
@@ -115,6 +116,22 @@ class JointedSession(sa_orm.Session):
     @property
     def flushing(self) -> bool:
         return self._flushing
+
+
+@contextlib.contextmanager
+def past_ended_blocks(session: sa_orm.Session) -> Iterator[None]:
+    """Let a session of SQLAlchemy's own be used as after its `with session.begin():` blocks that have ended.
+
+    It refuses statements until such a block is left; what runs at the end of the transaction runs within the leaving.
+    """
+    left = block = session._trans_context_manager
+    while block is not None and not block._transaction_is_active():
+        block = block._outer_trans_ctx
+    session._trans_context_manager = block
+    try:
+        yield
+    finally:
+        session._trans_context_manager = left
 
 
 def commit_as_is(session: sa_orm.Session, transaction: sa_orm.SessionTransaction) -> None:
