@@ -36,6 +36,7 @@ from fictive.models import (
     check_names,
     hide_deleted,
     naming_convention,
+    set_lazy_loads,
     unique_among_live,
     uuid7,
     with_deleted,
@@ -212,6 +213,22 @@ def test_i1_deleted_rows_are_hidden_from_loads(make_session: sessionmaker, wire:
         assert len(order.lines) == 2
         session.expire(order)
         assert [line.id for line in order.lines] == [2]
+
+
+def test_i5_a_batch_does_not_go_by_the_rows_of_deleted_parents(make_session: sessionmaker) -> None:
+    """The statement of a batch reads them, and would find nothing for one that is hidden."""
+    with make_session() as session:
+        set_lazy_loads(session, "batch")
+        _two_lines(session)
+        lines = session.scalars(with_deleted(sa.select(Line).order_by(Line.id))).all()
+        assert [line.order and line.order.id for line in lines] == [1, 1, None, None]
+        session.expunge_all()
+        session.add(Line(id=9, name="other", order_id=1))
+        session.commit()
+        lines = session.scalars(sa.select(Line).order_by(Line.id)).all()
+        lines[0].soft_delete()
+        session.commit()
+        assert [line.order and line.order.id for line in reversed(lines)] == [1, 1]
 
 
 def test_i1_eager_loads_of_a_stream(make_session: sessionmaker) -> None:

@@ -11,6 +11,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm.attributes import set_committed_value
 
 from ..session import private
+from .soft_delete import SoftDeleteMixin
 
 __all__ = ["load_for_all"]
 
@@ -24,10 +25,10 @@ def load_for_all(
     """Load `relationship` for `parent`, whose lazy load `state` is, and its peers; returns what that load was to find.
 
     None where it would have no one to load for but `parent`, or where the objects in memory differ from their rows,
-    which the statement goes by.
+    which the statement goes by, or where the row is deleted (`SoftDeleteMixin`).
     """
     peers = list(_peers(state.session, parent, relationship))
-    if not peers or parent.modified:
+    if not peers or parent.modified or _may_be_hidden(parent):
         return None
     keys = [private.key_of(each) for each in (parent, *peers)]
     found: dict[Any, list[Any]] = defaultdict(list)
@@ -55,9 +56,15 @@ def _peers(
             and peer.mapper.isa(relationship.parent)
             and not peer.expired
             and not peer.modified
+            and not _may_be_hidden(peer)
             and relationship.key in peer.unloaded
         ):
             yield peer
+
+
+def _may_be_hidden(parent: sa_orm.InstanceState[Any]) -> bool:
+    """Whether the statement, which reads the parents' rows, might pass that of a deleted one over."""
+    return issubclass(parent.class_, SoftDeleteMixin) and parent.dict.get("deleted_at", parent) is not None
 
 
 def _statement(relationship: sa_orm.RelationshipProperty[Any], keys: list[tuple[Any, ...]]) -> sa.Select[Any]:
