@@ -46,7 +46,7 @@ def plain_hooks(session: sa_orm.Session) -> Hooks:
     """The hooks of a session; one object for each session."""
     hooks: Hooks | None = session.info.get(_HOOKS)
     if hooks is None:
-        # what hooks do begins blocks: their listeners cannot be added while SQLAlchemy goes through those that run hooks
+        # a hook may begin a block, whose listeners cannot be added while SQLAlchemy goes through those that run hooks
         plain_blocks(session)
         hooks = session.info[_HOOKS] = Hooks(session, runs_itself=True)
     return hooks
