@@ -7,6 +7,7 @@ transaction (PostgreSQL documentation, "NOTIFY").
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,24 +22,34 @@ from .columns import mapper_of
 
 __all__ = [
     "ANY_ROW",
+    "DECLARED",
     "TRIGGER",
+    "TRIGGERS",
     "announces",
     "channel_of",
     "create_statements",
     "drop_statements",
+    "function_body",
+    "keys_of_body",
     "notify_changes",
     "tables_of",
 ]
 
 TRIGGER = "fictive_notify_changes"
-"""The name of the trigger on each table that has one."""
+"""The name of the trigger for rows, on each table that has them."""
+
+_TRUNCATE_TRIGGER = f"{TRIGGER}_truncate"
+
+TRIGGERS = (TRIGGER, _TRUNCATE_TRIGGER)
+"""It, and the one for TRUNCATE."""
 
 ANY_ROW = ""
 """What is sent instead of a key when all rows may have changed, or the key is too long to be sent."""
 
 _LONGEST_NAME = 63  # bytes of an identifier (PostgreSQL documentation, "Identifiers and Key Words")
 _LONGEST_PAYLOAD = 7999  # bytes ("NOTIFY")
-_INSTALLED = "fictive.notify_changes"
+DECLARED = "fictive.notify_changes"
+"""In the `info` of a table: `notify_changes` was called for it."""
 
 
 def notify_changes(model: type[Any], on: object = None) -> None:
@@ -58,8 +69,8 @@ def notify_changes(model: type[Any], on: object = None) -> None:
     """
     tables = tables_of(mapper_of(model))
     for table in tables:
-        if not table.info.get(_INSTALLED):
-            table.info[_INSTALLED] = True
+        if not table.info.get(DECLARED):
+            table.info[DECLARED] = True
             for statement in create_statements(table):
                 event.listen(table, "after_create", statement.execute_if(dialect="postgresql"))
             # dropped with its table, the trigger leaves the function behind
@@ -80,7 +91,7 @@ def notify_changes(model: type[Any], on: object = None) -> None:
 
 def announces(table: sa.Table) -> bool:
     """Whether `notify_changes` was called for the table in this process."""
-    return bool(table.info.get(_INSTALLED))
+    return bool(table.info.get(DECLARED))
 
 
 def tables_of(mapper: sa_orm.Mapper[Any]) -> list[sa.Table]:
@@ -105,9 +116,6 @@ def drop_statements(table: sa.Table) -> list[ExecutableDDLElement]:
 
 def _drop_triggers(table: sa.Table) -> list[ExecutableDDLElement]:
     return [_DropTrigger(table, TRIGGER), _DropTrigger(table, _TRUNCATE_TRIGGER)]
-
-
-_TRUNCATE_TRIGGER = f"{TRIGGER}_truncate"
 
 
 class _OnTable(ExecutableDDLElement):
@@ -148,7 +156,8 @@ def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _body(table: sa.Table) -> str:
+def function_body(table: sa.Table) -> str:
+    """The body of the function that the triggers call, as `pg_proc.prosrc` has it."""
     keys: Sequence[str] = [column.name for column in table.primary_key.columns]
     if not keys:
         raise ValueError(f"{table.fullname} has no primary key, by which a changed row could be named.")
@@ -175,6 +184,12 @@ END
 """
 
 
+def keys_of_body(body: str) -> list[str]:
+    """The columns that a `function_body` sends."""
+    called = re.search(r"json_build_array\((.*)\)::text;$", body, re.MULTILINE)
+    return [key.replace('""', '"') for key in re.findall(r'OLD\."((?:[^"]|"")+)"', called[1])] if called else []
+
+
 def _function_name(table: sa.Table, compiler: Any) -> str:
     """In the table's schema, since two of them may have a table of that name."""
     schema = compiler.preparer.schema_for_object(table)
@@ -185,7 +200,7 @@ def _function_name(table: sa.Table, compiler: Any) -> str:
 @compiles(_CreateFunction, "postgresql")
 def _create_function(element: _OnTable, compiler: Any, **_: Any) -> str:
     # a literal, not dollar quotes: no name can end it
-    body = compiler.sql_compiler.render_literal_value(_body(element.table), sa.String())
+    body = compiler.sql_compiler.render_literal_value(function_body(element.table), sa.String())
     return (
         f"CREATE OR REPLACE FUNCTION {_function_name(element.table, compiler)}() RETURNS trigger"
         f" LANGUAGE plpgsql AS {body}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flask import Flask
-from flask_migrate import Migrate
 
+from tests import migrations
 from tests.compat.ways import Way
+from tests.migrations import logging_as_it_was
 
 # the environment that Flask-Migrate writes tries the name of Flask-SQLAlchemy 2 first
 pytestmark = pytest.mark.filterwarnings("ignore:'get_engine' is deprecated:DeprecationWarning")
@@ -23,61 +23,21 @@ Look = Callable[..., list[Any]]
 
 
 @pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    """The environment that Flask-Migrate writes configures logging from its alembic.ini, for the whole process."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    disabled = {
-        name: logger.disabled
-        for name, logger in logging.root.manager.loggerDict.items()
-        if isinstance(logger, logging.Logger)
-    }
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name, was in disabled.items():
-        logging.getLogger(name).disabled = was
-    for name in ("alembic", "sqlalchemy.engine", "flask_migrate"):
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).setLevel(logging.NOTSET)
+def logging_as_before() -> Iterator[None]:
+    with logging_as_it_was():
+        yield
 
 
-class Project:
-    """The example of Flask-Migrate's documentation, and `flask db ...` on it."""
+class Project(migrations.Project):
+    """The example of Flask-Migrate's documentation."""
 
     def __init__(self, way: Way, app_of: AppOf, directory: Path, **config: Any) -> None:
-        self.db = way.db_class()
-        self.app = app_of(self.db, **config)
-        self.directory = directory / "migrations"
-        Migrate(self.app, self.db, directory=str(self.directory))
+        db = way.db_class()
+        super().__init__(app_of(db, **config), db, directory)
 
         class User(self.db.Model):  # type: ignore[name-defined, misc]
             id = self.db.Column(self.db.Integer, primary_key=True)
             name = self.db.Column(self.db.String(128))
-
-    def flask(self, *arguments: str, fails: bool = False) -> Any:
-        result = self.app.test_cli_runner().invoke(args=["db", *arguments])
-        assert (result.exception is not None) == fails, (result.output, result.exception)
-        return result
-
-    def write(self, revision: str, down: str | None, upgrade: str) -> None:
-        (self.directory / "versions" / f"{revision}_.py").write_text(
-            textwrap.dedent(
-                f"""
-                from alembic import op
-                import sqlalchemy as sa
-
-                revision = {revision!r}
-                down_revision = {down!r}
-
-                def upgrade():
-                    {{}}
-
-                def downgrade():
-                    op.drop_table("a")
-                """
-            ).format(upgrade)
-        )
 
 
 @pytest.fixture
