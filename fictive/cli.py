@@ -63,8 +63,27 @@ def _settings(app: flask.Flask) -> Iterator[Row]:
     settings: Settings = app.extensions["fictive"]
     for field in dataclasses.fields(settings):
         name, value = setting_name(field.name), getattr(settings, field.name)
-        shown = value.value if isinstance(value, enum.Enum) else value
+        shown = (
+            value.value if isinstance(value, enum.Enum) else _ranges(value) if isinstance(value, frozenset) else value
+        )
         yield Row("", name, str(shown), "app.config" if name in app.config else "default")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, frozenset):
+        return _ranges(value)
+    return str(value.value if isinstance(value, enum.Enum) else value)
+
+
+def _ranges(numbers: frozenset[int]) -> str:
+    """`"400-499, 503"`."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][-1] + 1:
+            found[-1] = [found[-1][0], number]
+        else:
+            found.append([number])
+    return ", ".join("-".join(map(str, each)) for each in found)
 
 
 def _in_force(engine: sa.Engine, options: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:

@@ -200,6 +200,7 @@ def test_i4_flask_fictive_settings(environment: Callable[..., None], tmp_path: P
     (tmp_path / ".env").write_text("DB_MAX_OVERFLOW=4\n")
     db, app = fresh_db(), Flask(__name__, instance_path=str(tmp_path))
     app.config.update(SQLALCHEMY_ENGINE_OPTIONS={"pool_recycle": 60}, FICTIVE_RETRY_READS=False)
+    app.config["FICTIVE_ROLLBACK_STATUSES"] = [*range(400, 500), 503, 510, 511]
     db.init_app(app)
     runner = app.test_cli_runner()
     lines = [json.loads(line) for line in runner.invoke(args=["fictive", "settings", "--json"]).output.splitlines()]
@@ -212,6 +213,7 @@ def test_i4_flask_fictive_settings(environment: Callable[..., None], tmp_path: P
     assert found["DB_STATEMENT_TIMEOUT"] == ("2000ms", "environment")
     assert found["FICTIVE_RETRY_READS"] == ("False", "app.config")
     assert found["FICTIVE_WRITES_OUTSIDE"] == ("commit", "default")
+    assert found["FICTIVE_ROLLBACK_STATUSES"] == ("400-499, 503, 510-511", "app.config")
     table = runner.invoke(args=["fictive", "settings"])
     assert table.exit_code == 0
     assert "hunter2" not in table.output
