@@ -177,6 +177,9 @@ def test_i3_bad_input_sends_nothing(app: Flask, wire: Wire) -> None:
         for order, message in ((Item.note, "may be NULL"), (sa.func.lower(Item.name), "cannot be ordered by lower")):
             with pytest.raises(ConfigurationError, match=message):
                 items.keyset_page(order_by=order)
+        for wrong in (lambda: items.list(order_by="name"), lambda: items.keyset_page(order_by="name")):
+            with pytest.raises(TypeError, match="expected a column"):
+                wrong()
         with pytest.raises(ConfigurationError, match=r"Repository of what"):
             Repository(db.session)
         with pytest.raises(TypeError, match="session"):

@@ -269,6 +269,8 @@ class Repository(Generic[_M]):
 
 
 def _several(order_by: Any) -> tuple[Any, ...]:
+    if isinstance(order_by, str):
+        raise TypeError(f"order_by={order_by!r}: expected a column such as Item.name or Item.name.desc(), or several.")
     if isinstance(order_by, Sequence):
         return tuple(order_by)
     return (order_by,)
