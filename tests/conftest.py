@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -91,9 +92,30 @@ def nothing_of_the_process_is_left() -> Iterator[None]:
     yield
     left = threads_left(before)
     in_context = has_app_context()
+    open_still = [connection for connection in sqlite_connections if _is_open(connection)]
+    sqlite_connections.clear()
     leave_app_contexts()  # else all later tests would run in it
     assert not in_context, "an app context was left behind"
     assert not left, f"threads left behind: {left}"
+    # Python 3.13 warns of them, but in whatever test the garbage is collected.
+    assert not open_still, f"connections to SQLite left open, dispose of their engine: {open_still}"
+
+
+sqlite_connections: list[sqlite3.Connection] = []
+"""Those that the test under way opened through SQLAlchemy."""
+
+
+@sa.event.listens_for(sa.Pool, "connect")
+def _remember(dbapi: Any, record: Any) -> None:
+    if isinstance(dbapi, sqlite3.Connection):
+        sqlite_connections.append(dbapi)
+
+
+def _is_open(connection: sqlite3.Connection) -> bool:
+    try:
+        return connection.total_changes >= 0
+    except sqlite3.ProgrammingError:
+        return False
 
 
 def threads_left(before: set[threading.Thread], patience: float = PATIENCE) -> list[threading.Thread]:
@@ -219,6 +241,14 @@ def app(make_app: MakeApp) -> Iterator[Flask]:
     app = make_app()
     with app.app_context():
         yield app
+
+
+@pytest.fixture
+def lite() -> Iterator[sa.Engine]:
+    """An empty SQLite database in memory, where another database than PostgreSQL is all that matters."""
+    engine = sa.create_engine("sqlite://")
+    yield engine
+    engine.dispose()
 
 
 def _janitor(pg: postgres.Server, name: str, **options: Any) -> DatabaseJanitor:

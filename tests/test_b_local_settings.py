@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -121,7 +120,6 @@ def test_f3_outside_is_refused(app: Flask) -> None:
 
 
 @pytest.mark.parametrize("driver", ["sqlite"], indirect=True)
-def test_f3_other_databases_are_left_alone(driver: str) -> None:
-    engine: Any = sa.create_engine("sqlite://")
-    with sa_orm.Session(engine) as session, local_settings(session, {"lock_timeout": 1}):
+def test_f3_other_databases_are_left_alone(driver: str, lite: sa.Engine) -> None:
+    with sa_orm.Session(lite) as session, local_settings(session, {"lock_timeout": 1}):
         assert session.scalar(sa.text("select 1")) == 1

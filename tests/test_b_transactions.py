@@ -281,13 +281,15 @@ class TestOptions:
         with pytest.raises(TypeError, match="no_such"):
             db.transaction(no_such=1)  # type: ignore[call-overload]
 
-    def test_b2_other_databases(self) -> None:
-        for session in (OptInSession(sa.create_engine("sqlite:///file::memory:?uri=true")),
-                        sa_orm.Session(sa.create_engine("sqlite://"))):  # fmt: skip
+    def test_b2_other_databases(self, lite: sa.Engine) -> None:
+        shared = sa.create_engine("sqlite:///file::memory:?uri=true")
+        for session in (OptInSession(shared), sa_orm.Session(lite)):
             with pytest.raises(UnsupportedDialect, match="lock_timeout"), transaction(session, lock_timeout=1):
                 pass
             with transaction(session), transaction(session):
                 assert session.scalar(sa.text("select 1")) == 1
+            session.close()
+        shared.dispose()
 
 
 class TestRollback:

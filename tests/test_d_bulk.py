@@ -620,6 +620,7 @@ def test_d8_sqlite() -> None:
         insert_many(session, Page, _pages(5, first=2000))
         session.rollback()
         assert session.scalar(count) == 611
+    engine.dispose()
 
 
 def test_d8_a_driver_without_copy(app: Flask, look: Look) -> None:

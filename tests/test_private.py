@@ -38,8 +38,8 @@ def test_signatures(owner: type, name: str, parameters: list[str]) -> None:
     assert list(inspect.signature(getattr(owner, name)).parameters) == parameters
 
 
-def test_the_transaction_object_is_where_it_was() -> None:
-    session = sa_orm.Session(sa.create_engine("sqlite://"))
+def test_the_transaction_object_is_where_it_was(lite: sa.Engine) -> None:
+    session = sa_orm.Session(lite)
     assert session._transaction is None
     assert session._flushing is False
     transaction = session.begin()
@@ -50,8 +50,8 @@ def test_the_transaction_object_is_where_it_was() -> None:
     session.close()
 
 
-def test_a_session_past_its_ended_block() -> None:
-    with sa_orm.Session(sa.create_engine("sqlite://")) as session, session.begin() as outer:
+def test_a_session_past_its_ended_block(lite: sa.Engine) -> None:
+    with sa_orm.Session(lite) as session, session.begin() as outer:
         inner = session.begin_nested()
         with inner:
             inner.rollback()
@@ -69,14 +69,14 @@ def test_a_commit_still_flushes_unless_a_flush_is_under_way() -> None:
     assert "if not self.session._flushing:" in source
 
 
-def test_allow_autobegin_keeps_the_transaction_object_away() -> None:
-    with private.BareConnection(sa.create_engine("sqlite://")) as connection:
+def test_allow_autobegin_keeps_the_transaction_object_away(lite: sa.Engine) -> None:
+    with private.BareConnection(lite) as connection:
         connection.execute(sa.text("select 1"))
         assert not connection.in_transaction()
 
 
-def test_results_can_be_buffered_and_accompanied() -> None:
-    with sa.create_engine("sqlite://").connect() as connection:
+def test_results_can_be_buffered_and_accompanied(lite: sa.Engine) -> None:
+    with lite.connect() as connection:
         result = connection.execute(sa.text("select 1 union select 2"))
         assert type(result.cursor_strategy) is sa_cursor.CursorFetchStrategy
         private.buffer(result)
@@ -105,9 +105,8 @@ def test_a_mapper_tells_whether_anyone_listens() -> None:
     assert not private.has_listeners(sa.inspect(sub), "before_insert")
 
 
-def test_a_view_of_an_engine_names_the_engine() -> None:
-    engine = sa.create_engine("sqlite://")
-    assert private.root_engine(engine.execution_options(a=1).execution_options(b=2)) is engine
+def test_a_view_of_an_engine_names_the_engine(lite: sa.Engine) -> None:
+    assert private.root_engine(lite.execution_options(a=1).execution_options(b=2)) is lite
 
 
 def test_psycopg_begins_its_transactions_where_it_did() -> None:
@@ -166,12 +165,11 @@ def test_the_options_of_a_select_and_the_mapper_of_its_table() -> None:
     assert {private.mapper_of(table) for table in tables} == {sa.inspect(models.Item)}
 
 
-def test_a_statement_that_the_driver_runs_in_its_own_way() -> None:
+def test_a_statement_that_the_driver_runs_in_its_own_way(lite: sa.Engine) -> None:
     """Seen by listeners and logged as any other, with SQLAlchemy's errors."""
-    engine = sa.create_engine("sqlite://")
     seen: list[str] = []
-    sa.event.listen(engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
-    with engine.connect() as connection:
+    sa.event.listen(lite, "before_cursor_execute", lambda *args: seen.append(args[2]))
+    with lite.connect() as connection:
         private.run_on_cursor(connection, "own", lambda cursor: cursor.execute("create table t (n)"))
         assert connection.scalar(sa.text("select count(*) from t")) == 0
         with pytest.raises(sa.exc.OperationalError, match="no such table") as caught:
