@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from . import peers, rows
+from .finding import finding
 from .links import links
+from .models import models
 from .peers import NAMES, PLAIN, SLEEP, Peer, Setup
 from .results import LOOPBACK, Case, Result
 from .schema import Databases
@@ -37,6 +39,7 @@ class Scale:
     rows: int = 100_000
     many_rows: int = 1_000_000
     row_rounds: int = 3
+    entries: int = 1_000_000
 
 
 SMOKE = Scale(
@@ -52,6 +55,7 @@ SMOKE = Scale(
     rows=600,
     many_rows=1200,
     row_rounds=2,
+    entries=1000,
 )
 
 
@@ -287,9 +291,11 @@ MEASUREMENTS: dict[str, Callable[[Bench], Result]] = {
     "statements": statements,
     "transactions": transactions,
     "memory": memory,
+    "find_or_create": finding,
     "links": links,
     "insert_rows": rows.inserts,
     "upsert_rows": rows.upserts,
+    "models": models,
 }
 
 

@@ -52,8 +52,8 @@ def captions(run: Run) -> dict[str, dict[str, str]]:
     """For each measurement the plots that `draw` makes of it: their names and what they show."""
     found: dict[str, dict[str, str]] = {}
     for result in run.results:
-        if result.name == "memory":
-            continue  # five numbers; the table says it
+        if result.name == "memory" or result.titles:
+            continue  # few numbers, or of contenders that have no colour; the table says it
         several = len(result.ways()) > 1
         found[result.name] = {
             f"{result.name}-{way}" if several else result.name: _caption(result, way) for way in result.ways()

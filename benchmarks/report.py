@@ -108,7 +108,7 @@ def _result_tables(result: Result, run: Run) -> list[Table]:
     for way in result.ways():
         cases = [case for case in result.cases if case.way == way]
         present = [peer for peer in run.peers if any(peer in case.samples for case in cases)]
-        rows = [[[""], *([title(peer, run.driver)] for peer in present)]]
+        rows = [[[""], *([result.titles.get(peer) or title(peer, run.driver)] for peer in present)]]
         rows += [[[case.label], *(_cell(result, case, peer) for peer in present)] for case in cases]
         found.append(Table(f"{result.title}: {result.unit}, {WAYS[way]}", rows))
     return found

@@ -13,6 +13,13 @@ LOOPBACK = "loopback"
 DELAYED = "delayed"
 CORE = "insert().on_conflict_do_update()"  # how plain upserts
 MERGE = "session.merge()"
+FOUND, MADE = "found", "made"
+# What the pieces of fictive.models are compared with.
+BY_HAND = "mixins, against columns by hand"
+NO_COLUMNS = "mixins, against no such columns"
+BATCH = "lazy loads in batches, against selectinload"
+DETECTOR = "N+1 detector, against none"
+KEYSET = "a far page by keyset, against page 1"
 WAYS = {LOOPBACK: "on loopback", DELAYED: "with 0.5 ms each way"}
 
 
@@ -40,6 +47,8 @@ class Result:
     digits: int = 0
     cases: list[Case] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    titles: dict[str, str] = field(default_factory=dict)
+    """What the contenders are called, where they are others than elsewhere."""
 
     def ratio(self, case: Case, peer: str) -> Spread | None:
         """How many times as good as plain; None where one of them is missing."""
@@ -103,6 +112,10 @@ _AIMS = [
     ("10,000 links set: at least 20 times plain", "links", "by key", LOOPBACK, 20),
     ("rows upserted: at least 5 times session.merge()", "upsert_rows", f"plain by {MERGE}", LOOPBACK, 5),
     ("rows upserted, without merge(): at least 1.5 times plain", "upsert_rows", f"plain by {CORE}", LOOPBACK, 1.5),
+    ("mixins: under 2 % of a flush", "models", BY_HAND, LOOPBACK, 0.98),
+    ("lazy loads in batches: within 10 % of selectinload", "models", BATCH, LOOPBACK, 0.91),
+    ("N+1 detector: under 5 % of 50 statements", "models", DETECTOR, LOOPBACK, 0.95),
+    ("page 1,000 by keyset: within 5 % of page 1", "models", KEYSET, LOOPBACK, 0.95),
 ]
 # What "nothing slower than plain on loopback" is about. A statement by itself is compared with plain's held
 # connection to show its price, and is not in it.

@@ -22,7 +22,7 @@ from .timing import interleave
 if TYPE_CHECKING:
     from .measurements import Bench
 
-__all__ = ["INSERTS", "inserts", "upserts"]
+__all__ = ["INSERTS", "execute", "inserts", "upserts"]
 
 Row = dict[str, Any]
 INSERTS = "narrow rows"
@@ -56,14 +56,14 @@ def inserts(bench: Bench) -> Result:
 
         def job(name: str) -> float:
             count = bench.scale.many_rows if name in ("fictive", "raw") else bench.scale.rows
-            _execute(contenders[name], "truncate event")
+            execute(contenders[name], "truncate event")
             return _per_second(works[name], events(count), count, contenders[name])
 
         jobs = {name: functools.partial(job, name) for name in works}
         found = interleave(jobs, bench.scale.row_rounds, bench.told(INSERTS))
         result.cases.append(Case(INSERTS, LOOPBACK, found))
         if "fictive" in contenders:
-            _execute(contenders["fictive"], "truncate event")
+            execute(contenders["fictive"], "truncate event")
             taken = _memory_taken(lambda: job("fictive"))
             if taken is not None:
                 result.notes.append(f"With fictive the process grew by {taken:.0f} MiB at most.")
@@ -82,12 +82,12 @@ def upserts(bench: Bench) -> Result:
     )
     with bench.peers(LOOPBACK) as contenders:
         for peer in contenders.values():
-            _execute(
+            execute(
                 peer,
                 f"insert into item select n, 'item ' || n, 'stored', 0, now() from generate_series(1, {count}) n"
                 " on conflict do nothing",
             )
-            _execute(peer, "vacuum analyze item")
+            execute(peer, "vacuum analyze item")
         works = {name: (_UPSERTS[name], contenders[name], count) for name in contenders}
         if PLAIN in contenders:
             works[MERGE] = (_merge, contenders[PLAIN], fewer)
@@ -114,7 +114,7 @@ def _per_second(work: Callable[[Iterable[Row]], object], rows: Iterable[Row], co
         return count / (time.perf_counter() - start)
 
 
-def _execute(peer: Peer, statement: str) -> None:
+def execute(peer: Peer, statement: str) -> None:
     engine = sa.create_engine(
         sa.make_url(peer.setup.url).set(drivername=f"postgresql+{peer.setup.driver}"),
         isolation_level="AUTOCOMMIT",
