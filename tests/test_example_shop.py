@@ -14,8 +14,6 @@ from typing import Any
 import flask_migrate
 import pytest
 import sqlalchemy as sa
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
@@ -416,12 +414,16 @@ def test_the_migrations_make_the_schema_of_the_models_and_take_it_back(pg: Serve
     check_names(db.metadata)
     with new_database(pg, "psycopg") as url, shop_on(url) as app, app.app_context():
         flask_migrate.upgrade()
-        with db.engine.connect() as connection:
-            assert compare_metadata(MigrationContext.configure(connection), db.metadata) == []
-            connection.rollback()
-            connection.execute(sa.text("alter table products drop column price_cents"))
-            assert compare_metadata(MigrationContext.configure(connection), db.metadata) != []
-            connection.rollback()
+        for change, undo in (
+            ("drop constraint stock_on_hand_check", "add constraint stock_on_hand_check check (on_hand >= 0)"),
+            ("alter on_hand drop not null", "alter on_hand set not null"),
+        ):
+            flask_migrate.check()
+            db.session.execute(sa.text(f"alter table stock {change}"))
+            with pytest.raises(SystemExit):
+                flask_migrate.check()
+            db.session.execute(sa.text(f"alter table stock {undo}"))
+        flask_migrate.check()
         flask_migrate.downgrade(revision="base")
         assert sa.inspect(db.engine).get_table_names() == ["alembic_version"]
 

@@ -11,12 +11,17 @@ from flask_migrate import Migrate
 from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException
 
+from fictive import migrations
 from fictive.models import ConcurrentModificationError
 
 from . import commands, views
 from .database import db
 
-MIGRATIONS = Path(__file__).parent / "migrations"
+# Rendering as a batch is for SQLite.
+migrate = Migrate(
+    db=db, directory=str(Path(__file__).parent / "migrations"), render_as_batch=False, **migrations.options()
+)
+migrate.configure(migrations.dated_file_names)
 
 
 def create_app(**config: Any) -> Flask:
@@ -31,7 +36,7 @@ def create_app(**config: Any) -> Flask:
     )
     app.config.from_mapping(config)
     db.init_app(app)
-    Migrate(app, db, directory=str(MIGRATIONS), render_as_batch=False)  # which is for SQLite
+    migrate.init_app(app)
     app.register_blueprint(views.blueprint)
     app.cli.add_command(commands.shop)
     app.register_error_handler(HTTPException, _http)
