@@ -12,10 +12,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-import dotenv
 import sqlalchemy as sa
-from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+try:
+    import dotenv
+    from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError
+    from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+except ImportError as error:
+    raise ImportError("fictive.settings needs pydantic-settings: pip install 'fictive[settings]'.") from error
 
 from .errors import ConfigurationError
 from .session.durations import timeout_in_ms

