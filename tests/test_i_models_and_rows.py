@@ -264,8 +264,13 @@ def test_i1_versions_and_times_with_update_or_create(optin: Any, look: Look) -> 
     person.name = "c"
     optin.commit()
     assert _columns(look, "person") == [("c", 3, True)]
-    for note, version in (("a", 1), ("a", 1), ("b", 2)):
-        assert Heard.update_or_create({"note": note}, name="x")[0].version == version
+    heard, _ = Heard.update_or_create({"note": "a"}, name="x")
+    for note, version in (("a", 1), ("b", 2)):  # of an object that is held
+        assert Heard.update_or_create({"note": note}, name="x") == (heard, False)
+        assert (heard.note, heard.version) == (note, version)
+    heard.note = "c"
+    optin.commit()
+    assert look("select note, version from heard") == [("c", 3)]
 
 
 @one_driver

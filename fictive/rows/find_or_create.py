@@ -285,6 +285,9 @@ class _Call:
     def _adopt(self, written: Any, values: Mapping[str, Any]) -> Any:
         """The object in the caller's session, as it was written."""
         state = sa.inspect(written)
+        held, version = self.session.identity_map.get(state.key), self.mapper.version_id_col
+        if held is not None and version is not None:  # merge() would call the version it has a stale one
+            self.session.expire(held, [self.mapper.get_property_by_column(version).key])
         adopted = self.session.merge(written, load=False)
         columns = {prop.key for prop in self.mapper.column_attrs}
         if stale := columns & state.unloaded:
