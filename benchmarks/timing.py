@@ -40,9 +40,17 @@ def ratios(samples: Sequence[float], base: Sequence[float], *, higher_is_better:
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], T]], rounds: int, told: Callable[[int, str], None] | None = None
+    contenders: Mapping[str, Callable[[], T]],
+    rounds: int,
+    told: Callable[[int, str], None] | None = None,
+    *,
+    generation: int = 1,
 ) -> dict[str, list[T]]:
-    """Call each contender once a round, each round begun by another one; what they return, by contender."""
+    """Call each contender once a round, each round begun by another one; what they return, by contender.
+
+    What the one before left behind, up to this `generation` of garbage, is not collected in the next one's time. A
+    whole collection, 2, is for jobs that leave thousands of objects: it takes longer than a short sample.
+    """
     found: dict[str, list[T]] = {name: [] for name in contenders}
     names = list(contenders)
     for number in range(rounds):
@@ -50,7 +58,7 @@ def interleave(
         for name in names[first:] + names[:first]:
             if told:
                 told(number, name)
-            gc.collect(1)  # what the one before left behind; a whole collection takes longer than a sample
+            gc.collect(generation)
             found[name].append(contenders[name]())
     return found
 

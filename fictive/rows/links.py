@@ -18,10 +18,13 @@ from sqlalchemy.sql import operators
 
 from .arrays import unnested
 
-__all__ = ["Key", "Links", "linked_by"]
+__all__ = ["Columns", "Key", "Links", "linked_by"]
 
 Key = tuple[Any, ...]
 """The values of one side of a link, in the order of the columns that hold them."""
+
+Columns = Sequence[Sequence[Any]]
+"""The related sides of many links: for each column its values, all of one length."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,35 +65,35 @@ class Links:
 
     # -- statements -------------------------------------------------------------------------------------------------
 
-    def insert(self, dialect: sa.Dialect, owner: Key, keys: Sequence[Key], *, ignore_conflicts: bool) -> sa.Executable:
+    def insert(self, dialect: sa.Dialect, owner: Key, wanted: Columns, *, ignore_conflicts: bool) -> sa.Executable:
         """INSERT of links, returning the related side of those that are new."""
-        wanted = self._wanted(dialect, keys)
-        return self._insert(owner, wanted, sa.true(), ignore_conflicts).returning(*self.related)
+        rows = self._wanted(dialect, wanted)
+        return self._insert(owner, rows, sa.true(), ignore_conflicts).returning(*self.related)
 
-    def delete(self, dialect: sa.Dialect, owner: Key, keys: Sequence[Key]) -> sa.Executable:
+    def delete(self, dialect: sa.Dialect, owner: Key, wanted: Columns) -> sa.Executable:
         """DELETE of links, returning the related side of those that were there."""
-        wanted = unnested(dialect, "wanted", self._key_columns(keys))
-        statement = sa.delete(self.table).where(self._of(owner), self._is_one_of(wanted))
+        rows = unnested(dialect, "wanted", self._key_columns(wanted))
+        statement = sa.delete(self.table).where(self._of(owner), self._is_one_of(rows))
         return statement.returning(*self.related)
 
     def clear(self, owner: Key) -> sa.Executable:
         """DELETE of all links of the owner, returning their related side."""
         return sa.delete(self.table).where(self._of(owner)).returning(*self.related)
 
-    def replace(self, dialect: sa.Dialect, owner: Key, keys: Sequence[Key]) -> sa.Executable:
-        """One statement that deletes what is not in `keys` and inserts what is missing; a row for each change: whether
+    def replace(self, dialect: sa.Dialect, owner: Key, wanted: Columns) -> sa.Executable:
+        """One statement that deletes what is not `wanted` and inserts what is missing; a row for each change: whether
         it was added, and its related side.
 
         The differences are found in one pass over both; each row is written at most once (PostgreSQL documentation,
         "Data-Modifying Statements in WITH").
         """
-        wanted = self._wanted(dialect, keys)
+        rows = self._wanted(dialect, wanted)
         there = sa.select(*_named(self.own), sa.true().label("is_there")).where(self._of(owner)).subquery("there")
-        same = sa.and_(*(wanted.c[_key(n)] == there.c[_linked(n)] for n in range(len(self.own))))
-        is_new, is_old = there.c.is_there.is_(None), wanted.c[_key(0)].is_(None)
+        same = sa.and_(*(rows.c[_key(n)] == there.c[_linked(n)] for n in range(len(self.own))))
+        is_new, is_old = there.c.is_there.is_(None), rows.c[_key(0)].is_(None)
         different = (
-            sa.select(*wanted.c, *there.c)
-            .select_from(wanted.join(there, same, full=True))
+            sa.select(*rows.c, *there.c)
+            .select_from(rows.join(there, same, full=True))
             .where(is_new | is_old)
             .cte("different")
         )
@@ -129,18 +132,18 @@ class Links:
         # with every difference.
         return self.own[0] == sa.any_(sa.func.array(old.scalar_subquery()))
 
-    def _key_columns(self, keys: Sequence[Key]) -> list[tuple[str, sa.types.TypeEngine[Any], Sequence[Any]]]:
-        sides = zip(self.related, zip(*keys, strict=True) if keys else [()] * len(self.related), strict=True)
+    def _key_columns(self, wanted: Columns) -> list[tuple[str, sa.types.TypeEngine[Any], Sequence[Any]]]:
+        sides = zip(self.related, wanted, strict=True)
         own = [(column, values) for column, values in sides if column not in self.owner]
         return [(_key(n), column.type, values) for n, (column, values) in enumerate(own)]
 
-    def _wanted(self, dialect: sa.Dialect, keys: Sequence[Key]) -> sa.FromClause:
+    def _wanted(self, dialect: sa.Dialect, wanted: Columns) -> sa.FromClause:
         """The keys, and beside each what Python makes for the other columns of its row."""
-        columns = self._key_columns(keys)
+        columns = self._key_columns(wanted)
         for column in self._extra_columns():
             if _is_made_for_each_row(column):
                 assert column.default is not None
-                values = [column.default.arg(_NewRow()) for _ in keys]  # type: ignore[attr-defined]
+                values = [column.default.arg(_NewRow()) for _ in wanted[0]]  # type: ignore[attr-defined]
                 columns.append((_extra(column), column.type, values))
         return unnested(dialect, "wanted", columns)
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm.attributes import instance_state
 from ..errors import ConfigurationError, UnsavedObject
 from ..session.given import require_postgresql, session_of, together
 from .keys import as_key, python_types
-from .links import Key, Links, linked_by
+from .links import Columns, Key, Links, linked_by
 
 __all__ = ["LinkChanges", "m2m_add", "m2m_clear", "m2m_remove", "m2m_set"]
 
@@ -76,7 +76,7 @@ def m2m_add(
         return ()
     links, dialect = work.links, work.dialect
     return work.keys(
-        work.run(lambda owner, keys: links.insert(dialect, owner, keys, ignore_conflicts=ignore_conflicts))
+        work.run(lambda owner, wanted: links.insert(dialect, owner, wanted, ignore_conflicts=ignore_conflicts))
     )
 
 
@@ -90,7 +90,7 @@ def m2m_remove(
     work = _Work("m2m_remove()", session, instance, relationship, related)
     if not related:
         return ()
-    return work.keys(work.run(lambda owner, keys: work.links.delete(work.dialect, owner, keys)))
+    return work.keys(work.run(lambda owner, wanted: work.links.delete(work.dialect, owner, wanted)))
 
 
 def m2m_set(
@@ -107,7 +107,7 @@ def m2m_set(
     that matters. Arguments, errors and price as in `m2m_add`.
     """
     work = _Work("m2m_set()", session, instance, relationship, related)
-    rows = work.run(lambda owner, keys: work.links.replace(work.dialect, owner, keys), skip=1)
+    rows = work.run(lambda owner, wanted: work.links.replace(work.dialect, owner, wanted), skip=1)
     return LinkChanges(work.keys(row[1:] for row in rows if row[0]), work.keys(row[1:] for row in rows if not row[0]))
 
 
@@ -142,10 +142,17 @@ class _Work:
         if state.identity is None or state.deleted or state.was_deleted:
             raise UnsavedObject(f"{what}: {instance!r} is not saved. Add it to the session and flush or commit first.")
         self._types = python_types(list(links.related))
-        self._keys = self._keys_of(related)
-        """Keys; and the states of objects, whose keys are looked up later, after the flush."""
+        self._values: tuple[Any, ...] | None = None
+        """The keys, if they are of one column and no object is among them. A tuple for each of ten thousand would make
+        the garbage collector look through all that the process has."""
+        self._keys: list[Any] = []
+        """Otherwise keys; and the states of objects, whose keys are looked up later, after the flush."""
+        if links.whole_key and len(self._types) == 1 and {*map(type, related)} <= {self._types[0]}:
+            self._values = related
+        else:
+            self._keys = [self._key_of(each) for each in related]
 
-    def run(self, build: Callable[[Key, list[Key]], sa.Executable], *, skip: int = 0) -> list[Any]:
+    def run(self, build: Callable[[Key, Columns], sa.Executable], *, skip: int = 0) -> list[Any]:
         """Send what `build` makes of the owner's and the related keys, and expire what is loaded of them.
 
         In the rows that come back the related key begins at column `skip`.
@@ -156,17 +163,16 @@ class _Work:
                 return self._send(build, skip)
         return self._send(build, skip)
 
-    def _send(self, build: Callable[[Key, list[Key]], sa.Executable], skip: int) -> list[Any]:
+    def _send(self, build: Callable[[Key, Columns], sa.Executable], skip: int) -> list[Any]:
         links = self.links
         owner = _reader(links.owner_mapper, links.owner.values())(sa.inspect(self._instance))
-        read = _reader(links.related_mapper, links.related.values())
-        keys = list(dict.fromkeys(key if isinstance(key, tuple) else read(key) for key in self._keys))
-        self._check_shared(owner, keys)
+        wanted = self._wanted()
+        self._check_shared(owner, wanted)
         result = self.session.execute(
-            build(owner, keys), bind_arguments={"mapper": links.related_mapper}, execution_options=_WRITES
+            build(owner, wanted), bind_arguments={"mapper": links.related_mapper}, execution_options=_WRITES
         )
         rows = [tuple(row) for row in result]
-        self._expire(itertools.chain(keys, (row[skip:] for row in rows)))
+        self._expire(itertools.chain(zip(*wanted, strict=True), (row[skip:] for row in rows)))
         return rows
 
     def keys(self, rows: Iterable[Key]) -> tuple[Any, ...]:
@@ -176,10 +182,13 @@ class _Work:
 
     # -- arguments --------------------------------------------------------------------------------------------------
 
-    def _keys_of(self, related: tuple[Any, ...]) -> list[Any]:
-        if self.links.whole_key and len(self._types) == 1 and {*map(type, related)} == {self._types[0]}:
-            return [(key,) for key in related]
-        return [self._key_of(each) for each in related]
+    def _wanted(self) -> Columns:
+        """The related keys, each once."""
+        if self._values is not None:
+            return [list(dict.fromkeys(self._values))]
+        read = _reader(self.links.related_mapper, self.links.related.values())
+        keys = dict.fromkeys([key if isinstance(key, tuple) else read(key) for key in self._keys])
+        return list(zip(*keys, strict=True)) or [()] * len(self.links.related)
 
     def _key_of(self, given: Any) -> Any:
         """A key as a tuple; of an object its state."""
@@ -205,10 +214,10 @@ class _Work:
             )
         return key
 
-    def _check_shared(self, owner: Key, keys: list[Key]) -> None:
+    def _check_shared(self, owner: Key, wanted: Columns) -> None:
         values = dict(zip(self.links.owner, owner, strict=True))
         for position, column in enumerate(self.links.related):
-            for key in keys if column in values else ():
+            for key in zip(*wanted, strict=True) if column in values else ():
                 if key[position] != values[column]:
                     raise ValueError(
                         f"{self._what}: {key!r} has another {column.name} than {self._instance!r}, which has "
@@ -221,7 +230,9 @@ class _Work:
         if self._has_changes(sa.inspect(self._instance), self._attributes(self.links.owner_mapper, self.links.owner)):
             return True
         attributes = self._attributes(self.links.related_mapper, self.links.related)
-        for related in self._keys:
+        if not attributes and self._values is not None:
+            return False
+        for related in self._keys if self._values is None else zip(self._values):
             if isinstance(related, tuple):
                 state = self._loaded(related) if attributes else None
             else:
