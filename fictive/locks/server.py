@@ -42,10 +42,6 @@ class Quoting:
         schema = self._schemas.get(table.schema, table.schema)
         return name if schema is None else f"{self._preparer.quote_schema(schema)}.{name}"
 
-    def identifier(self, name: str) -> str:
-        quoted: str = self._preparer.quote_identifier(name)
-        return quoted
-
     def text(self, text: str) -> str:
         """`text` as a literal."""
         literal: str = self._compiler.sql_compiler.render_literal_value(text, sa.String())

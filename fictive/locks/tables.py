@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,15 +12,12 @@ import sqlalchemy.orm as sa_orm
 
 from ..config import choice, flag
 from ..errors import ConfigurationError
+from ..session.blocks import transaction
 from ..session.durations import Duration, timeout_in_ms
 from ..session.given import require_postgresql, session_of
-from ..session.optin import OptInSession
 from .server import Quoting, ServerBlock, lock_timeouts, waiting_block
 
 __all__ = ["LockMode", "lock_tables", "tables_of"]
-
-
-log = logging.getLogger("fictive.locks")
 
 
 class LockMode(str, enum.Enum):
@@ -107,30 +103,10 @@ def lock_tables(
 
 @contextlib.contextmanager
 def _locked(session: sa_orm.Session, statement: sa.Executable, tables: list[sa.Table]) -> Iterator[sa_orm.Session]:
-    with contextlib.nullcontext() if session.in_transaction() else _begun(session):
+    with contextlib.nullcontext() if session.in_transaction() else transaction(session):
         with lock_timeouts("lock_tables()"):
             session.execute(statement, bind_arguments={"clause": tables[0]})
         yield session
-
-
-def _begun(session: sa_orm.Session) -> contextlib.AbstractContextManager[Any]:
-    """`session.begin()`, on a plain session too without the error of a ROLLBACK in place of the block's own."""
-    return session.begin() if isinstance(session, OptInSession) else _begun_plainly(session)
-
-
-@contextlib.contextmanager
-def _begun_plainly(session: sa_orm.Session) -> Iterator[None]:
-    transaction = session.begin()
-    with transaction:
-        try:
-            yield
-        except BaseException as error:
-            try:
-                if transaction.is_active:
-                    transaction.rollback()
-            except Exception:  # the connection is lost, and the transaction with it
-                log.warning("ROLLBACK failed after %r", error, exc_info=True)
-            raise
 
 
 def _lock_block(
