@@ -15,7 +15,7 @@ from .batches import Batch
 from .calls import Call, Progress
 from .duplicates import Duplicates, check_duplicates, raise_on_duplicate, telling_duplicates, without_duplicates
 from .fills import fills_of
-from .merging import CreateStage, DropStage, Merge
+from .merging import Merge
 from .routes import Route, refuse_expressions
 
 __all__ = ["BATCH_SIZE", "Upserted", "insert_many", "update_many", "upsert_many"]
@@ -169,21 +169,15 @@ def upsert_many(
         if route is None:
             _upsert_from_values(call, connection, batches, merge, keys, duplicates, totals)
             return
-        stage = route.stage
-        assert stage is not None
-        connection.execute(CreateStage(stage))
-        counted = without_duplicates(batches, keys, duplicates)
-        route.send(connection, call.tracked(counted), route.insert_into_stage(connection), is_alone=is_alone)
-        if duplicates == "error" and not merge.update:
-            raise_on_duplicate(call, connection, merge, stage)
-        with telling_duplicates(call, keys):
-            found = connection.execute(merge.upsert_from(stage, last_wins=duplicates == "last")).one()
-        if merge.live is not None and found[2] is not None:
-            call.refuse_deleted(merge, [found[3:]])
+        with route.staged(connection, without_duplicates(batches, keys, duplicates), is_alone=is_alone) as stage:
+            if duplicates == "error" and not merge.update:
+                raise_on_duplicate(call, connection, merge, stage)
+            with telling_duplicates(call, keys):
+                found = connection.execute(merge.upsert_from(stage, last_wins=duplicates == "last")).one()
+            if merge.live is not None and found[2] is not None:
+                call.refuse_deleted(merge, [found[3:]])
         totals[0] += found[0]
         totals[1] += found[1] - found[0]
-        if not is_alone:
-            connection.execute(DropStage(stage))
 
     call.run(work)
     call.expire_loaded()
@@ -245,16 +239,10 @@ def update_many(
                     updated += connection.execute(statement, merge.update_parameters(row)).rowcount
                 call.sent(batch.read)
             return
-        stage = route.stage
-        assert stage is not None
-        connection.execute(CreateStage(stage))
-        counted = without_duplicates(batches, keys, duplicates)
-        route.send(connection, call.tracked(counted), route.insert_into_stage(connection), is_alone=is_alone)
-        if duplicates == "error" and call.batches_sent > 1:
-            raise_on_duplicate(call, connection, merge, stage)
-        updated += connection.execute(merge.update_from(stage, last_wins=duplicates == "last")).rowcount
-        if not is_alone:
-            connection.execute(DropStage(stage))
+        with route.staged(connection, without_duplicates(batches, keys, duplicates), is_alone=is_alone) as stage:
+            if duplicates == "error" and call.batches_sent > 1:
+                raise_on_duplicate(call, connection, merge, stage)
+            updated += connection.execute(merge.update_from(stage, last_wins=duplicates == "last")).rowcount
 
     call.run(work)
     call.expire_loaded()

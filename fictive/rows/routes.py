@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from .batches import Batch
 from .calls import Call
 from .copying import Encoder
 from .fills import fills_of
-from .merging import Stage
+from .merging import CreateStage, DropStage, Stage
 from .sending import CopyIn, copy_statement
 
 __all__ = ["Route", "refuse_expressions"]
@@ -85,17 +86,23 @@ class Route:
         held = self._call.reader.is_held
         CopyIn(connection, statement, is_alone=is_alone or held).send(blocks())
 
-    def insert_into_stage(self, connection: sa.Connection) -> Callable[[Batch], None]:
-        """A function that fills the stage by INSERT."""
+    @contextlib.contextmanager
+    def staged(self, connection: sa.Connection, batches: Iterator[Batch], *, is_alone: bool) -> Iterator[Stage]:
+        """The stage with all batches in it. It is dropped at the end; with the transaction, where that is alone."""
+        stage = self.stage
+        assert stage is not None
+        names = [column.key for column in stage.table.columns]
 
         def insert(batch: Batch) -> None:
             refuse_expressions(self._call.mapper, batch)
-            assert self.stage is not None
-            names = [column.key for column in self.stage.table.columns]
             rows = zip(*self._values(batch), strict=True)
-            connection.execute(sa.insert(self.stage.table), [dict(zip(names, row, strict=True)) for row in rows])
+            connection.execute(sa.insert(stage.table), [dict(zip(names, row, strict=True)) for row in rows])
 
-        return insert
+        connection.execute(CreateStage(stage))
+        self.send(connection, self._call.tracked(batches), insert, is_alone=is_alone)
+        yield stage
+        if not is_alone:
+            connection.execute(DropStage(stage))
 
     def _values(self, batch: Batch) -> list[Sequence[Any]]:
         values = [*batch.columns, *(fill(batch.size) for fill in self.fills)]
