@@ -11,12 +11,22 @@ import sqlalchemy.orm as sa_orm
 from flask import Flask
 
 from fictive.drivers import sqlstate
-from fictive.errors import TransactionRequired
-from fictive.session.local_settings import local_settings
+from fictive.session.blocks import transaction
+from fictive.session.local_settings import LocalSettings
 from fictive.testing.wire import Wire
 from tests.models import Item, db
 
 _LOCK_TIMEOUT = sa.text("SELECT current_setting('lock_timeout')")
+
+
+@contextlib.contextmanager
+def local_settings(session: sa_orm.Session, values: dict[str, int]) -> Iterator[None]:
+    settings = LocalSettings(session, values)
+    settings.begin()
+    try:
+        yield
+    finally:
+        settings.end()
 
 
 @pytest.fixture(params=["opt-in", "plain", "stock"])
@@ -114,12 +124,21 @@ def test_b2_in_a_transaction_with_a_named_cursor(app: Flask) -> None:
         assert db.session.scalar(_LOCK_TIMEOUT) == "0"
 
 
-def test_f3_outside_is_refused(app: Flask) -> None:
-    with pytest.raises(TransactionRequired, match="lock_timeout"), local_settings(db.session(), {"lock_timeout": 1}):
-        pass
+def test_f3_where_nothing_can_be_put_back_the_error_of_the_block_comes_out(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = sa.create_engine(database_url)  # nothing rides on its connections
+    with sa_orm.Session(engine) as session, pytest.raises(ZeroDivisionError), transaction(session):
+        pid = session.scalar(sa.text("SELECT pg_backend_pid()"))
+        with transaction(session, savepoint=False, lock_timeout="1s"):
+            with engine.connect() as other:
+                assert other.scalar(sa.select(sa.func.pg_terminate_backend(pid, 10_000)))
+            raise ZeroDivisionError
+    assert "restoring lock_timeout failed" in caplog.text
+    engine.dispose()
 
 
 @pytest.mark.parametrize("driver", ["sqlite"], indirect=True)
 def test_f3_other_databases_are_left_alone(driver: str, lite: sa.Engine) -> None:
-    with sa_orm.Session(lite) as session, local_settings(session, {"lock_timeout": 1}):
+    with sa_orm.Session(lite) as session, session.begin(), local_settings(session, {"lock_timeout": 1}):
         assert session.scalar(sa.text("select 1")) == 1

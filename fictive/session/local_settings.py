@@ -7,21 +7,19 @@ end of the block. Both ride with the next statement; on connections that cannot 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy import event
 
 from ..drivers import TransactionStatus, driver_for
-from ..errors import TransactionRequired
 from . import private
 from .engines import status_of
 
-__all__ = ["LocalSettings", "innermost", "is_within", "local_settings"]
+__all__ = ["LocalSettings", "innermost", "is_within"]
 
 log = logging.getLogger("fictive.session")
 
@@ -35,35 +33,11 @@ def innermost(session: sa_orm.Session) -> sa_orm.SessionTransaction | None:
     return sa_orm.Session.get_nested_transaction(session) or sa_orm.Session.get_transaction(session)
 
 
-@contextlib.contextmanager
-def local_settings(session: sa_orm.Session, values: Mapping[str, int]) -> Iterator[None]:
-    """Let PostgreSQL's settings `values`, such as `{"lock_timeout": 5000}`, hold for the block.
-
-    Inside only; a plain session that has not begun begins. Afterwards each setting is again what it was, whatever
-    that was and whatever the body did. Both ways ride with the next statement, so the price is nothing; two round
-    trips on a connection that cannot carry them. On connections to other databases nothing is set.
-    """
-    if not session.in_transaction():
-        if isinstance(session, private.JointedSession):
-            raise TransactionRequired(f"SET LOCAL {', '.join(values)} has an effect within a transaction only.")
-        session.begin()
-    settings = LocalSettings(session, values)
-    settings.begin()
-    try:
-        yield
-    except BaseException:
-        try:
-            settings.end()
-        except Exception:  # the body's error is the one to see; the connection has been closed
-            log.warning("restoring %s failed", ", ".join(values), exc_info=True)
-        raise
-    settings.end()
-
-
 class LocalSettings:
-    """Settings of one block, on each connection that its transaction has or takes.
+    """Settings of one block, such as `{"lock_timeout": 5000}`, on each connection that its transaction has or takes.
 
-    `whole`: the block is the whole transaction, at whose end PostgreSQL itself forgets them.
+    On connections to other databases nothing is set. `whole`: the block is the whole transaction, at whose end
+    PostgreSQL itself forgets them.
     """
 
     def __init__(self, session: sa_orm.Session, values: Mapping[str, int], *, whole: bool = False) -> None:
@@ -85,8 +59,11 @@ class LocalSettings:
         for connection in private.connections_of(self._inner):
             self._set(connection)
 
-    def end(self) -> None:
-        """Put back what was there; nothing where the transaction or savepoint has ended, or the server refuses."""
+    def end(self, *, failed: bool = False) -> None:
+        """Put back what was there; nothing where the transaction or savepoint has ended, or the server refuses.
+
+        Where the block has `failed` that error is the one to see, and one of this is logged.
+        """
         if self._inner is None:
             return
         inner, self._inner = self._inner, None
@@ -96,7 +73,12 @@ class LocalSettings:
             return
         for connection in self._applied:
             if status_of(connection) in (TransactionStatus.IN_TRANSACTION, TransactionStatus.IDLE):
-                driver_for(connection.dialect).ride(connection, self._restoring())
+                try:
+                    driver_for(connection.dialect).ride(connection, self._restoring())
+                except Exception:
+                    if not failed:
+                        raise
+                    log.warning("restoring %s failed", ", ".join(self._values), exc_info=True)
 
     def _connection_taken(
         self, session: sa_orm.Session, transaction: sa_orm.SessionTransaction, connection: sa.Connection

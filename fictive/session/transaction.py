@@ -243,11 +243,13 @@ class Joined(Transaction):
         self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         if self.settings is not None:
+            failed = True
             try:
                 if error is None and self.is_active:
                     self.session.flush()  # the timeouts are for what the block wrote
+                failed = error is not None
             finally:
-                self.settings.end()
+                self.settings.end(failed=failed)
         ends_here = self._joined is None and isinstance(error, Rollback) and error.ends(self)
         if ends_here and self.is_active:
             self.rollback()
