@@ -28,7 +28,7 @@ from pytest_postgresql.janitor import DatabaseJanitor
 from sqlalchemy.orm import DeclarativeBase
 
 import fictive.migrations
-from fictive.errors import ConfigurationError, LockTimeout
+from fictive.errors import ConfigurationError, LockLost, LockTimeout
 from fictive.flask_sqlalchemy import OptInTransactionMixin
 from fictive.locks.advisory import lock_key
 from fictive.migrations.running import KEY
@@ -45,10 +45,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:'get_engine' is deprecated:Depre
 
 Look = Callable[..., list[Any]]
 
-ADVISORY_LOCKS = (
-    "select count(*) from pg_locks where locktype = 'advisory'"
+HELD = (
+    "from pg_locks where locktype = 'advisory'"
     " and database = (select oid from pg_database where datname = current_database())"
 )
+ADVISORY_LOCKS = f"select count(*) {HELD}"
 OBJECTS = """
 select relkind::text || ' ' || relname from pg_class where relnamespace = 'public'::regnamespace
 union all select 'function ' || proname from pg_proc where pronamespace = 'public'::regnamespace
@@ -428,6 +429,41 @@ def test_i6_a16_a_failing_migration_leaves_nothing_and_no_lock(project: Guarded,
     project.flask("upgrade", fails=True)
     assert look(OBJECTS) == []
     assert look(ADVISORY_LOCKS) == [0]
+
+
+def test_i6_a_lock_that_was_lost_is_told_and_so_is_a_connection(project: Guarded, look: Look) -> None:
+    project.init()
+    ends = f"select pg_terminate_backend(pid, 5000) {HELD}"
+    project.write("aaa", None, f'op.create_table("a", sa.Column("id", sa.Integer)); op.execute("{ends}")')
+    error = project.flask("upgrade", fails=True).exception
+    assert isinstance(error, LockLost)
+    assert look("select version_num from alembic_version") == ["aaa"]  # what the migration did is done
+    project.write("bbb", "aaa", 'op.execute("select pg_terminate_backend(pg_backend_pid())")')
+    error = project.flask("upgrade", fails=True).exception
+    assert isinstance(error, sa.exc.OperationalError)
+    assert not isinstance(error, (LockLost, LockTimeout))
+    assert look(ADVISORY_LOCKS) == [0]
+
+
+@pytest.mark.parametrize("driver", ["psycopg"], indirect=True)
+def test_i6_every_command_that_changes_something_takes_the_lock(project: Guarded, look: Look) -> None:
+    project.init()
+    check = f"assert op.get_bind().scalar(sa.text({ADVISORY_LOCKS!r})) == 1"
+    project.write("aaa", None, f'op.create_table("a", sa.Column("id", sa.Integer)); {check}')
+    project.write("bbb", "aaa", f'op.create_table("b", sa.Column("id", sa.Integer)); {check}')
+    path = project.directory / "versions" / "bbb_.py"
+    path.write_text(path.read_text().replace('op.drop_table("a")', f'op.drop_table("b"); {check}'))
+    for arguments in ["upgrade", "+1"], ["upgrade", "heads"], ["downgrade"], ["upgrade", "aaa+1"]:
+        project.flask(*arguments)
+    assert look("select version_num from alembic_version") == ["bbb"]
+    look(f"select pg_advisory_lock({lock_key(KEY).numbers[0]})")
+    env = project.directory / "env.py"
+    env.write_text(env.read_text().replace("get_engine())\n", "get_engine(), wait='1ms')\n"))
+    for command_and_revision in ["stamp", "aaa"], ["stamp", "base"], ["downgrade", "base"]:
+        assert isinstance(project.flask(*command_and_revision, fails=True).exception, LockTimeout)
+    look("select pg_advisory_unlock_all()")
+    project.flask("stamp", "aaa")
+    assert look("select version_num from alembic_version") == ["aaa"]
 
 
 # -- locks on tables --------------------------------------------------------------------------------------------------

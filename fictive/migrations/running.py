@@ -135,8 +135,7 @@ def _try(migrations: Callable[[], object], engines: list[sa.Engine], millisecond
                 if sqlstate(error) != _LOCK_NOT_AVAILABLE or not watch.whole:
                     raise
                 failed = error
-        who = "\n".join(line for engine in engines for line in who_holds_tables(engine, failed.statement or ""))
-        who = who or "Whoever was in the way is gone by now."
+        who = _in_the_way(engines, failed.statement or "")
         if attempt == tries:
             raise LockTimeout(
                 f"No lock within {milliseconds} ms for: {failed.statement}\nTried {tries} times; nothing of the "
@@ -150,3 +149,11 @@ def _try(migrations: Callable[[], object], engines: list[sa.Engine], millisecond
         )  # fmt: skip
         time.sleep(pause)
         pause *= 2
+
+
+def _in_the_way(engines: list[sa.Engine], statement: str) -> str:
+    try:
+        found = dict.fromkeys(line for engine in engines for line in who_holds_tables(engine, statement))
+    except sa.exc.SQLAlchemyError as error:  # what is to be said is that the lock was not to be had
+        return f"Who was in the way could not be found out: {error}"
+    return "\n".join(found) or "Whoever was in the way is gone by now."
