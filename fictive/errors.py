@@ -22,6 +22,7 @@ __all__ = [
     "FictiveError",
     "FictiveWarning",
     "HooksFailed",
+    "InvalidCursor",
     "KeyOfDeletedRow",
     "LazyLoadRefused",
     "LockLost",
@@ -168,6 +169,10 @@ class UnknownAttribute(FictiveError, sa_exc.InvalidRequestError, TypeError):
 
 class NotFoundError(FictiveError, sa_exc.NoResultFound):
     """The row that is asked for, or waited for, is not there, or is there no longer."""
+
+
+class InvalidCursor(FictiveError, ValueError):
+    """A cursor of a keyset page that is none, or that of another order. It came from a URL: in a view, 400."""
 
 
 class UnsavedObject(FictiveError, sa_exc.InvalidRequestError, ValueError):

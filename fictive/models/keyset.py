@@ -16,14 +16,14 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.sql import operators
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, InvalidCursor
 
 __all__ = ["Key", "beyond", "decode", "encode", "keys_of"]
 
 # How a value is written into a cursor and read from it again, by the Python type of its column.
 _READERS: dict[type, Callable[[str], Any]] = {
     int: int,
-    str: str,
+    str: lambda text: text.encode().decode(),  # which halves of surrogate pairs are not
     float: float,
     decimal.Decimal: decimal.Decimal,
     uuid.UUID: uuid.UUID,
@@ -125,9 +125,23 @@ def encode(keys: Sequence[Key], instance: object) -> str:
 
 
 def decode(keys: Sequence[Key], cursor: str) -> list[Any]:
-    """The values of a cursor. Raises `ValueError` for one that is not of this order; it comes from a URL."""
+    """The values of a cursor. Raises `InvalidCursor` for one that is not of this order; it comes from a URL."""
     try:
         texts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        return [_READERS[key.type](text) for key, text in zip(keys, texts, strict=True)]
-    except (ValueError, TypeError, binascii.Error, ArithmeticError, AttributeError):
-        raise ValueError(f"{cursor!r} is not a cursor of this page's order.") from None
+        values = [_READERS[key.type](text) for key, text in zip(keys, texts, strict=True)]
+    except (ValueError, TypeError, binascii.Error, ArithmeticError, AttributeError, RecursionError):
+        values = []
+    if len(values) != len(keys) or not all(map(_can_be_asked_for, keys, values)):
+        raise InvalidCursor(f"{cursor!r} is not a cursor of this page's order.")
+    return values
+
+
+def _can_be_asked_for(key: Key, value: Any) -> bool:
+    """Whether PostgreSQL takes the value for the column's type, so that the error is ours and not the driver's."""
+    if isinstance(value, str):
+        return "\0" not in value
+    if isinstance(value, int):
+        kind = key.column.type
+        bits = 15 if isinstance(kind, sa.SmallInteger) else 63 if isinstance(kind, sa.BigInteger) else 31
+        return -(1 << bits) <= value < 1 << bits
+    return True

@@ -167,8 +167,8 @@ class Repository(Generic[_M]):
 
         Costs the same on every page, given an index over the columns of `order_by`, and shows nothing twice when rows
         are added meanwhile. `order_by` is NOT NULL columns of the model, with `.desc()` or without; the primary key
-        goes behind them. Cursors are text for a URL, and hold the values of these columns. Raises `ValueError` for a
-        cursor that is none.
+        goes behind them. Cursors are text for a URL, and hold the values of these columns. Raises `InvalidCursor`
+        for one that is none.
         """
         if size < 1:
             raise ValueError(f"keyset_page(size={size}): it begins with 1.")
