@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +37,7 @@ from tests.wirelog import messages
 
 pytestmark = pytest.mark.any_sqlalchemy
 
+ROOT = Path(__file__).parent.parent
 CATALOGUE = "sku,name,price_cents\nb-1,Bell,900\na-1,Anchor,5000\nc-1,Compass,2500\n"
 ANN = {"email": "ann@example.com", "name": "Ann"}
 
@@ -308,6 +315,7 @@ def test_a_customers_orders_newest_first(client: FlaskClient, wire: Wire) -> Non
     with wire.record() as log:
         page = answer(client.get(f"/customers/{placed[0]['customer']['id']}/orders"))
 
+    assert answer(client.get(f"/customers/{placed[0]['customer']['id']}/orders?after=tampered"), 400)
     assert messages(log) == ["SELECT", "SELECT"]
     assert [each["id"] for each in page["orders"]] == [each["id"] for each in reversed(placed)]
     assert page["next"] is None
@@ -344,6 +352,22 @@ def test_nothing_there(client: FlaskClient) -> None:
 
 
 # The commands
+
+
+def test_the_server_that_run_shop_starts(pg: Server) -> None:
+    command = [sys.executable, "-m", "examples.shop.serve", "--port", "0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as serve:
+        try:
+            assert serve.stdout is not None
+            url = serve.stdout.readline().removeprefix("curl ").strip()
+            with urllib.request.urlopen(url, timeout=30) as response:
+                assert [each["name"] for each in json.load(response)["products"]] == ["Anchor", "Bell", "Compass"]
+            serve.send_signal(signal.SIGINT)
+            assert serve.wait(60) in (0, 130)
+        finally:
+            if serve.poll() is None:
+                serve.kill()
 
 
 def test_an_import(app: Flask, client: FlaskClient, tmp_path: Path) -> None:

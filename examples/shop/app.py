@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException
 
 from fictive import migrations
+from fictive.errors import InvalidCursor
 from fictive.models import ConcurrentModificationError
 
 from . import commands, views
@@ -42,6 +43,7 @@ def create_app(**config: Any) -> Flask:
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(ConcurrentModificationError, _changed_meanwhile)
     app.register_error_handler(ValidationError, _bad_input)
+    app.register_error_handler(InvalidCursor, _bad_cursor)
     return app
 
 
@@ -55,6 +57,10 @@ def _http(error: HTTPException) -> tuple[dict[str, Any], int]:
 
 def _changed_meanwhile(error: Exception) -> tuple[dict[str, Any], int]:
     return {"error": "Somebody else changed this since you read it. Read it again, and decide again."}, 409
+
+
+def _bad_cursor(error: InvalidCursor) -> tuple[dict[str, Any], int]:
+    return {"error": str(error)}, 400
 
 
 def _bad_input(error: ValidationError) -> tuple[dict[str, Any], int]:

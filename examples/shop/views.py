@@ -56,10 +56,7 @@ def close_account(public_id: uuid.UUID) -> Answer:
 @blueprint.get("/products")
 def catalogue() -> dict[str, Any]:
     """A page by name, of all products or those with one `tag`."""
-    try:
-        page = products.catalogue(request.args.get("tag"), request.args.get("after"))
-    except ValueError as error:  # a cursor is text from outside
-        abort(400, str(error))
+    page = products.catalogue(request.args.get("tag"), request.args.get("after"))
     return {"products": [messages.product_json(product) for product in page.items], "next": page.next}
 
 
