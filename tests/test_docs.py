@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from fictive import errors
+from fictive.config import Settings, setting_name
 from tests.docs_runner import DocsError, read_blocks, run_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +39,13 @@ def test_page_runs_and_shows_what_is_sent(page: Path, database_url: str, page_wi
     compare = sa.make_url(database_url).get_driver_name() == "psycopg2"
     with run_page(page, page_wire, compare_sql=compare):
         pass
+
+
+def test_the_reference_has_every_setting_and_every_error() -> None:
+    text = (ROOT / "docs" / "reference.rst").read_text(encoding="utf-8")
+    settings = [setting_name(each.name) for each in dataclasses.fields(Settings)]
+    assert [name for name in settings if f"``{name}``\n" not in text] == []
+    assert [name for name in errors.__all__ if not re.search(rf"^ +{name}( \(|$)", text, re.MULTILINE)] == []
 
 
 def test_readme_quick_start(tmp_path: Path, page_wire: Any) -> None:
