@@ -104,6 +104,10 @@ def advisory_lock(
     more; 2 round trips, and what the block runs stands alone or has transactions as ever. In a block of the same
     session on the same key nothing is sent.
 
+    Where writes leave a transaction open, under `writes_outside="begin"` and on a plain session, call `commit()` in a
+    block that began outside, or the next holder does not see what was written. Inside, a `commit()` or `rollback()` in
+    the block gives the lock back with the transaction.
+
     `key` is a signed 64-bit integer, a pair of signed 32-bit integers, or text, of which a hash is taken (`lock_key`).
     All users of a database share the keys. `shared` lets other shared holders in. `timeout` is how long to wait,
     `"5s"`, seconds or a timedelta; without one for ever, or as long as the server's own `lock_timeout`. With `nowait`

@@ -202,6 +202,9 @@ def update_many(
     joined inheritance the key is the primary key, and a key that is not there is SQLAlchemy's `StaleDataError`. The
     other arguments as in `upsert_many`.
 
+    Two calls at the same time for the same rows, unlike two of `upsert_many`, may meet in a deadlock (SQLSTATE 40P01):
+    where that can be, run them with retries (`run_transaction`).
+
     Up to 4 rows are an UPDATE each; more go by COPY into a temporary table and are one UPDATE, 4 round trips outside.
     Elsewhere than on PostgreSQL they are an UPDATE each.
     """
