@@ -255,7 +255,7 @@ def test_an_order_that_cannot_be_leaves_nothing(app: Flask, client: FlaskClient)
     assert answer(client.put("/customers", json=ANN), 201)  # who was not made either
 
 
-def test_the_last_one_is_sold_once(app: Flask, client: FlaskClient) -> None:
+def test_four_buy_what_is_enough_for_two(app: Flask, client: FlaskClient) -> None:
     together = threading.Barrier(4)
     ids = product_ids(client)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import joinedload
@@ -25,7 +26,7 @@ class Orders(Repository[Order]):
         """A page of a customer's orders. The key is ordered by time."""
         return self.keyset_page(size, customer_id=customer.id, after=after, order_by=Order.id.desc())
 
-    def whole(self, id: uuid.UUID) -> sa.Select[tuple[Order]]:
+    def whole(self, id: uuid.UUID) -> sa.Select[Any]:
         """The order with all that belongs to it, a customer who is gone included. One query."""
         products = joinedload(Order.lines).joinedload(OrderLine.product)
         return with_deleted(sa.select(Order).where(Order.id == id).options(joinedload(Order.customer), products))
