@@ -101,7 +101,9 @@ _DECLARE = """  fictive_all oid[];
   fictive_dirty oid[];
   fictive_big oid[];
   fictive_moved oid[];
+  fictive_sequence oid;
   fictive_names text;
+  fictive_small text;
   fictive_sql text;
 """
 _WORK = """  WITH RECURSIVE bond(oid, whole) AS MATERIALIZED (
@@ -129,29 +131,30 @@ _WORK = """  WITH RECURSIVE bond(oid, whole) AS MATERIALIZED (
   IF fictive_sql IS NOT NULL THEN
     EXECUTE 'SELECT array_agg(oid) || $1 FROM (' || fictive_sql || ') found' INTO fictive_dirty USING fictive_dirty;
   END IF;
-  SELECT array_agg(c.oid) || fictive_big INTO fictive_big FROM pg_class c
-    WHERE c.oid = ANY (fictive_dirty) AND (pg_relation_size(c.oid) > {small} OR c.relhasrules
-      OR EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgtype & 8 <> 0));
-  SELECT string_agg(DISTINCT c.oid::regclass::text, ', ') INTO fictive_names FROM pg_class c
-    WHERE c.oid = ANY (fictive_big);
+  SELECT array_agg(oid) FILTER (WHERE big), string_agg(name, ', ') FILTER (WHERE big),
+      string_agg('ONLY ' || name, ', ' ORDER BY name) FILTER (WHERE NOT big), 'WITH '
+      || string_agg('fictive_' || oid || ' AS (DELETE FROM ONLY ' || name || ')', ', ') FILTER (WHERE NOT big)
+      || ' SELECT'
+    INTO fictive_big, fictive_names, fictive_small, fictive_sql
+    FROM (SELECT c.oid, c.oid::regclass::text AS name, coalesce(c.oid = ANY (fictive_big), false)
+        OR pg_relation_size(c.oid) > {small} OR c.relhasrules OR c.relhastriggers
+        AND EXISTS (SELECT FROM pg_trigger t
+          WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgtype & 8 <> 0) AS big
+      FROM pg_class c WHERE c.oid = ANY (fictive_dirty)) dirty;
   IF fictive_names IS NOT NULL THEN
     EXECUTE 'TRUNCATE ' || fictive_names || ' CASCADE';
   END IF;
-  SELECT string_agg('ONLY ' || name, ', ' ORDER BY name), 'WITH '
-      || string_agg('fictive_' || oid || ' AS (DELETE FROM ONLY ' || name || ')', ', ') || ' SELECT'
-    INTO fictive_names, fictive_sql
-    FROM (SELECT DISTINCT c.oid, c.oid::regclass::text AS name FROM pg_class c
-      WHERE c.oid = ANY (fictive_dirty) AND (fictive_big IS NULL OR c.oid <> ALL (fictive_big))) small;
-  IF fictive_names IS NOT NULL THEN
-    EXECUTE 'LOCK TABLE ' || fictive_names || ' IN EXCLUSIVE MODE';
+  IF fictive_small IS NOT NULL THEN
+    EXECUTE 'LOCK TABLE ' || fictive_small || ' IN EXCLUSIVE MODE';
     EXECUTE fictive_sql;
   END IF;
-  SELECT array_agg(s.seqrelid) INTO fictive_moved FROM pg_depend d JOIN pg_sequence s ON s.seqrelid = d.objid
+  SELECT array_agg(s.seqrelid ORDER BY s.seqrelid) INTO fictive_moved
+    FROM pg_depend d JOIN pg_sequence s ON s.seqrelid = d.objid
     WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
       AND d.refobjid = ANY (fictive_all) AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i')
       AND pg_sequence_last_value(s.seqrelid) IS NOT NULL;
-  FOR fictive_names IN SELECT c.oid::regclass::text FROM pg_class c WHERE c.oid = ANY (fictive_moved) ORDER BY 1 LOOP
-    EXECUTE 'ALTER SEQUENCE ' || fictive_names || ' RESTART';
+  FOREACH fictive_sequence IN ARRAY coalesce(fictive_moved, '{}'::oid[]) LOOP
+    EXECUTE 'ALTER SEQUENCE ' || fictive_sequence::regclass || ' RESTART';
   END LOOP;
 """
 _IN_THE_WAY = """l.locktype = 'relation' AND l.relation = ANY (fictive_all || fictive_moved) AND (
