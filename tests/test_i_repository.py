@@ -15,7 +15,7 @@ import sqlalchemy.orm as sa_orm
 from flask import Flask
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from fictive.errors import ConfigurationError, InvalidCursor, NotFoundError, UnknownAttribute
+from fictive.errors import ConfigurationError, InvalidCursor, NotFoundError, TransactionRequired, UnknownAttribute
 from fictive.models import Repository, SoftDeleteMixin, hide_deleted, keyset
 from fictive.testing.wire import Wire
 from tests.models import Booking, Child, Dog, Item, db
@@ -89,6 +89,25 @@ def test_i3_writing_is_one_query_each(items: Items, wire: Wire, look: Any) -> No
         items.create(name="undone")
         db.session.rollback()
     assert not items.exists(name="undone")
+
+
+def test_i3_writing_under_writes_outside(items: Items, look: Any) -> None:
+    item = items.list(name="a")[0]
+    with pytest.raises(UnknownAttribute):
+        items.update(item, note="half", nope="done")
+    db.session.writes_outside = "refuse"
+    for method, arguments in (("create", ()), ("update", (item,)), ("delete", (item,))):
+        with pytest.raises(TransactionRequired, match=rf"Items\.{method}\(\) outside a transaction"):
+            getattr(items, method)(*arguments, **({} if method == "delete" else {"name": "refused"}))
+    assert [*db.session.new, *db.session.dirty, *db.session.deleted] == []  # nothing that begin() would write
+    with db.session.begin():
+        items.update(items.create(name="g"), note="m")
+        assert items.delete(item)
+    db.session.writes_outside = "begin"
+    items.update(items.create(name="undone").id, note="m")
+    assert items.count() == 7
+    db.session.rollback()
+    assert look("select string_agg(name, '' order by name) from item") == ["bcdefg"]
 
 
 def test_i3_many_rows(items: Items) -> None:

@@ -9,10 +9,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
+from ..config import WritesOutside
 from ..errors import ConfigurationError, NotFoundError
 from ..rows import bulk
 from ..rows.columns import mapper_of, unknown_attribute
-from ..session.given import session_of
+from ..session.given import session_of, together
+from ..session.optin import OptInSession
 from . import keyset
 
 __all__ = ["KeysetPage", "Page", "Repository"]
@@ -195,8 +197,8 @@ class Repository(Generic[_M]):
 
     def create(self, **values: Any) -> _M:
         """A new object, written."""
+        session = self._session_that_may_write("create()")
         created: _M = self.model(**values)
-        session = self.session
         session.add(created)
         session.flush()
         return created
@@ -204,10 +206,11 @@ class Repository(Generic[_M]):
     def update(self, instance_or_key: Any, **values: Any) -> _M:
         """The object with `values`, written. By key it is one UPDATE that returns the row, and no version is compared;
         raises `NotFoundError`."""
-        session = self.session
+        session = self._session_that_may_write("update()")
         if isinstance(instance_or_key, self.model):
-            for name, value in values.items():
+            for name in values:
                 self._check(name)
+            for name, value in values.items():
                 setattr(instance_or_key, name, value)
             session.flush()
             instance: _M = instance_or_key
@@ -221,7 +224,7 @@ class Repository(Generic[_M]):
 
     def delete(self, instance_or_key: Any) -> bool:
         """Delete the object; by key it is one DELETE, without the session's cascades. Whether there was one."""
-        session = self.session
+        session = self._session_that_may_write("delete()")
         if isinstance(instance_or_key, self.model):
             session.delete(instance_or_key)
             session.flush()
@@ -236,6 +239,14 @@ class Repository(Generic[_M]):
     def upsert_many(self, rows: Iterable[Any], *, key: Any, update: Sequence[Any] | None = None) -> bulk.Upserted:
         """`fictive.sqlalchemy.upsert_many`; returns how many rows were inserted and updated."""
         return bulk.upsert_many(self.session, self.model, rows, key=key, update=update)
+
+    def _session_that_may_write(self, method: str) -> sa_orm.Session:
+        """The session; one that refuses writes raises before an object is touched, which it would write later."""
+        session = self.session
+        if isinstance(session, OptInSession) and session.writes_outside is WritesOutside.REFUSE:
+            with together(session, f"{type(self).__name__}.{method}"):
+                pass
+        return session
 
     # -- building -----------------------------------------------------------------------------------------------------
 
