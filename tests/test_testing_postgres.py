@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pwd
 import shutil
@@ -474,7 +475,9 @@ def test_a_failing_start_shows_the_log(home: Path) -> None:
 
 def test_command_keeps_a_server_until_interrupted(home: Path) -> None:
     command = [sys.executable, "-m", "fictive.testing.postgres", "--driver", "psycopg"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    # a shell ignores Ctrl-C for what it runs in the background, and so would all that comes from there
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         assert url.startswith("postgresql+psycopg://postgres@127.0.0.1:")
