@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from fictive.testing.wire import Wire
 
 from . import peers
-from .peers import NotYet, Peer, Setup
+from .peers import Peer, Setup
 from .proxy import ROOT, child_environment
 from .results import Counts
 from .schema import Databases
@@ -27,7 +27,6 @@ from .schema import Databases
 WARM = 8
 REPEATS = 4
 NOT_OFFERED = "-"
-NOT_YET = "not yet"
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,7 @@ def count(peer: Peer, work: Work, wire: Wire) -> str:
     """How many round trips `work` is, once everything is warm."""
     if work.method is not None and not hasattr(peer, work.method):
         return NOT_OFFERED
-    try:
-        found = [_count_once(peer, work, wire) for _ in range(WARM + REPEATS)][WARM:]
-    except NotYet:
-        return NOT_YET
+    found = [_count_once(peer, work, wire) for _ in range(WARM + REPEATS)][WARM:]
     return " or ".join(map(str, sorted(set(found))))
 
 
@@ -126,12 +122,7 @@ def _count_safe(peer: Peer, work: Work, wire: Wire, databases: Databases, url: s
         peer.request(work.path)
         databases.terminate(url)
         wire.close_connections()
-        try:
-            peer.request(work.path)
-        except sa.exc.OperationalError:
-            if peer.name != "fictive":
-                raise
-            return NOT_YET
+        peer.request(work.path)
     return count(peer, work, wire)
 
 

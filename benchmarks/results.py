@@ -65,7 +65,7 @@ class Result:
 
 @dataclass
 class Counts:
-    """Round trips: by work, driver and contender, as text ("3", "not yet", "-")."""
+    """Round trips: by work, driver and contender, as text ("3", "-")."""
 
     rows: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

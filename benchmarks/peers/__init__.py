@@ -13,7 +13,7 @@ from typing import Any
 
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
-__all__ = ["NAMES", "PLAIN", "SLEEP", "NotYet", "Peer", "Setup", "installed", "load", "title"]
+__all__ = ["NAMES", "PLAIN", "SLEEP", "Peer", "Setup", "installed", "load", "title"]
 
 # Everything is compared with plain Flask-SQLAlchemy.
 PLAIN = "plain"
@@ -28,10 +28,6 @@ _CLASSES = {
 }
 
 _NEEDS = {"lite": ["flask_sqlalchemy_lite"], "django": ["django"]}
-
-
-class NotYet(Exception):
-    """The library does not have this yet."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import inspect
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,11 +14,15 @@ import sqlalchemy.orm as sa_orm
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from fictive.flask_sqlalchemy import OptInTransactionMixin
-from fictive.session.optin import OptInSession
+from fictive.flask_sqlalchemy import FilterByOrCreateMixin, OptInTransactionMixin
+from fictive.sqlalchemy import cleanup_tables, lock_tables, m2m_set
 
 from .. import schema
-from . import SLEEP, NotYet, Peer, Setup
+from . import SLEEP, Peer, Setup
+
+
+class _OptInDatabase(OptInTransactionMixin, FilterByOrCreateMixin, SQLAlchemy):
+    pass
 
 
 class SQLAlchemyPeer(Peer):
@@ -195,13 +197,7 @@ class Fictive(Plain):
     name = "fictive"
     title = "fictive"
 
-    @property
-    def database_class(self) -> type[Any]:  # type: ignore[override]
-        # Whatever of this the library has by now.
-        bases = [OptInTransactionMixin]
-        if _has("FilterByOrCreateMixin"):
-            bases.append(_feature("FilterByOrCreateMixin"))
-        return type("DB", (*bases, SQLAlchemy), {})
+    database_class = _OptInDatabase
 
     def safety(self) -> dict[str, Any]:
         return {}  # without being asked, and without a ping
@@ -219,9 +215,6 @@ class Fictive(Plain):
             self.session.add(self.new_event())
 
     def serializable(self) -> None:
-        known = inspect.signature(OptInSession.transaction).parameters
-        if "lock_timeout" not in known or "statement_timeout" not in known:
-            raise NotYet("transaction(lock_timeout=…, statement_timeout=…)")
         with self.session.transaction(isolation_level="SERIALIZABLE", lock_timeout="5s", statement_timeout="30s"):
             self.session.get(self.models.item, self.next_key()).counter += 1
 
@@ -232,41 +225,19 @@ class Fictive(Plain):
         self._find_or_create(self.next_name())
 
     def _find_or_create(self, name: str) -> None:
-        if not _has("FilterByOrCreateMixin"):
-            raise NotYet("Model.find_or_create()")
         self.models.tag.find_or_create(name=name)
 
     def replace_links(self) -> Callable[[], None]:
-        m2m_set = _feature("m2m_set")
         item, tags = self._item_and_tags()
         return functools.partial(m2m_set, self.session, item, self.models.item.tags, *tags)
 
     def set_links(self) -> None:
         item = self.session.get(self.models.item, 1)
-        _feature("m2m_set")(self.session, item, self.models.item.tags, *self.next_links())
+        m2m_set(self.session, item, self.models.item.tags, *self.next_links())
 
     def lock_and_update(self) -> None:
-        lock_tables = _feature("lock_tables")
         with lock_tables(self.session, [self.models.item], timeout="5s"):
             self._update()
 
     def clean_up(self) -> None:
-        _feature("cleanup_tables")(self.session, schema.SideBase)
-
-
-def _has(name: str) -> bool:
-    try:
-        _feature(name)
-    except NotYet:
-        return False
-    return True
-
-
-@functools.cache
-def _feature(name: str) -> Any:
-    """What the library has under `name`; `NotYet` when it has nothing."""
-    for module in ("fictive.sqlalchemy", "fictive.flask_sqlalchemy"):
-        found = getattr(importlib.import_module(module), name, None)
-        if found is not None:
-            return found
-    raise NotYet(f"{name}()")
+        cleanup_tables(self.session, schema.SideBase)

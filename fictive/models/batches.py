@@ -21,6 +21,9 @@ _AT_ONCE = 500
 """As many as SQLAlchemy's `selectinload` asks for in one statement."""
 
 
+_WAY = "fictive.way"
+
+
 def load_for_all(
     state: sa_orm.ORMExecuteState, parent: sa_orm.InstanceState[Any], relationship: sa_orm.RelationshipProperty[Any]
 ) -> sa.Result[Any] | None:
@@ -32,7 +35,7 @@ def load_for_all(
     peers = list(_peers(state.session, parent, relationship))
     if not peers or parent.modified or _may_be_hidden(parent):
         return None
-    way = _way(relationship)
+    way = relationship.info.get(_WAY) or relationship.info.setdefault(_WAY, _way(relationship))
     keyed = [(each, way.key(each)) for each in (parent, *peers)]
     keys = list(dict.fromkeys(key for _, key in keyed if key is not None))
     found: dict[tuple[Any, ...] | None, list[Any]] = defaultdict(list)
@@ -60,8 +63,8 @@ def _peers(
             and peer.mapper.isa(relationship.parent)
             and not peer.expired
             and not peer.modified
+            and relationship.key not in peer.dict
             and not _may_be_hidden(peer)
-            and relationship.key in peer.unloaded
         ):
             yield peer
 

@@ -22,6 +22,7 @@ from ..config import LazyLoads, NPlusOne, choice
 from ..errors import LazyLoadRefused, NPlusOneError, NPlusOneWarning
 from ..session import private
 from ..session.callers import caller, stack_level
+from ..session.optin import OptInSession
 from . import batches
 
 __all__ = ["THRESHOLD", "allow_lazy_loads", "set_lazy_loads"]
@@ -63,8 +64,10 @@ def set_lazy_loads(
         target.configure(info={**target.kw.get("info", {}), _POLICY: policy})
     else:
         target.info[_POLICY] = policy
-    if not event.contains(target, "do_orm_execute", _look_at):
-        event.listen(target, "do_orm_execute", _look_at)
+    # on opt-in sessions once for all: listening on each new one would cost more than looking at its policy
+    listening = OptInSession if isinstance(target, OptInSession) else target
+    if not event.contains(listening, "do_orm_execute", _look_at):
+        event.listen(listening, "do_orm_execute", _look_at)
 
 
 @contextlib.contextmanager
