@@ -14,6 +14,7 @@ Uses of psycopg's own names, held by `tests/test_private.py`: `Connection._start
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
@@ -167,10 +168,13 @@ class _CarryingCursor(psycopg.Cursor[Any]):
         return own
 
 
+_COPY = re.compile(r"\s*copy\b", re.IGNORECASE)
+
+
 def _is_single(query: Any, params: Any) -> bool:
     """Whether it is one statement, as the extended protocol wants; psycopg lets several through without values."""
     if isinstance(query, bytes):
         query = query.decode("utf-8", "replace")
-    if not isinstance(query, str):
+    if not isinstance(query, str) or _COPY.match(query):  # which psycopg refuses by another error in a pipeline
         return False
     return bool(params) or ";" not in query.rstrip().rstrip(";") or is_anonymous_block(query)
