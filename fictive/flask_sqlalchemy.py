@@ -350,14 +350,13 @@ class FilterByOrCreateMixin(_Base):
 
     def _make_declarative_base(self, *args: Any, **kwargs: Any) -> Any:
         base = super()._make_declarative_base(*args, **kwargs)
-        for name, descriptor in (
-            ("find_or_create", FindOrCreateDescriptor),
-            ("get_or_create", GetOrCreateDescriptor),
-            ("update_or_create", UpdateOrCreateDescriptor),
-        ):
-            if not hasattr(base, name):
-                setattr(base, name, descriptor(lambda: self.session))
-        return base
+        return _with_methods(
+            base,
+            self,
+            find_or_create=FindOrCreateDescriptor,
+            get_or_create=GetOrCreateDescriptor,
+            update_or_create=UpdateOrCreateDescriptor,
+        )
 
 
 class BulkMixin(_Base):
@@ -377,14 +376,23 @@ class BulkMixin(_Base):
 
     def _make_declarative_base(self, *args: Any, **kwargs: Any) -> Any:
         base = super()._make_declarative_base(*args, **kwargs)
-        for name, descriptor in (
-            ("insert_many", InsertManyDescriptor),
-            ("upsert_many", UpsertManyDescriptor),
-            ("update_many", UpdateManyDescriptor),
-        ):
-            if not hasattr(base, name):
-                setattr(base, name, descriptor(lambda: self.session))
-        return base
+        return _with_methods(
+            base,
+            self,
+            insert_many=InsertManyDescriptor,
+            upsert_many=UpsertManyDescriptor,
+            update_many=UpdateManyDescriptor,
+        )
+
+
+def _with_methods(
+    base: Any, db: flask_sqlalchemy.SQLAlchemy, **descriptors: Callable[[Callable[[], Any]], Any]
+) -> Any:
+    """`base` with the descriptors on the session of `db`, but for names that it has already."""
+    for name, descriptor in descriptors.items():
+        if not hasattr(base, name):
+            setattr(base, name, descriptor(lambda: db.session))
+    return base
 
 
 def _check_order(cls: type, mixin: type) -> None:
