@@ -73,7 +73,7 @@ class _AppSession(OptInSession):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        settings = self.default_settings()
+        settings = self._settings
         if settings.lazy_loads is not LazyLoads.LOAD or settings.n_plus_one is not NPlusOne.OFF:
             set_lazy_loads(self, settings.lazy_loads, n_plus_one=settings.n_plus_one)
 

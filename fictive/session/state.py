@@ -53,7 +53,7 @@ class SessionState(private.JointedSession):
         self._committed_writes: list[str] = []
         self._prepared: sa.Engine | None = None  # the last one found prepared
         self._hooks: Hooks | None = None
-        settings = self.default_settings()
+        settings = self._settings = self.default_settings()
         self._mode = write_mode(settings.writes_outside)
         self._unsaved_changes = settings.unsaved_changes
         self._retry_reads = settings.retry_reads
