@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
 from flask import Flask, has_app_context
 from pytest_postgresql.janitor import DatabaseJanitor
 
@@ -29,14 +30,6 @@ DRIVERS = ("psycopg2", "psycopg")
 CHOSEN = frozenset(os.environ.get("FICTIVE_TEST_DRIVERS", "psycopg2,psycopg,sqlite").split(","))
 
 
-# Node identifiers, and whether the failure is expected every time.
-KNOWN_DEVIATIONS = {
-    line.strip().lstrip("~"): not line.startswith("~")
-    for line in (Path(__file__).parent / "known_deviations.txt").read_text(encoding="utf-8").splitlines()
-    if line.strip() and not line.startswith("#")
-}
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what belongs to a driver that was not chosen."""
 
@@ -44,11 +37,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         driver = getattr(item, "callspec", None) and item.callspec.params.get("driver")  # type: ignore[attr-defined]
         return driver is None or driver in CHOSEN
 
-    for item in items:
-        for known, strict in KNOWN_DEVIATIONS.items():
-            if item.nodeid == known or item.nodeid.startswith(f"{known}["):
-                strict = strict and sa.__version__ >= "2.1"  # the list was made there
-                item.add_marker(pytest.mark.xfail(strict=strict, reason="listed in tests/known_deviations.txt"))
     unwanted = [item for item in items if not wanted(item)]
     if unwanted:
         config.hook.pytest_deselected(items=unwanted)
@@ -233,6 +221,16 @@ def make_app(database_url: str, wire: Wire, backends: Callable[[], list[str]], t
                 engine.dispose()
     assert not any(left_out.values()), f"connections not returned to the pool: {left_out}"
     assert not [state for state in states if state != "idle"], states
+
+
+@pytest.fixture(params=["opt-in", "plain"])
+def session(request: pytest.FixtureRequest, app: Flask) -> Iterator[Any]:
+    """The app's session, and a plain one on the same engine."""
+    if request.param == "opt-in":
+        yield opt_in.db.session
+    else:
+        with sa_orm.Session(opt_in.db.engine) as session:
+            yield session
 
 
 @pytest.fixture

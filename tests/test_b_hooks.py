@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,15 +17,6 @@ from fictive.testing.wire import Wire
 from tests.models import Booking, Item, Tag, db
 
 Look = Callable[..., list[Any]]
-
-
-@pytest.fixture(params=["opt-in", "plain"])
-def session(request: pytest.FixtureRequest, app: Flask) -> Iterator[Any]:
-    if request.param == "opt-in":
-        yield db.session
-    else:
-        with sa_orm.Session(db.engine) as session:
-            yield session
 
 
 class Ran:

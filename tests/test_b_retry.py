@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -28,14 +28,10 @@ from tests.models import Item, Tag, db
 Look = Callable[..., list[Any]]
 
 
-@pytest.fixture(params=["opt-in", "plain"])
-def session(request: pytest.FixtureRequest, app: Flask, look: Look) -> Iterator[Any]:
+@pytest.fixture
+def session(session: Any, look: Look) -> Any:
     look("insert into item (name, note) values ('a', '0'), ('b', '0')")
-    if request.param == "opt-in":
-        yield db.session
-    else:
-        with sa_orm.Session(db.engine) as session:
-            yield session
+    return session
 
 
 def add_one(session: Any, name: str = "a") -> None:

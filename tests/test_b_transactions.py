@@ -36,16 +36,6 @@ from tests.wirelog import messages, own_verbs
 Look = Callable[..., list[Any]]
 
 
-@pytest.fixture(params=["opt-in", "plain"])
-def session(request: pytest.FixtureRequest, app: Flask) -> Iterator[Any]:
-    """The app's session, and a plain one on the same engine."""
-    if request.param == "opt-in":
-        yield db.session
-    else:
-        with sa_orm.Session(db.engine) as session:
-            yield session
-
-
 def names(look: Look) -> list[str]:
     return look("select name from item order by name")
 
