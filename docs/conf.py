@@ -1,10 +1,14 @@
 """Sphinx configuration, and the `wire` directive that the pages use."""
 
 import configparser
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from pygments.lexers.sql import PostgresLexer
+from pygments.token import Comment, Error
 from sphinx.application import Sphinx
 from sphinx.directives.code import CodeBlock
 
@@ -17,8 +21,11 @@ author = copyright = "fictive contributors"
 version = release = _setup_cfg["metadata"]["version"]
 
 # No intersphinx: it fetches other projects' inventories, and the build needs no network.
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton", "myst_parser"]
+exclude_patterns = ["_build", "benchmarks"]
+source_suffix = {".rst": "restructuredtext"}  # Markdown is only included, by docs/changes.rst
+suppress_warnings = ["myst.header"]  # CHANGES.md is included from its second line on
+default_role = "code"  # `name` is code, in pages and in docstrings
 nitpicky = False
 
 autodoc_typehints = "description"
@@ -32,6 +39,18 @@ html_show_sphinx = False
 highlight_language = "python3"
 
 
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+
+class WireLexer(PostgresLexer):
+    """PostgreSQL's SQL with `…` for what is left out, also within a body between dollars."""
+
+    def get_tokens_unprocessed(self, text: str, *options: object) -> Iterator[tuple[int, Any, str]]:
+        for index, kind, value in super().get_tokens_unprocessed(text, *options):
+            yield index, Comment if kind is Error and value == "…" else kind, value
+
+
 class WireDirective(CodeBlock):
     """The statements that the Python block before it sent, one a line.
 
@@ -43,15 +62,15 @@ class WireDirective(CodeBlock):
     final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
-        self.options["force"] = True  # the lexer does not know …, and need not complain
         if not self.content:
             self.content = StringList(["-- nothing"], source="wire")
         trips = "".join(self.arguments)
-        self.arguments = ["sql"]
+        self.arguments = ["wire"]
         self.options.setdefault("caption", f"On the wire: {trips}" if trips else "On the wire")
         return super().run()
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("wire", WireDirective)
+    app.add_lexer("wire", WireLexer)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
