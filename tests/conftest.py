@@ -23,8 +23,12 @@ from pytest_postgresql.janitor import DatabaseJanitor
 from fictive.testing import postgres
 from fictive.testing.wire import Wire
 from tests.docs_runner import leave_app_contexts
+from tests.fix_nodes import node_database, nodes
+from tests.fix_pooler import pooler
 from tests.fresh_database import PATIENCE, FreshDatabase
 from tests.models import opt_in
+
+__all__ = ["node_database", "nodes", "pooler"]  # fixtures
 
 DRIVERS = ("psycopg2", "psycopg")
 CHOSEN = frozenset(os.environ.get("FICTIVE_TEST_DRIVERS", "psycopg2,psycopg,sqlite").split(","))

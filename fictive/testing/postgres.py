@@ -34,6 +34,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -134,6 +135,10 @@ class Server:
         user = quote(self.user, safe="")
         return f"{scheme}://{user}{secret}@{host}:{self.port}/{name}{query}"
 
+    def stop(self, mode: str = "fast") -> None:
+        """Stop the server, and leave it stopped until `restart`. Modes and errors as there."""
+        self._ask("stop", mode)
+
     def restart(self, mode: str = "fast") -> None:
         """Stop the server and start it again on the same port; return when it accepts again.
 
@@ -144,14 +149,17 @@ class Server:
         Raises EmbeddedServerError for a server named by ``FICTIVE_TEST_DATABASE_URL``, and when
         the server does not stop within 30 seconds or does not start.
         """
+        self._ask("restart", mode)
+
+    def _ask(self, what: str, mode: str) -> None:
         if mode not in _SIGNALS:
-            raise ValueError(f"restart mode {mode!r}: expected one of {', '.join(_SIGNALS)}")
+            raise ValueError(f"{what} mode {mode!r}: expected one of {', '.join(_SIGNALS)}")
         if self._link is None:
             raise EmbeddedServerError(
                 f"the server at {self.host}:{self.port} was named by {URL_VARIABLE} and is not"
-                " ours to restart; a test that restarts its server takes private_server()"
+                f" ours to {what}; a test that does so takes private_server()"
             )
-        self._link.ask({"do": "restart", "mode": mode})
+        self._link.ask({"do": what, "mode": mode})
 
 
 @contextlib.contextmanager
@@ -188,6 +196,26 @@ def private_server(**settings: Setting) -> Iterator[Server]:
         yield running
 
 
+PRIMARY: dict[str, Setting] = {"wal_level": "replica", "max_wal_senders": 10, "wal_keep_size": "256MB"}
+"""The settings of a `private_server` that standbys can follow: ``private_server(**PRIMARY)``."""
+
+
+@contextlib.contextmanager
+def standby_server(primary: Server, name: str = "standby", **settings: Setting) -> Iterator[Server]:
+    """Start a streaming replica of ``primary``; stop and delete it at the end of the block.
+
+    It is made by ``pg_basebackup -R`` and accepts reads when this yields; ``primary`` is a
+    `private_server` with the settings `PRIMARY`. ``name`` is its ``application_name``, by which
+    ``synchronous_standby_names`` calls it. ``settings`` are as for `private_server`, such as
+    ``recovery_min_apply_delay="300ms"``. ``SELECT pg_promote()`` on it makes it a primary.
+    Raises as `server`.
+    """
+    source = f"host={primary.host} port={primary.port} user={primary.user} application_name={name}"
+    config = dataclasses.replace(_Config.find({**PRIMARY, **settings}, private=True), standby_of=source)
+    with _obtain(config, _START_SECONDS) as running:
+        yield running
+
+
 # What is asked for ---------------------------------------------------------------------------
 
 
@@ -200,6 +228,7 @@ class _Config:
     uid: int | None  # the account PostgreSQL runs as; None: our own
     gid: int | None
     settings: dict[str, Setting]
+    standby_of: str | None = None  # the connection string of the primary
 
     @classmethod
     def find(cls, settings: Mapping[str, Setting], *, private: bool = False) -> _Config:
@@ -617,6 +646,15 @@ class _Keeper:
         if self.config.uid is not None:
             os.chown(self.home, self.config.uid, self.config.gid or -1)
         self.version = self._find_version()
+        if self.config.standby_of is None:
+            self._init()
+        else:
+            self._copy_primary(self.config.standby_of)
+        # Not on the command line, where ALTER SYSTEM could not override them.
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.writelines(f"\n{name} = {_quoted(value)}" for name, value in self.config.settings.items())
+
+    def _init(self) -> None:
         arguments = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"]
         if self.version >= 170000:
             # Upper and lower case of all of Unicode, the same on every machine.
@@ -624,9 +662,15 @@ class _Keeper:
         made = self._run("initdb", "-D", str(self.data), "--no-sync", *arguments)
         if made.returncode:
             raise EmbeddedServerError(f"initdb failed:\n{made.stdout.decode(errors='replace')}")
-        # Not on the command line, where ALTER SYSTEM could not override them.
-        with (self.data / "postgresql.conf").open("a") as file:
-            file.writelines(f"\n{name} = {_quoted(value)}" for name, value in self.config.settings.items())
+
+    def _copy_primary(self, source: str) -> None:
+        arguments = ["--checkpoint=fast", "--wal-method=stream", "--no-sync", "--write-recovery-conf"]
+        made = self._run("pg_basebackup", "-D", str(self.data), "-d", source, *arguments)
+        if made.returncode:
+            raise EmbeddedServerError(
+                "the primary cannot be copied; it has to be a private_server(**PRIMARY):\n"
+                + made.stdout.decode(errors="replace")
+            )
 
     def _find_version(self) -> int:
         try:
@@ -749,9 +793,10 @@ class _Keeper:
 
     def obey(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
-            if message["do"] == "restart":
+            if message["do"] in ("restart", "stop"):
                 self.stop(message["mode"])
-                self.start()
+                if message["do"] == "restart":
+                    self.start()
             elif self.process is None or self.process.poll() is not None:
                 return {"error": "the shared server has died"}
             return self.answer()
