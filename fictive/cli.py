@@ -1,108 +1,55 @@
-"""`flask fictive ...`: commands that look at an app's database."""
+"""`flask fictive ...`: the commands, for the databases of a Flask app."""
 
 from __future__ import annotations
 
 import dataclasses
-import enum
-import json
-import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 import flask
 import flask.cli
-import sqlalchemy as sa
 
-from .config import ORIGINS, Settings, setting_name
-from .session import private
-from .session.engines import STATEMENT_TIMEOUT
+from .command_line.commands import install
+from .command_line.settings import library_settings
+from .command_line.target import Database, Target
+from .config import ORIGINS, Settings
 
 __all__ = ["fictive"]
 
 
 @click.group("fictive")
-def fictive() -> None:
-    """Look at the database of this app."""
-
-
-@fictive.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with bind, name, value and origin.")
 @flask.cli.with_appcontext
-def settings(as_json: bool) -> None:
-    """Show what is in force, and where it came from. Passwords are hidden."""
-    rows = list(_settings(flask.current_app))
-    if as_json:
-        for row in rows:
-            click.echo(json.dumps(dataclasses.asdict(row)))
-        return
-    widths = [max(len(str(getattr(row, name))) for row in rows) for name in ("bind", "name", "value")]
-    for row in rows:
-        cells = (row.bind.ljust(widths[0]), row.name.ljust(widths[1]), str(row.value).ljust(widths[2]), row.origin)
-        click.echo("  ".join(cells).rstrip())
+def fictive() -> None:
+    """Look at the databases of this app, create them, empty them, drop them."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One setting: of which database (`""` for all), its name, its value as text, and where that comes from."""
+def _target() -> Target:
+    app: Any = flask.current_app._get_current_object()  # type: ignore[attr-defined]
+    db = app.extensions["sqlalchemy"]
+    databases = [
+        Database(key or "default", engine, db.metadatas.get(key), _options(app, key))
+        for key, engine in sorted(db.engines.items(), key=lambda each: each[0] or "")
+    ]
+    return Target(
+        databases,
+        app.config,
+        app.extensions.get(ORIGINS, {}),
+        [mapper for registry in _registries(db) for mapper in registry.mappers],
+        Path(app.root_path),
+        lambda: _library_settings(app),
+    )
 
-    bind: str
-    name: str
-    value: str
-    origin: str
+
+def _registries(db: Any) -> set[Any]:
+    """The registry of `db.Model`, and those that other bases of the app may have."""
+    return {db.Model.registry}
 
 
-def _settings(app: flask.Flask) -> Iterator[Row]:
-    origins: Mapping[str, str] = app.extensions.get(ORIGINS, {})
-    for key, engine in app.extensions["sqlalchemy"].engines.items():
-        options = _options(app, key)
-        for name, (option, value) in _in_force(engine, options).items():
-            variable = f"{key}_{name}".upper() if key else name
-            origin = origins.get(variable) or ("app.config" if option in options else "default")
-            yield Row(key or "default", variable, str(value), origin)
+def _library_settings(app: flask.Flask) -> Iterator[Mapping[str, Any]]:
     settings: Settings = app.extensions["fictive"]
-    for field in dataclasses.fields(settings):
-        name, value = setting_name(field.name), getattr(settings, field.name)
-        shown = (
-            value.value if isinstance(value, enum.Enum) else _ranges(value) if isinstance(value, frozenset) else value
-        )
-        yield Row("", name, str(shown), "app.config" if name in app.config else "default")
-
-
-def _text(value: object) -> str:
-    if isinstance(value, frozenset):
-        return _ranges(value)
-    return str(value.value if isinstance(value, enum.Enum) else value)
-
-
-def _ranges(numbers: frozenset[int]) -> str:
-    """`"400-499, 503"`."""
-    found: list[list[int]] = []
-    for number in sorted(numbers):
-        if found and number == found[-1][-1] + 1:
-            found[-1] = [found[-1][0], number]
-        else:
-            found.append([number])
-    return ", ".join("-".join(map(str, each)) for each in found)
-
-
-def _in_force(engine: sa.Engine, options: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
-    """By the variable's name: the engine's option that it is, and the value."""
-    found: dict[str, tuple[str, Any]] = {"DATABASE_URL": ("url", engine.url.render_as_string(hide_password=True))}
-    found |= {f"DB_{name.upper()}": (name, value) for name, value in private.pool_settings(engine.pool).items()}
-    found["DB_ECHO"] = ("echo", engine.echo or False)
-    if engine.dialect.name == "postgresql":
-        found["DB_STATEMENT_TIMEOUT"] = _statement_timeout(engine, options)
-    return found
-
-
-def _statement_timeout(engine: sa.Engine, options: Mapping[str, Any]) -> tuple[str, str]:
-    if (limit := engine.get_execution_options().get(STATEMENT_TIMEOUT)) is not None:
-        return "execution_options", f"{limit}ms, in transactions"
-    startup = str(options.get("connect_args", {}).get("options", ""))
-    if match := re.search(r"statement_timeout=(\S+)", startup):
-        return "connect_args", f"{match[1]}ms"
-    return "", "the server's"
+    return (dataclasses.asdict(row) for row in library_settings(settings, app.config))
 
 
 def _options(app: flask.Flask, key: str | None) -> Mapping[str, Any]:
@@ -115,3 +62,6 @@ def _options(app: flask.Flask, key: str | None) -> Mapping[str, Any]:
     if app.config.get("SQLALCHEMY_ECHO"):
         own = {"echo": True, **own}
     return {**shared, **own}
+
+
+install(fictive, _target)

@@ -68,6 +68,8 @@ class Settings:
     """The status codes of a response after which `@db.transactional` rolls back."""
     lazy_loads: LazyLoads = LazyLoads.LOAD
     n_plus_one: NPlusOne = NPlusOne.OFF
+    protected: bool = False
+    """Whether `flask fictive drop` and `cleanup` are refused."""
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> Settings:

@@ -463,3 +463,8 @@ def test_the_database_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch
     assert "secret" not in shown
     with app.app_context():
         db.engine.dispose()
+
+
+def test_doctor_finds_nothing(app: Flask) -> None:
+    result = app.test_cli_runner().invoke(args=["fictive", "doctor"])
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "Nothing is wrong."), result.output

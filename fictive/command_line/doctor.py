@@ -1,0 +1,50 @@
+"""`doctor`: what is wrong with an app's databases, found out without changing anything."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from .doctor_connection import connection_findings, setting_findings, version_findings
+from .doctor_models import lookup_findings, table_findings
+from .doctor_server import catalog_findings, session_findings
+from .findings import Finding, Severity
+from .settings import engine_settings
+from .target import Database, Target
+
+__all__ = ["examine"]
+
+PATIENCE = 1.0
+"""Seconds for which somebody must be idle in a transaction, or be blocked, before it is a finding."""
+
+_ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
+
+
+def examine(target: Target, bind: str | None = None, *, patience: float = PATIENCE) -> list[Finding]:
+    """All findings for the target's databases, or the one with the key `bind`; errors first.
+
+    Changes nothing, takes no lock that others wait for, and takes up to `patience` seconds where somebody is idle in
+    a transaction or blocked. Raises SQLAlchemy's `OperationalError` for a database that cannot be reached.
+    """
+    found: list[Finding] = []
+    for database in target.chosen(bind):
+        found += (dataclasses.replace(each, bind=database.key) for each in _examine(target, database, patience))
+    in_force = {each.key: engine_settings(each.engine, each.options) for each in target.chosen(bind)}
+    found += setting_findings(target.chosen(bind), target.origins, in_force)
+    if target.mappers:
+        dialect = next(iter(target.databases)).engine.dialect.name
+        found += lookup_findings(target.mappers, target.source, dialect)
+    return sorted(found, key=lambda each: _ORDER[each.severity])
+
+
+def _examine(target: Target, database: Database, patience: float) -> Iterator[Finding]:
+    yield from version_findings(database)
+    if database.metadata is not None and database.metadata.tables:
+        yield from table_findings(database.engine, database.metadata)
+    if database.engine.dialect.name != "postgresql":
+        yield Finding("database", Severity.INFO, "Only PostgreSQL is examined further.")
+        return
+    known = any(name.endswith("DB_PGBOUNCER") for name in target.origins) or bool(target.config.get("FICTIVE_POOLER"))
+    yield from connection_findings(database, pooler_is_known=known)
+    yield from catalog_findings(database.engine)
+    yield from session_findings(database.engine, patience=patience)
