@@ -597,6 +597,51 @@ def test_cut_before_a_statement(url: str, wire: Wire, connect: Any, table: str, 
     assert (trigger.fired, count(url, table)) == (1, 2)
 
 
+@every_driver
+def test_one_connection_is_disturbed_and_the_others_are_not(wire: Wire, connect: Any, api: Any) -> None:
+    one, other = connect(api, autocommit=True), connect(api, autocommit=True)
+    with wire.record() as log:
+        one.cursor().execute("select 1")
+    number = log.exchanges[0].connection
+    assert number in wire.connections
+    wire.cut(number)
+    other.cursor().execute("select 1")
+    thread = threading.Thread(target=one.cursor().execute, args=["select 1"])
+    thread.start()
+    other.cursor().execute("select 1")
+    assert thread.is_alive()
+    wire.restore()
+    thread.join(10)
+    assert not thread.is_alive()
+    wire.reset(number)
+    other.cursor().execute("select 1")
+    with pytest.raises(api.OperationalError):
+        one.cursor().execute("select 1")
+
+
+@every_driver
+def test_a_half_closed_connection_still_reaches_the_server(
+    url: str, wire: Wire, connect: Any, table: str, api: Any
+) -> None:
+    connection = connect(api, autocommit=True)
+    wire.half_close()
+    with pytest.raises(api.OperationalError):
+        insert(connection, 1)
+    wait_until(lambda: not wire.connections)
+
+
+@every_driver
+def test_an_answer_that_is_cut_short(url: str, wire: Wire, connect: Any, table: str, api: Any) -> None:
+    connection = connect(api)
+    insert(connection, 1)
+    trigger = wire.truncate_when(lambda sql: sql == "COMMIT")
+    with wire.record() as log, pytest.raises(api.OperationalError):
+        connection.commit()
+    assert trigger.fired == 1
+    assert not log.exchanges[-1].delivered
+    assert count(url, table) == 1
+
+
 def test_a_trigger_inside_a_pipeline(url: str, wire: Wire, connect: Any, table: str) -> None:
     connection = connect(psycopg, autocommit=True)
     wire.reset_when(lambda sql: sql == "select 2")

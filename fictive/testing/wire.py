@@ -10,9 +10,9 @@ ways (version 3) and groups it into round trips, each ended by one ReadyForQuery
             ...
         assert log.statements == ["SELECT 1"]
 
-It can add latency, cut the network silently, and reset or close connections, now or when a
-statement goes by. It speaks no TLS and tells clients so; a server that insists on TLS cannot
-be watched.
+It can add latency, cut the network silently, reset, close or half-close connections (all, or
+one, now or when a statement goes by), and cut an answer short. It speaks no TLS and tells clients
+so; a server that insists on TLS cannot be watched.
 
 Each connection has one thread per direction, which reads, takes notes and passes on. What is
 passed on is always the bytes that came, so that a message unknown here goes through unharmed.
@@ -82,6 +82,7 @@ class Exchange:
     delivered: bool = True
     _extended: bool = field(default=False, repr=False, compare=False)
     _reset_after: bool = field(default=False, repr=False, compare=False)
+    _truncate: bool = field(default=False, repr=False, compare=False)
 
 
 class Log:
@@ -162,7 +163,7 @@ class Trigger:
 
     _wire: Wire = field(repr=False)
     predicate: Predicate
-    action: Literal["cut", "reset"]
+    action: Literal["cut", "reset", "truncate"]
     when: Literal["before", "after"]
     times: int | None
     fired: int = 0
@@ -238,8 +239,13 @@ class Wire:
     @property
     def open_connections(self) -> int:
         """Connections that are open now."""
+        return len(self.connections)
+
+    @property
+    def connections(self) -> list[int]:
+        """The numbers of the connections that are open now, as in `Exchange.connection`."""
         with self._lock:
-            return len(self._connections)
+            return list(self._connections)
 
     @contextlib.contextmanager
     def record(self) -> Iterator[Log]:
@@ -257,28 +263,49 @@ class Wire:
 
     # Disturbances ----------------------------------------------------------------------------
 
-    def cut(self) -> None:
+    def cut(self, connection: int | None = None) -> None:
         """From now on pass nothing, either way, and tell nobody: a silent network failure.
 
         Connections stay open, closing included nothing gets through, new connections hang in
-        their start-up. `restore` delivers what was held back, as TCP would.
+        their start-up. `restore` delivers what was held back, as TCP would. With the number of a
+        ``connection``, only that one is cut.
         """
         with self._flow:
-            self._is_cut = True
+            if connection is None:
+                self._is_cut = True
+            else:
+                for cut in self._chosen(connection):
+                    cut.is_cut = True
 
     def restore(self) -> None:
-        """End a `cut`."""
+        """End every `cut`."""
         with self._flow:
             self._is_cut = False
+            for connection in self._chosen(None):
+                connection.is_cut = False
             self._flow.notify_all()
 
-    def reset(self) -> None:
-        """Break every connection with a TCP reset, to the client and to the server."""
-        self._finish_all(reset=True)
+    def reset(self, connection: int | None = None) -> None:
+        """Break every connection, or the one of that number, with a TCP reset, to the client and to the server."""
+        self._finish_all(connection, reset=True)
 
-    def close_connections(self) -> None:
-        """Close every connection in order, as a server does that ends a session."""
-        self._finish_all(reset=False)
+    def close_connections(self, connection: int | None = None) -> None:
+        """Close every connection, or the one of that number, in order, as a server does that ends a session."""
+        self._finish_all(connection, reset=False)
+
+    def half_close(self, connection: int | None = None) -> None:
+        """End the direction to the client only: it reads the end, while the server knows nothing of it.
+
+        What the client sends still arrives. The server learns of the end when the client closes,
+        or when it sends an answer.
+        """
+        for closed in self._chosen(connection):
+            with contextlib.suppress(OSError):
+                closed.client.shutdown(socket.SHUT_WR)
+
+    def _chosen(self, number: int | None) -> list[_Connection]:
+        with self._lock:
+            return [each for each in self._connections.values() if number in (None, each.number)]
 
     def cut_before(self, predicate: Predicate, *, times: int | None = 1) -> Trigger:
         """`cut` when a statement for which ``predicate`` is true comes, before it is passed on.
@@ -302,6 +329,14 @@ class Wire:
         a COMMIT whose outcome the client cannot know. Otherwise as `cut_before`.
         """
         return self._add_trigger(Trigger(self, predicate, "reset", when, times))
+
+    def truncate_when(self, predicate: Predicate, *, times: int | None = 1) -> Trigger:
+        """Cut the answer to a statement for which ``predicate`` is true short, and close its connection.
+
+        The server executes it. The client gets all of the answer but the last three bytes.
+        Otherwise as `cut_before`; recorded with ``delivered=False``.
+        """
+        return self._add_trigger(Trigger(self, predicate, "truncate", "after", times))
 
     def _add_trigger(self, trigger: Trigger) -> Trigger:
         with self._lock:
@@ -347,10 +382,8 @@ class Wire:
                 self._connections[connection.number] = connection
             connection.start()
 
-    def _finish_all(self, *, reset: bool) -> None:
-        with self._lock:
-            connections = list(self._connections.values())
-        for connection in connections:
+    def _finish_all(self, number: int | None, *, reset: bool) -> None:
+        for connection in self._chosen(number):
             connection.finish(reset=reset)
 
     def _opened(self) -> None:
@@ -388,6 +421,7 @@ class _Connection:
         self.server: socket.socket | None = None
         self.status = ""
         self.dead = False
+        self.is_cut = False
         # Round trips under way, oldest first: the client's side appends, the server's removes.
         self.exchanges: deque[Exchange] = deque()
         self.threads: list[threading.Thread] = []
@@ -465,9 +499,9 @@ class _Connection:
     def wait_for_flow(self) -> bool:
         """Wait out a cut; False when the connection has ended meanwhile."""
         wire = self.wire
-        if wire._is_cut:
+        if wire._is_cut or self.is_cut:
             with wire._flow:
-                wire._flow.wait_for(lambda: self.dead or not wire._is_cut)
+                wire._flow.wait_for(lambda: self.dead or not (wire._is_cut or self.is_cut))
         return not self.dead
 
     def finish(self, *, reset: bool) -> None:
@@ -643,7 +677,8 @@ class _FromClient:
             if trigger is None:
                 continue
             if trigger.when == "after":
-                exchange._reset_after = True
+                exchange._truncate = trigger.action == "truncate"
+                exchange._reset_after = not exchange._truncate
                 continue
             # The first bytes of a message that came in pieces have gone already. No harm: the
             # server does nothing until it has all of it.
@@ -750,7 +785,10 @@ class _FromServer:
                 if waiting:
                     waiting.popleft()
                 if exchange._reset_after:
-                    self._outlet.put(data[:answered], done, partial(self._reset, exchange))
+                    self._outlet.put(data[:answered], done, partial(self._end_short, exchange, reset=True))
+                    return False
+                if exchange._truncate:
+                    self._outlet.put(data[: end - 3], done, partial(self._end_short, exchange, reset=False))
                     return False
                 done.append(exchange)
                 answered = end
@@ -760,10 +798,10 @@ class _FromServer:
         self._outlet.put(data, done)
         return True
 
-    def _reset(self, exchange: Exchange) -> None:
+    def _end_short(self, exchange: Exchange, *, reset: bool) -> None:
         exchange.delivered = False
         self._connection.wire._record(exchange, self._connection)
-        self._connection.finish(reset=True)
+        self._connection.finish(reset=reset)
 
 
 class _Frames:
