@@ -29,6 +29,7 @@ __all__ = [
     "LockTimeout",
     "NPlusOneError",
     "NPlusOneWarning",
+    "NotEnteredWarning",
     "NotFoundError",
     "PinnedConnectionLost",
     "RowChangeTimeout",
@@ -228,6 +229,10 @@ class UnsavedChangesWarning(FictiveWarning):
 
 class NPlusOneWarning(FictiveWarning):
     """One line of code loads a relationship one by one on many objects of one query."""
+
+
+class NotEnteredWarning(FictiveWarning):
+    """A context manager that works by `with` was made and dropped without it, so that it did nothing."""
 
 
 class AlreadyCommittedWarning(FictiveWarning):

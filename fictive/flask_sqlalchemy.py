@@ -204,8 +204,9 @@ class OptInTransactionMixin(_Base):
     def context(self, app: flask.Flask) -> contextlib.AbstractContextManager[OptInSession]:
         """`with db.context(app) as session:` for scripts, jobs and commands: an app context with its session.
 
-        At its end a transaction that is open is committed, an exception rolls back and comes out unchanged, and the
-        session is closed. Each context has a session of its own, nested ones as well.
+        At its end what is pending is written and committed, in the transaction that is open or in one of its own; an
+        exception rolls back and comes out unchanged; the session is closed. Each context has a session of its own,
+        nested ones as well. See `fictive.sqlalchemy.create_db_context`.
         """
         return app_context(app, self.session)
 

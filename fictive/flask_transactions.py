@@ -57,7 +57,7 @@ def around_view(block: TransactionBlock, view: _View) -> _View:
 
 @contextlib.contextmanager
 def app_context(app: flask.Flask, session: Callable[[], OptInSession]) -> Iterator[OptInSession]:
-    """An app context with its session: committed if a transaction is open at its end, rolled back on an exception."""
+    """An app context with its session: what is pending or open at its end is committed, an exception rolls back."""
     with app.app_context():
         current = session()
         with finishing(current):

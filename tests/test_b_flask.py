@@ -14,11 +14,11 @@ import sqlalchemy.orm as sa_orm
 from flask import Flask
 
 from fictive.errors import (
+    AlreadyCommittedWarning,
     ConfigurationError,
     TransactionAborted,
     TransactionAlreadyBegun,
     TransactionRequired,
-    UnsavedChangesWarning,
 )
 from fictive.sqlalchemy import (
     OptInScopedSession,
@@ -212,12 +212,53 @@ class TestContexts:
         if isinstance(factory, sa_orm.scoped_session):
             factory.remove()
 
-    def test_b8_unsaved_changes_are_reported(self, app: Flask, look: Look) -> None:
+    def test_b8_what_is_only_added_is_written(self, factory: Any, look: Look) -> None:
+        db_context, get_db = create_db_context(factory), create_db_dependency(factory)
+        with db_context() as session:
+            session.add_all([Item(name="a"), Item(name="b")])
+        for session in get_db():
+            session.add(Item(name="c"))
+        with db_context() as session:
+            session.get(Item, 1).note = "changed"
+            session.delete(session.get(Item, 2))
+        assert look("select name, note from item order by id") == [("a", "changed"), ("c", None)]
+        with pytest.raises(sa.exc.IntegrityError), db_context() as session:
+            session.add_all([Booking(seat=1), Booking(seat=1)])
+        assert look("select * from booking") == []
+        assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+    @pytest.mark.parametrize("kind", ["commit", "begin", "refuse", "plain"])
+    def test_b8_after_an_error_what_stays_is_named(self, kind: str, app: Flask, look: Look) -> None:
+        factory: Any = (
+            sa_orm.sessionmaker(db.engine) if kind == "plain" else sessionmaker(db.engine, writes_outside=kind)
+        )
+        if kind == "refuse":
+            with pytest.raises(TransactionRequired, match="INSERT of 1 Item"), create_db_context(factory)() as session:
+                session.add(Item(name="a"))
+            return
+        stays = kind == "commit"
+        warns = pytest.warns(AlreadyCommittedWarning, match="INSERT of 1 Item")
         with (
-            pytest.warns(UnsavedChangesWarning, match="Item"),
-            create_db_context(sessionmaker(db.engine))() as session,
+            warns if stays else contextlib.nullcontext(),
+            pytest.raises(ZeroDivisionError),
+            create_db_context(factory)() as session,
         ):
-            session.add(Item(name="a"))
+            session.add(Item(name="flushed"))
+            session.flush()
+            session.add(Item(name="pending"))
+            raise ZeroDivisionError
+        assert look("select name from item") == (["flushed"] if stays else [])
+
+    def test_b8_a_warning_that_is_an_error_does_not_hide_the_users(
+        self, app: Flask, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with pytest.raises(ZeroDivisionError), create_db_context(sessionmaker(db.engine))() as session:
+            session.add(Item(name="flushed"))
+            session.flush()
+            raise ZeroDivisionError
+        assert "INSERT of 1 Item" in caplog.text
+
+    def test_b8_bad_input(self, app: Flask) -> None:
         with pytest.raises(TypeError, match="session_factory"):
             create_db_context(None)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"db\.session"), create_db_context(lambda: "session")():
@@ -239,6 +280,13 @@ class TestContexts:
             session.begin()
             session.execute(sa.insert(Item).values(name="b"))
             raise ZeroDivisionError
-        with pytest.warns(UnsavedChangesWarning), db.context(app) as session:
+        with db.context(app) as session:
             session.add(Item(name="c"))
-        assert look("select name from item") == ["a"]
+        assert look("select name from item") == ["a", "c"]
+        warns = pytest.warns(AlreadyCommittedWarning, match="INSERT of 1 Item")
+        with warns, pytest.raises(ZeroDivisionError), db.context(app) as session:
+            session.add(Item(name="flushed"))
+            session.flush()
+            session.add(Item(name="pending"))
+            raise ZeroDivisionError
+        assert look("select name from item") == ["a", "c", "flushed"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import os
 import pickle
 import signal
@@ -21,12 +22,19 @@ from flask import Flask
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
 
-from fictive.errors import ConfigurationError, LockLost, LockTimeout, TransactionRequired, UnsupportedDialect
+from fictive.errors import (
+    ConfigurationError,
+    LockLost,
+    LockTimeout,
+    NotEnteredWarning,
+    TransactionRequired,
+    UnsupportedDialect,
+)
 from fictive.locks.advisory import LockKey
-from fictive.sqlalchemy import LockMode, OptInSession, advisory_lock, claim, lock_key, lock_tables
+from fictive.sqlalchemy import LockMode, OptInSession, advisory_lock, claim, cleanup_tables, lock_key, lock_tables
 from fictive.testing.wire import Wire
 from tests.conftest import MakeApp
-from tests.models import Dog, Item, Tag, db
+from tests.models import Child, Dog, Item, Tag, db
 from tests.wirelog import messages, own_verbs
 
 Look = Callable[..., list[Any]]
@@ -101,7 +109,7 @@ def test_f1_it_begins_outside_and_joins_inside(app: Flask, wire: Wire, look: Loo
         with db.lock_tables([Dog], mode="SHARE"):  # joined inheritance: both tables of the model
             pass
         assert look(TABLE_LOCKS) == ["animal ShareLock", "dog ShareLock"]  # until the transaction ends
-    assert own_verbs(log) == ["BEGIN", "DO", "COMMIT"]
+    assert messages(log) == ["BEGIN+SAVEPOINT+DO", "RELEASE+COMMIT"]
     db.session.writes_outside = "begin"
     with db.lock_tables([Item]):
         assert look(TABLE_LOCKS) == ["item ShareUpdateExclusiveLock"]
@@ -144,18 +152,152 @@ def test_f1_lock_timeout_names_who_is_in_the_way(app: Flask, look: Look, other: 
     assert "50 ms" in str(pickle.loads(pickle.dumps(LockTimeout("within 50 ms"))))
 
 
-def test_f1_inside_a_lock_that_is_not_had_ends_the_transaction_or_a_savepoint(app: Flask, other: OptInSession) -> None:
-    with other.begin():
-        other.execute(sa.text("lock table item"))
-        with db.session.begin():
-            with pytest.raises(LockTimeout), db.session.begin_nested(), db.lock_tables([Item], timeout="20ms"):
-                pytest.fail("not reached")
-            assert db.session.scalar(sa.select(sa.func.count(Tag.id))) == 0
-            assert setting(db.session) == "0"
-        with pytest.raises(sa.exc.InternalError), db.session.begin():
-            with contextlib.suppress(LockTimeout), db.lock_tables([Item], nowait=True):
-                pytest.fail("not reached")
-            db.session.scalar(sa.select(Tag.id))
+@pytest.fixture(params=["commit", "begin", "plain"])
+def any_session(request: pytest.FixtureRequest, app: Flask) -> Iterator[Any]:
+    """A session in a transaction, by a block or, of the last two, by what ran first; and one that is in none."""
+    if request.param == "plain":
+        with sa_orm.Session(db.engine) as session:
+            yield session
+    else:
+        with OptInSession(db.engine, writes_outside=request.param) as session:
+            yield session
+
+
+def test_f1_inside_an_error_leaves_what_was_done_before(any_session: Any, other: OptInSession, look: Look) -> None:
+    """The block is a savepoint: a caught error, or a lock that is not had, undoes the block alone."""
+    session = any_session
+    for block in (session.begin, session.begin_nested):
+        with block():
+            session.add(Tag(label=f"{block.__name__} before"))
+            with contextlib.suppress(ZeroDivisionError), lock_tables(session, [Item]):
+                session.add(Tag(label="within"))
+                session.flush()
+                raise ZeroDivisionError
+            assert look(TABLE_LOCKS) == ["item ShareUpdateExclusiveLock"]  # the call took it, before the savepoint
+            with other.begin():
+                other.execute(sa.text("lock table child"))
+                for options in ({"timeout": "20ms"}, {"nowait": True}):
+                    with pytest.raises(LockTimeout), lock_tables(session, [Child], **options):
+                        pytest.fail("not reached")
+                assert setting(session) == "0"
+            session.add(Tag(label=f"{block.__name__} after"))
+        session.commit()
+        labels = [f"{block.__name__} {when}" for when in ("before", "after")]
+        assert look("select label from tag order by id") == labels
+        look("delete from tag")
+
+
+def test_f_a_lock_is_had_before_anything_is_flushed(any_session: Any, wire: Wire, look: Look) -> None:
+    session = any_session
+    for begin in (lambda: None, session.begin):
+        for lock in (
+            lambda: lock_tables(session, [Item]),
+            lambda: advisory_lock(session, "key"),
+            lambda: advisory_lock(session, "key", timeout="5s"),
+            lambda: advisory_lock(session, "key", nowait=True),
+        ):
+            begin()
+            session.add(tag := Tag(label="pending"))
+            with wire.record() as log, lock():
+                pass
+            sent = " ".join(log.statements)
+            assert "INSERT" not in sent.partition("LOCK TABLE item" if "LOCK TABLE" in sent else "advisory")[0]
+            if "LOCK TABLE" not in sent:
+                assert tag in session.new
+            session.rollback()
+            session.expunge_all()
+            look("delete from tag")
+
+
+def test_a28_inside_the_call_takes_the_lock(any_session: Any, look: Look, wire: Wire) -> None:
+    session = any_session
+    for _ in range(2):  # psycopg2: a text travels with RELEASE from its second time on
+        session.commit()
+        session.begin()
+        with wire.record() as log:
+            lock_tables(session, [Item])
+            advisory_lock(session, "key")
+            advisory_lock(session, 7, timeout="5s")
+    with session.get_transaction():
+        assert look(TABLE_LOCKS) == ["item ShareUpdateExclusiveLock"]
+        assert look(ADVISORY_LOCKS) == [2]
+        if isinstance(session, OptInSession):
+            assert log.round_trips == 3
+        with wire.record() as log, advisory_lock(session, "another") as given:
+            assert given is session
+        assert log.round_trips == 1
+    assert not look(TABLE_LOCKS)
+    assert look(ADVISORY_LOCKS) == [0]
+
+
+def test_a28_a_lock_that_was_undone_is_taken_again(any_session: Any, look: Look) -> None:
+    session = any_session
+    for lock in (lambda: lock_tables(session, [Item]), lambda: advisory_lock(session, "key")):
+        locked = lambda: look(TABLE_LOCKS) != [] or look(ADVISORY_LOCKS) == [1]  # noqa: E731
+        with session.begin():
+            savepoint = session.begin_nested()
+            manager = lock()
+            assert locked()
+            savepoint.rollback()
+            assert not locked()
+            with manager:
+                assert locked()
+            assert locked()
+        with manager:
+            assert locked()
+        assert not locked()
+
+
+def test_a28_without_with_and_without_a_transaction_it_is_told(
+    app: Flask, look: Look, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("lock_tables", lambda: db.lock_tables([Item])),
+        ("advisory_lock", lambda: db.advisory_lock("key")),
+        ("lock_tables", lambda: lock_tables(db.session, [Item])),
+    ]
+    for name, call in calls:
+        caplog.clear()
+        with pytest.warns(NotEnteredWarning, match=rf"{name}\(\.\.\.\) was called without `with`") as warned:
+            call()
+        gc.collect()
+        assert warned[0].filename == __file__
+        (record,) = caplog.records
+        assert record.name == "fictive.unentered"
+        assert __file__ in record.getMessage()
+        assert not look(TABLE_LOCKS)
+    with db.lock_tables([Item]), db.advisory_lock("key"):
+        pass
+    for wrong in (lambda: db.lock_tables([]), lambda: db.lock_tables([Item], mode="X"), lambda: db.advisory_lock("")):
+        with pytest.raises(ConfigurationError):
+            wrong()
+    gc.collect()  # warns of nothing
+
+
+def test_f_a_routing_session_locks_where_it_writes(
+    app: Flask, make_app: MakeApp, database_url: str, wire: Wire, look: Look
+) -> None:
+    """SQLAlchemy's recipe ("Custom Vertical Partitioning"): reads go to a replica, where a lock keeps nobody out."""
+    main = db.engine
+    replica = sa.create_engine("postgresql+psycopg://nobody@127.0.0.1:1/none")
+
+    class Plain(sa_orm.Session):
+        def get_bind(self, mapper: Any = None, *, clause: Any = None, **kwargs: Any) -> Any:
+            return main if self._flushing or isinstance(clause, (sa.Update, sa.Delete)) else replica
+
+    class OptIn(OptInSession):
+        get_bind = Plain.get_bind
+
+    for make in (Plain, OptIn):
+        with make() as session:
+            with lock_tables(session, [Item]), advisory_lock(session, 1), advisory_lock(session, 2, timeout=1):
+                assert look(TABLE_LOCKS) == ["item ShareUpdateExclusiveLock"]
+                assert look(ADVISORY_LOCKS) == [2]
+            with advisory_lock(session, 1):
+                assert look(ADVISORY_LOCKS) == [1]
+            look("insert into tag (label) values ('a')")
+            cleanup_tables(session, db.Model)
+            assert look("select * from tag") == []
 
 
 def test_f1_a_waiter_gets_the_lock_and_two_in_opposite_order_do_not_deadlock(

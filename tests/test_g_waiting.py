@@ -126,7 +126,7 @@ def test_g1_each_look_is_one_statement_and_no_connection_is_held(
 
 
 def test_g1_missing_deleted_and_too_late(item: Any, look: Look, app: Flask, wire: Wire) -> None:
-    with pytest.raises(NotFoundError, match="Item 2 is not there"):
+    with pytest.raises(NotFoundError, match="Item 2 was not found"):
         db.wait_for_row_change(Item, 2)
     with wire.record() as log, pytest.raises(TimeoutError, match="Item 1 did not change within"):
         db.wait_for_row_change(Item, 1, interval=60, timeout=0.5)
@@ -140,8 +140,34 @@ def test_g1_missing_deleted_and_too_late(item: Any, look: Look, app: Flask, wire
         waiting = Background(work)
         until(lambda: len(log.exchanges) >= 2)
         look("delete from item")
-        with pytest.raises(NotFoundError):
+        with pytest.raises(NotFoundError, match="Item 1 was deleted"):
             waiting.result()
+    assert sa.inspect(item).persistent
+    with pytest.raises(NotFoundError, match="Item 1 was deleted"):  # since the session loaded it
+        db.wait_for_row_change(Item, 1)
+
+
+@pytest.mark.parametrize("make", [sa_orm.Session, OptInSession])
+def test_g1_an_error_leaves_the_transaction_of_a_connection_that_the_session_is_bound_to(
+    make: Any, item: Any, look: Look
+) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Wrong(Base):
+        __tablename__ = "item"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        missing: Mapped[int]
+
+    with db.engine.begin() as connection:
+        connection.execute(sa.insert(Item).values(name="kept"))
+        with make(connection) as session:
+            with pytest.raises(sa.exc.ProgrammingError, match="missing"):
+                wait_for_row_change(session, Wrong, 1, timeout=1)
+            with pytest.raises(NotFoundError, match="Item 7 was not found"):
+                wait_for_row_change(session, Item, 7, timeout=1)
+        assert connection.scalar(sa.select(sa.func.count(Item.id))) == 2
+    assert look("select count(*) from item") == [2]
 
 
 def test_g1_in_a_transaction(item: Any, look: Look, wire: Wire) -> None:

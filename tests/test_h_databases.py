@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 import threading
 import time
@@ -17,7 +18,15 @@ import sqlalchemy.orm as sa_orm
 from flask import Flask
 
 from fictive.errors import ConfigurationError, DatabaseInUse, LockTimeout, UnsupportedDialect
-from fictive.sqlalchemy import OptInSession, cleanup_tables, create_database, database_exists, drop_database
+from fictive.rows.notify import DECLARED, drop_statements
+from fictive.sqlalchemy import (
+    OptInSession,
+    cleanup_tables,
+    create_database,
+    database_exists,
+    drop_database,
+    notify_changes,
+)
 from fictive.testing import postgres
 from fictive.testing.wire import Wire
 from tests.conftest import MakeApp
@@ -240,32 +249,82 @@ def test_h2_objects_that_are_loaded_are_expired(app: Flask) -> None:
     assert db.session.get(Item, 1) is None
 
 
-@pytest.mark.parametrize("driver", ["psycopg"], indirect=True)
-def test_h2_in_every_kind_of_session(app: Flask, look: Look) -> None:
-    for mode in ("commit", "begin", "refuse"):
-        fill()
-        db.session.writes_outside = mode
-        if mode != "begin":  # where a change begins the transaction
-            db.session.add(Item(name="pending"))
-        db.cleanup_tables()
-        assert look(COUNTS) == [0]
-        assert not db.session.in_transaction()
-        assert bool(db.session.new) is (mode != "begin")  # and it was not written
-        db.session.expunge_all()
-        db.session.close()
-        db.session.writes_outside = "commit"
+BEFORE: dict[str, Callable[[Any], Any]] = {
+    "nothing": lambda session: None,
+    "a read": lambda session: session.scalars(sa.select(Item)).all(),
+    "an add": lambda session: session.add(Item(name="pending")),
+    "a flush": lambda session: (session.add(Item(name="flushed")), session.flush()),
+    "a change": lambda session: setattr(session.get(Item, 1), "note", "changed"),
+    "an insert": lambda session: session.execute(sa.insert(Tag).values(label="inserted")),
+}
+
+
+@pytest.mark.parametrize("kind", ["commit", "begin", "refuse", "plain"])
+def test_h2_where_no_block_is_open_it_is_committed(kind: str, app: Flask, look: Look) -> None:
+    """Whatever has begun a transaction by itself; in a block it is part of it, and of no other transaction."""
+    make: Any = sa_orm.Session
+    if kind != "plain":
+        make = functools.partial(OptInSession, writes_outside=kind, unsaved_changes="ignore")
     fill()
-    engine = sa.create_engine(app.config["SQLALCHEMY_DATABASE_URI"])
-    with sa_orm.Session(engine) as session:
-        cleanup_tables(session, db.Model)
-        assert not session.in_transaction()
-        assert look(COUNTS) == [0]
-        fill()
-        session.scalar(sa.select(1))
-        cleanup_tables(session, db.Model)
-        session.rollback()
+    for name, before in BEFORE.items():
+        if not (kind == "refuse" and name in ("a flush", "an insert")):
+            with make(db.engine) as session:
+                before(session)
+                cleanup_tables(session, db.Model)
+            assert look(COUNTS) == [0], name
+            fill()
+        with make(db.engine) as session:
+            transaction = session.begin()
+            before(session)
+            cleanup_tables(session, db.Model)
+            assert session.scalar(sa.select(sa.func.count(Dog.id))) == 0
+            assert look(COUNTS) == [7]
+            transaction.rollback()
+        if kind in ("plain", "begin"):
+            with make(db.engine) as session, session.begin_nested():  # the block of a savepoint alone
+                cleanup_tables(session, db.Model)
+        assert look(COUNTS) == [7], name
+
+
+def test_h2_a_lock_that_is_not_had_leaves_the_transaction(session: Any, app: Flask, look: Look) -> None:
+    fill()
+    with OptInSession(db.engine) as other, other.begin():
+        other.execute(sa.text("lock table item"))
+        with session.begin():
+            session.add(Tag(label="kept"))
+            with pytest.raises(LockTimeout):
+                cleanup_tables(session, db.Model, lock_timeout="20ms")
+    assert look("select count(*) from tag where label = 'kept'") == [1]
+
+
+def test_h2_a_session_bound_to_a_connection(app: Flask, look: Look) -> None:
+    fill()
+    for make in (sa_orm.Session, OptInSession):
+        with db.engine.connect() as connection, connection.begin() as transaction:
+            with make(connection) as session:
+                cleanup_tables(session, db.Model)
+            assert connection.scalar(sa.select(sa.func.count(Dog.id))) == 0
+            transaction.rollback()
         assert look(COUNTS) == [7]
-    engine.dispose()
+
+
+@pytest.mark.parametrize("kind", ["commit", "begin", "plain"])
+def test_h2_notify_changes_on_a_session_stays(kind: str, app: Flask, look: Look) -> None:
+    make: Any = sa_orm.Session if kind == "plain" else functools.partial(OptInSession, writes_outside=kind)
+    triggers = "select count(*) from pg_trigger where tgrelid = 'tag'::regclass and not tgisinternal"
+    with make(db.engine) as session:
+        session.scalars(sa.select(Tag)).all()
+        notify_changes(Tag, session)
+    assert look(triggers) == [2]
+    statements = drop_statements(Tag.__table__)
+    with db.engine.begin() as connection:
+        for statement in statements:
+            connection.execute(statement)
+    with make(db.engine) as session, session.begin() as transaction:
+        notify_changes(Tag, session)
+        transaction.rollback()
+    assert look(triggers) == [0]
+    Tag.__table__.info.pop(DECLARED)
 
 
 def test_h2_inside_it_is_undone_with_the_transaction(app: Flask, look: Look) -> None:

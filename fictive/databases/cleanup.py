@@ -12,7 +12,7 @@ from sqlalchemy.schema import sort_tables_and_constraints
 from ..errors import UnsupportedDialect
 from ..locks.server import Quoting, ServerBlock, lock_timeouts, waiting_block
 from ..session.durations import Duration, timeout_in_ms
-from ..session.given import session_of
+from ..session.given import commits_without_a_block, session_of, undone_on_error, write_on
 from ..session.leases import connection_in_autocommit
 from ..session.optin import OptInSession
 
@@ -35,12 +35,15 @@ def cleanup_tables(
     without rows, and a sequence that was not used, is not touched. Tables outside of `base` that refer to these by
     foreign keys are emptied too. Tables that are not in the database, and views, are passed over.
 
-    Outside it is committed at once, also from a session that refuses writes; inside it is part of the transaction, and
-    undone with it, sequences included. Objects that the session has loaded are expired.
+    In a block (`begin()`, `transaction()`) it is part of the transaction, and undone with it, sequences included.
+    Where no block is open it is committed at once, also from a session that refuses writes. A transaction that a
+    statement has begun by itself (on a plain session, or under `writes_outside="begin"`) is committed with it, after
+    what is pending was flushed. Objects that the session has loaded are expired.
 
-    Raises `LockTimeout` instead of waiting for longer than `lock_timeout` (`"5s"`, seconds or a timedelta; None: the
-    server's own) for another session that uses the tables; the message names its process and its query. One that
-    has written rows and not committed them is waited for, also where no row can be seen.
+    Raises `LockTimeout`, and leaves the open transaction as it was, instead of waiting for longer than `lock_timeout`
+    (`"5s"`, seconds or a timedelta; None: the server's own) for another session that uses the tables; the message
+    names its process and its query. One that has written rows and not committed them is waited for, also where no row
+    can be seen.
 
     1 round trip for each database that the tables are in, none without tables. In SQLite it is one transaction of
     DELETEs. For tests: every holder of a lock on a table that is not empty is waited for, and everything is gone.
@@ -50,18 +53,20 @@ def cleanup_tables(
     milliseconds = None if lock_timeout is None else timeout_in_ms(lock_timeout, "lock_timeout")
     databases: dict[sa.Engine | sa.Connection, list[sa.Table]] = {}
     for table in metadata.tables.values():
-        databases.setdefault(session.get_bind(clause=table), []).append(table)
+        databases.setdefault(session.get_bind(clause=write_on(table)), []).append(table)
     for bind in databases:
         if bind.dialect.name not in ("postgresql", "sqlite"):
             raise UnsupportedDialect(f"cleanup_tables() needs PostgreSQL or SQLite, not {bind.dialect.name}.")
-    for bind, tables in databases.items():
-        tables.sort(key=lambda table: (table.schema or "", table.name))
-        if bind.dialect.name == "postgresql":
-            _clean_postgresql(session, tables, milliseconds)
-        else:
-            _clean_sqlite(session, tables)
-    if databases:
-        session.expire_all()
+    if not databases:
+        return
+    with commits_without_a_block(session):
+        for bind, tables in databases.items():
+            tables.sort(key=lambda table: (table.schema or "", table.name))
+            if bind.dialect.name == "postgresql":
+                _clean_postgresql(session, bind, tables, milliseconds)
+            else:
+                _clean_sqlite(session, bind, tables)
+    session.expire_all()
 
 
 def _metadata_of(base: Any) -> sa.MetaData:
@@ -73,12 +78,20 @@ def _metadata_of(base: Any) -> sa.MetaData:
     return metadata
 
 
-def _clean_postgresql(session: sa_orm.Session, tables: Sequence[sa.Table], milliseconds: int | None) -> None:
+def _clean_postgresql(
+    session: sa_orm.Session, bind: sa.Engine | sa.Connection, tables: Sequence[sa.Table], milliseconds: int | None
+) -> None:
     statement = ServerBlock(lambda quoting: _cleanup_block(quoting, tables, milliseconds))
-    bind = session.get_bind(clause=tables[0])
+    where = {"clause": write_on(tables[0])}
     with lock_timeouts("cleanup_tables()"):
-        if isinstance(session, OptInSession) or session.in_transaction() or isinstance(bind, sa.Connection):
-            session.execute(statement, bind_arguments={"clause": tables[0]}, execution_options=_ALONE)
+        if session.in_transaction():
+            with undone_on_error(session, **where):
+                session.execute(statement, bind_arguments=where)
+        elif isinstance(bind, sa.Connection) and bind.in_transaction():  # somebody else's
+            with bind.begin_nested():
+                bind.execute(statement)
+        elif isinstance(session, OptInSession) or isinstance(bind, sa.Connection):
+            session.execute(statement, bind_arguments=where, execution_options=_ALONE)
         else:
             with connection_in_autocommit(bind) as connection:
                 connection.execute(statement)
@@ -174,10 +187,9 @@ def _cleanup_block(quoting: Quoting, tables: Sequence[sa.Table], milliseconds: i
     )
 
 
-def _clean_sqlite(session: sa_orm.Session, tables: Sequence[sa.Table]) -> None:
-    bind = session.get_bind(clause=tables[0])
+def _clean_sqlite(session: sa_orm.Session, bind: sa.Engine | sa.Connection, tables: Sequence[sa.Table]) -> None:
     if session.in_transaction() or isinstance(bind, sa.Connection):
-        _delete_all(session.connection(bind_arguments={"clause": tables[0]}), tables)
+        _delete_all(session.connection(bind_arguments={"clause": write_on(tables[0])}), tables)
     else:
         with bind.begin() as connection:
             _delete_all(connection, tables)

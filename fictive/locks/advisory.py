@@ -16,9 +16,10 @@ import sqlalchemy.orm as sa_orm
 from ..config import flag
 from ..errors import ConfigurationError, LockLost, LockTimeout
 from ..session.durations import Duration, timeout_in_ms
-from ..session.given import require_postgresql, session_of
+from ..session.given import require_postgresql, session_of, write_on
 from ..session.leases import connection_in_autocommit
 from .server import Quoting, ServerBlock, lock_timeouts, waiting_block
+from .taken import TakenInside
 
 __all__ = ["AdvisoryKey", "LockKey", "advisory_lock", "lock_key"]
 
@@ -99,23 +100,25 @@ def advisory_lock(
 ) -> contextlib.AbstractContextManager[sa_orm.Session]:
     """One holder at a time, for what no row or table stands for: `with advisory_lock(session, "nightly report"): ...`.
 
-    Inside, the lock belongs to the transaction, and is held until that ends, which is later than the block; 1 round
-    trip, which takes BEGIN along. Outside, it is held for the block by a connection of its own, so the pool needs one
-    more; 2 round trips, and what the block runs stands alone or has transactions as ever. In a block of the same
-    session on the same key nothing is sent.
+    In a transaction, the lock belongs to it: it is taken by the call itself and held until the transaction ends, which
+    is later than the block; 1 round trip, which takes BEGIN along. Elsewhere it is held for the block by a connection
+    of its own, so the pool needs one more; 2 round trips, and what the block runs stands alone or has transactions as
+    ever. In a block of the same session on the same key nothing is sent. What is pending is not flushed before the
+    lock is held.
 
     Where writes leave a transaction open, under `writes_outside="begin"` and on a plain session, call `commit()` in a
-    block that began outside, or the next holder does not see what was written. Inside, a `commit()` or `rollback()` in
-    the block gives the lock back with the transaction.
+    block that began in none, or the next holder does not see what was written. In a transaction, a `commit()` or
+    `rollback()` in the block gives the lock back.
 
     `key` is a signed 64-bit integer, a pair of signed 32-bit integers, or text, of which a hash is taken (`lock_key`).
     All users of a database share the keys. `shared` lets other shared holders in. `timeout` is how long to wait,
     `"5s"`, seconds or a timedelta; without one for ever, or as long as the server's own `lock_timeout`. With `nowait`
     nothing is waited for.
 
-    Raises `LockTimeout` when the lock is not to be had: inside with `nowait` the transaction goes on, with `timeout`
-    the server has given it up. Raises `LockLost` at the end of a block whose lock was lost with its connection, unless
-    the block raises itself; a block's own exception comes out unchanged. Wrong arguments raise at the call.
+    Raises `LockTimeout` when the lock is not to be had; a transaction that was open goes on, but for one whose server
+    has a `lock_timeout` of its own. Raises `LockLost` at the end of a block whose lock was lost with its connection,
+    unless the block raises itself; a block's own exception comes out unchanged. Wrong arguments raise at the call. A
+    call without `with` where no transaction is open locks nothing, and gives a `NotEnteredWarning`.
     """
     session = session_of(session)
     if flag(nowait, "nowait") and timeout is not None:
@@ -128,25 +131,47 @@ def advisory_lock(
         None if timeout is None else timeout_in_ms(timeout, "timeout"),
     )
     require_postgresql(session, "advisory_lock()")
-    return _locked(session, wanted)
+    return _AdvisoryLock(session, wanted)
 
 
-@contextlib.contextmanager
-def _locked(session: sa_orm.Session, wanted: _Wanted) -> Iterator[sa_orm.Session]:
-    held = _held.setdefault(session, {})
-    if wanted.key in held:
+class _AdvisoryLock(TakenInside):
+    """The lock of one call."""
+
+    def __init__(self, session: sa_orm.Session, wanted: _Wanted) -> None:
+        self._wanted = wanted
+        super().__init__("advisory_lock(...)", session, {"clause": write_on()})
+
+    def _has_it(self) -> bool:
+        """Whether the session has the key by a block around this one, outside of any transaction."""
+        wanted, held = self._wanted, _held.get(self._session, {})
+        if wanted.key not in held:
+            return False
         if held[wanted.key] and not wanted.shared:
             raise ConfigurationError(
                 f"advisory_lock(): this session holds the key {wanted.given!r} shared already, and would wait for "
                 "itself. Take it without shared in the block around this one."
             )
-        yield session
-    elif session.in_transaction():
+        return True
+
+    def _take(self) -> None:
+        if self._has_it():
+            return
         with lock_timeouts("advisory_lock()"):
-            _check_taken(session.execute(wanted.statement(within=True)), wanted)
-        yield session
-    else:
+            statement = self._wanted.statement(within=True)
+            _check_taken(self._session.execute(statement, bind_arguments=self._where), self._wanted)
+
+    def _may_fail(self) -> bool:
+        return self._wanted.milliseconds is not None and not self._has_it()
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sa_orm.Session]:
+        session, wanted = self._session, self._wanted
+        self._take_inside()
+        if self._is_taken() or self._has_it():
+            yield session
+            return
         with _on_its_own_connection(session, wanted):
+            held = _held.setdefault(session, {})
             held[wanted.key] = wanted.shared
             try:
                 yield session
@@ -156,7 +181,7 @@ def _locked(session: sa_orm.Session, wanted: _Wanted) -> Iterator[sa_orm.Session
 
 @contextlib.contextmanager
 def _on_its_own_connection(session: sa_orm.Session, wanted: _Wanted) -> Iterator[None]:
-    bind = session.get_bind()
+    bind = session.get_bind(clause=write_on())
     with connection_in_autocommit(bind if isinstance(bind, sa.Engine) else bind.engine) as connection:
         free = False  # whether it is certain that the connection holds no lock
         try:

@@ -14,8 +14,9 @@ from ..config import choice, flag
 from ..errors import ConfigurationError
 from ..session.blocks import transaction
 from ..session.durations import Duration, timeout_in_ms
-from ..session.given import require_postgresql, session_of
+from ..session.given import require_postgresql, session_of, write_on
 from .server import Quoting, ServerBlock, lock_timeouts, waiting_block
+from .taken import TakenInside
 
 __all__ = ["LockMode", "lock_tables", "tables_of"]
 
@@ -69,19 +70,20 @@ def lock_tables(
 ) -> contextlib.AbstractContextManager[sa_orm.Session]:
     """Lock tables for a block: `with lock_tables(session, [Account]) as session: ...`.
 
-    Outside, the block is a transaction of its own that commits at its end, or rolls back on an exception. Inside, it
-    is part of the open transaction. PostgreSQL has no way to give a table lock back early: it is held until the
-    transaction ends, and inside that is later than the block.
+    Where no transaction is open, the block is one that commits at its end, or rolls back on an exception. In a
+    transaction the lock is taken by the call itself and held until the transaction ends, since PostgreSQL has no way
+    to give a table lock back; the block is a savepoint, so that an exception caught around it undoes the block alone.
 
     `tables` are models (all tables of one are locked), or `sqlalchemy.Table`; they are locked in the order of their
     names whatever the order given, so that two callers cannot deadlock on them. `timeout` is how long to wait, `"5s"`,
     seconds or a timedelta; None leaves it to the server's own `lock_timeout`. With `nowait` nothing is waited for.
 
-    Raises `LockTimeout` when a lock is not to be had. Inside, the server has given the transaction up then; to go on
-    with it, put `begin_nested()` around this block. Raises `ConfigurationError` or `TypeError` for wrong arguments, at
-    the call, and `UnsupportedDialect` on other databases.
+    Raises `LockTimeout` when a lock is not to be had; a transaction that was open goes on. Raises `ConfigurationError`
+    or `TypeError` for wrong arguments, at the call, and `UnsupportedDialect` on other databases. A call without `with`
+    where no transaction is open locks nothing, and gives a `NotEnteredWarning`.
 
-    1 round trip, which takes BEGIN along; with one UPDATE and the COMMIT 3. The timeout is for this alone:
+    1 round trip, which takes BEGIN or SAVEPOINT along; with one UPDATE and the COMMIT 3. (A plain session sends its
+    savepoints apart.) What is pending is not flushed before the lock is held. The timeout is for this alone:
     `lock_timeout` is afterwards what it was before (see `fictive.locks.server`).
     """
     session = session_of(session)
@@ -92,21 +94,35 @@ def lock_tables(
         milliseconds = None
     for table in found:
         require_postgresql(session, "lock_tables()", table)
-    binds = {session.get_bind(clause=table) for table in found}
+    binds = {session.get_bind(clause=write_on(table)) for table in found}
     if len(binds) > 1:
         raise ConfigurationError(
             "lock_tables(): the tables are in several databases. Lock those of each database in a block of its own."
         )
     statement = ServerBlock(lambda quoting: _lock_block(quoting, found, wanted, milliseconds, nowait=nowait))
-    return _locked(session, statement, found)
+    return _TableLock(session, statement, found[0])
 
 
-@contextlib.contextmanager
-def _locked(session: sa_orm.Session, statement: sa.Executable, tables: list[sa.Table]) -> Iterator[sa_orm.Session]:
-    with contextlib.nullcontext() if session.in_transaction() else transaction(session):
+class _TableLock(TakenInside):
+    """The lock of one call."""
+
+    def __init__(self, session: sa_orm.Session, statement: sa.Executable, table: sa.Table) -> None:
+        self._statement = statement
+        super().__init__("lock_tables(...)", session, {"clause": write_on(table)})
+
+    def _take(self) -> None:
         with lock_timeouts("lock_tables()"):
-            session.execute(statement, bind_arguments={"clause": tables[0]})
-        yield session
+            self._session.execute(self._statement, bind_arguments=self._where)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sa_orm.Session]:
+        session = self._session
+        self._take_inside()
+        with transaction(session):
+            if not self._is_taken():
+                with session.no_autoflush:
+                    self._take()
+            yield session
 
 
 def _lock_block(

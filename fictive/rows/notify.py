@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 
-from ..session.given import require_postgresql, session_of, together
+from ..session.given import commits_without_a_block, require_postgresql, session_of, together
 from .columns import mapper_of
 
 __all__ = [
@@ -58,7 +58,8 @@ def notify_changes(model: type[Any], on: object = None) -> None:
     Call it once where the model is defined: `metadata.create_all()` then installs a trigger right after it creates
     the table, on PostgreSQL only, and `wait_for_row_change` listens. For a table that is there already, use the
     Alembic operation `op.create_notify_changes`, or give a session or connection as `on`, where it is installed at
-    once, in place of one that is there: five statements for each table, one transaction outside.
+    once, in place of one that is there: five statements for each table, in the block that is open, and committed
+    where none is.
 
     The trigger runs for each row that is updated or deleted and for TRUNCATE; an UPDATE that changes nothing sends
     nothing. It sends the primary key, on a channel named for the table. All of a model's tables get one where
@@ -84,7 +85,7 @@ def notify_changes(model: type[Any], on: object = None) -> None:
         return
     session = session_of(on)
     require_postgresql(session, "notify_changes()", model)
-    with together(session, "notify_changes()"):
+    with commits_without_a_block(session), together(session, "notify_changes()"):
         for statement in statements:
             session.execute(statement, bind_arguments={"mapper": mapper_of(model)})
 

@@ -13,7 +13,7 @@ import sqlalchemy.orm as sa_orm
 
 from ..errors import NotFoundError, RowChangeTimeout, SnapshotIsFixed
 from ..session.durations import Duration, timeout_in_ms
-from ..session.given import session_of
+from ..session.given import session_of, write_on
 from ..session.leases import connection_in_autocommit
 from ..session.optin import OptInSession
 from .columns import mapped_property, mapper_of, table_columns, unknown_attribute
@@ -48,13 +48,14 @@ def wait_for_row_change(
     The row is looked at every `interval`; after `notify_changes(model)` the database tells when to look, and nothing
     is sent meanwhile. Both are seconds, text such as `"100ms"`, or a timedelta. After `timeout`, by the monotonic
     clock and with the time that queries take, `RowChangeTimeout`, a `TimeoutError`, is raised. A row that is not
-    there, or is deleted meanwhile, is a `NotFoundError`.
+    there, or is deleted meanwhile, is a `NotFoundError`, whose message says which.
 
     Unsaved changes of the object are kept. Outside each look is one round trip that selects what is compared, and
     no connection is held in between; the object at the end is one more. Inside, the transaction's connection is held
     as ever; where it can see no change, since its isolation level is REPEATABLE READ or SERIALIZABLE, the first look
-    raises `SnapshotIsFixed`. A plain session holds a connection once it has begun a transaction, which loading the
-    object does: end it before the next call.
+    raises `SnapshotIsFixed`. A session bound to a connection that is in a transaction looks in a savepoint, so that an
+    error leaves that transaction usable. A plain session holds a connection once it has begun a transaction, which
+    loading the object does: end it before the next call.
 
     Before any SQL: `TypeError` for a model that is none and a key of another kind, `UnknownAttribute` for columns
     that are none, `ConfigurationError` for a bad interval or timeout.
@@ -102,6 +103,7 @@ class _Look:
         self.is_announced = all(map(announces, self._tables))
         self._identity = mapper.identity_key_from_primary_key(key)
         instance = session.identity_map.get(self._identity)
+        self._seen = instance is not None
         self._known = [_loaded(instance, prop) for prop in self._properties]
         attributes = [getattr(mapper.class_, prop.key) for prop in self._properties]
         ours = [getattr(mapper.class_, mapper.get_property_by_column(column).key) for column in mapper.primary_key]
@@ -111,7 +113,8 @@ class _Look:
     @contextlib.contextmanager
     def waiter(self) -> Iterator[Waiter]:
         """Told of changes where the model's tables have the trigger; else one that polls."""
-        engine = self._bind()
+        table = self._mapper.local_table  # a replica takes no LISTEN
+        engine = self._session.get_bind(self._mapper, clause=write_on(table))
         if isinstance(engine, sa.Connection):
             engine = engine.engine
         self.is_announced = self.is_announced and engine.dialect.name == "postgresql"
@@ -125,7 +128,8 @@ class _Look:
         """One statement. Raises `NotFoundError` where the row is gone, `SnapshotIsFixed` where looking is no use."""
         row = self._one(waiter)
         if row is None:
-            raise NotFoundError(f"{self.name} is not there.")
+            raise self._not_found()
+        self._seen = True
         changed = False
         for index, (prop, value) in enumerate(zip(self._properties, row, strict=True)):
             if self._known[index] is _UNKNOWN:
@@ -133,6 +137,9 @@ class _Look:
             elif not _same(prop, self._known[index], value):
                 changed = True
         return changed
+
+    def _not_found(self) -> NotFoundError:
+        return NotFoundError(f"{self.name} was {'deleted' if self._seen else 'not found'}.")
 
     def _one(self, waiter: Waiter) -> Any:
         """The values to compare. With the first ones come what the trigger calls the row, and the isolation level."""
@@ -159,14 +166,14 @@ class _Look:
         return row[: len(self._properties)]
 
     def _run(self, statement: sa.Select[Any], bind: sa.Engine | sa.Connection) -> Any:
-        if (
-            isinstance(self._session, OptInSession)
-            or self._session.in_transaction()
-            or isinstance(bind, sa.Connection)
-        ):
-            return self._session.execute(
-                statement, bind_arguments={"mapper": self._mapper}, execution_options=_READS
-            ).one_or_none()
+        session = self._session
+        with _savepoint_of_another(session, bind):
+            if isinstance(session, OptInSession) or session.in_transaction():
+                return session.execute(
+                    statement, bind_arguments={"mapper": self._mapper}, execution_options=_READS
+                ).one_or_none()
+            if isinstance(bind, sa.Connection):
+                return bind.execute(statement).one_or_none()
         with connection_in_autocommit(bind) as connection:
             # a plain session would begin a transaction, and stay in it while it sleeps
             return connection.execute(statement).one_or_none()
@@ -176,11 +183,17 @@ class _Look:
 
     def instance(self) -> Any:
         """The object with what is stored now, but for what was changed on it and not saved."""
+        if not isinstance(self._session, OptInSession):
+            return self._load()  # it begins a transaction, which would outlive the savepoint
+        with _savepoint_of_another(self._session, self._bind()):
+            return self._load()
+
+    def _load(self) -> Any:
         found = self._session.identity_map.get(self._identity)
         if found is None:
             found = self._session.get(self._mapper.class_, self._key[0] if len(self._key) == 1 else self._key)
             if found is None:
-                raise NotFoundError(f"{self.name} is not there.")
+                raise self._not_found()
             return found
         state: sa_orm.InstanceState[Any] = sa.inspect(found)
         unchanged = [each.key for each in state.attrs if not each.history.has_changes()]
@@ -191,8 +204,17 @@ class _Look:
         except sa.exc.InvalidRequestError as error:
             if type(error) is not sa.exc.InvalidRequestError:
                 raise
-            raise NotFoundError(f"{self.name} is not there.") from error
+            raise self._not_found() from error
         return found
+
+
+def _savepoint_of_another(
+    session: sa_orm.Session, bind: sa.Engine | sa.Connection
+) -> contextlib.AbstractContextManager[Any]:
+    """A savepoint where a statement would run in a transaction that the session has not begun, but was bound to."""
+    if isinstance(bind, sa.Connection) and bind.in_transaction() and not session.in_transaction():
+        return bind.begin_nested()
+    return contextlib.nullcontext()
 
 
 def _is_deferred(state: sa_orm.InstanceState[Any], name: str) -> bool:

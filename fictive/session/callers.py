@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from types import FrameType
 
-__all__ = ["caller", "stack_level"]
+__all__ = ["caller", "caller_frame", "stack_level"]
 
 # By the name of the top-level package, so that no package has to be imported to be passed over.
 _PASSED_OVER = frozenset({"fictive", "sqlalchemy", "flask_sqlalchemy", "contextlib", "werkzeug", "flask", "functools"})
@@ -15,6 +15,11 @@ def caller() -> str:
     """`"file:line in function"` of the innermost frame that is not in a library fictive works through."""
     frame, _ = _find(sys._getframe(1))
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def caller_frame() -> FrameType:
+    """That frame. Do not keep it: it holds all that its function holds."""
+    return _find(sys._getframe(1))[0]
 
 
 def stack_level() -> int:

@@ -27,12 +27,14 @@ def create_db_context(
 ) -> Callable[[], contextlib.AbstractContextManager[Any]]:
     """A function for `with db_context() as session:` that makes a session with `session_factory` and looks after it.
 
-    At the end of the block a transaction that is open is committed, with what is pending; an exception rolls back and
-    comes out unchanged; the session is closed either way. `session_factory` is a `sessionmaker`, a `scoped_session`
-    (whose session is removed from its scope at the end) or any function that returns a session, opt-in or plain.
+    At the end of the block what is pending is written and committed, in the transaction that is open or in one of its
+    own; an exception rolls back and comes out unchanged; the session is closed either way. `session_factory` is a
+    `sessionmaker`, a `scoped_session` (whose session is removed from its scope at the end) or any function that
+    returns a session, opt-in or plain.
 
-    With an opt-in session each statement outside is committed by itself, as always, and changes that no one wrote are
-    reported (`unsaved_changes`). The context sends nothing of its own but COMMIT or ROLLBACK.
+    An opt-in session commits each statement and each `flush()` in autocommit by itself, as always. After an exception
+    those stay, and an `AlreadyCommittedWarning` names them: put what belongs together in `with session.begin():`.
+    Where nothing is pending and no transaction is open, the context sends nothing.
     """
     if not callable(session_factory):
         raise TypeError(f"session_factory is called for a session; {session_factory!r} cannot be called.")
@@ -49,8 +51,6 @@ def create_db_context(
         try:
             with finishing(session):
                 yield session
-                if isinstance(session, OptInSession) and not session.in_transaction():
-                    session.report_unsaved()
         finally:
             session.info.pop(_OPEN, None)
             try:
@@ -79,26 +79,26 @@ def create_db_dependency(session_factory: Callable[[], Any]) -> Callable[[], Ite
 
 @contextlib.contextmanager
 def finishing(session: sa_orm.Session) -> Iterator[None]:
-    """Commit the transaction that is open at the end of the block, or roll back on an exception. Closes nothing."""
+    """Write and commit what is pending at the end of the block, or roll back on an exception. Closes nothing."""
     try:
         yield
-        if session.in_transaction():
+        if isinstance(session, OptInSession):
+            session.commit()  # in autocommit with nothing pending it sends nothing
+        elif session.in_transaction():
             _raise_if_aborted(session)
             session.commit()
-    except BaseException:
+    except BaseException as error:
         try:
-            session.rollback()
-        except Exception:  # the first error is the one to see; the connection has been closed
-            log.warning("ROLLBACK failed", exc_info=True)
+            session.rollback()  # an opt-in session warns of what stays
+        except Exception:  # also that warning, where warnings are errors; the first error is the one to see
+            log.warning("rolling back after %r", error, exc_info=True)
         raise
 
 
 def _raise_if_aborted(session: sa_orm.Session) -> None:
     """An honest commit for plain sessions; the opt-in session looks for itself, and knows the error."""
     root = session.get_transaction()
-    if root is None or isinstance(session, OptInSession):
-        return
-    if any(map(is_aborted, private.connections_of(root))):
+    if root is not None and any(map(is_aborted, private.connections_of(root))):
         raise TransactionAborted(ABORTED)
 
 

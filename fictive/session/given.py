@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,7 +12,16 @@ import sqlalchemy.orm as sa_orm
 from ..errors import UnsupportedDialect
 from .optin import OptInSession
 
-__all__ = ["dialect_of", "require_postgresql", "session_of", "together"]
+__all__ = [
+    "commits_without_a_block",
+    "dialect_of",
+    "in_a_block",
+    "require_postgresql",
+    "session_of",
+    "together",
+    "undone_on_error",
+    "write_on",
+]
 
 
 def session_of(given: object) -> sa_orm.Session:
@@ -46,3 +56,51 @@ def require_postgresql(session: sa_orm.Session, feature: str, entity: Any = None
 def together(session: sa_orm.Session, what: str) -> contextlib.AbstractContextManager[None]:
     """`OptInSession.together`. A plain session keeps its transaction open anyway, and its owner commits."""
     return session.together(what) if isinstance(session, OptInSession) else contextlib.nullcontext()
+
+
+def in_a_block(session: sa_orm.Session) -> bool:
+    """Whether `begin()`, `begin_nested()` or `transaction()` has opened a transaction that is still open.
+
+    A plain session, and an opt-in session under `writes_outside="begin"`, can be in a transaction without one: the
+    first statement, or the first write, has begun it.
+    """
+    if isinstance(session, OptInSession):
+        return session.in_transaction() and session.innermost_block() is not None
+    root = session.get_transaction()
+    if root is None:
+        return False
+    return session.in_nested_transaction() or root.origin is sa_orm.SessionTransactionOrigin.BEGIN
+
+
+@contextlib.contextmanager
+def commits_without_a_block(session: sa_orm.Session) -> Iterator[None]:
+    """For helpers whose effect has to stay: in a block the body is part of it; elsewhere what is open is committed
+    after the body, with what was pending before."""
+    if in_a_block(session):
+        yield
+        return
+    if session.in_transaction():
+        session.flush()
+    yield
+    if session.in_transaction():
+        session.commit()
+
+
+@contextlib.contextmanager
+def undone_on_error(session: sa_orm.Session, **bind_arguments: Any) -> Iterator[None]:
+    """In a transaction: a savepoint around the body, so that an error that is caught leaves the transaction usable.
+
+    It flushes nothing, as `begin_nested()` would, and the body autoflushes nothing. With an opt-in session it costs no
+    round trip: SAVEPOINT and RELEASE travel with other statements.
+    """
+    with session.connection(bind_arguments=bind_arguments).begin_nested(), session.no_autoflush:
+        yield
+
+
+def write_on(table: sa.FromClause | None = None) -> sa.Update:
+    """What to name in `bind_arguments={"clause": ...}` and `get_bind(clause=...)`, so that a session that routes reads
+    elsewhere answers with the database that it writes to. It is not executed."""
+    return sa.update(_ANY_TABLE if table is None else table)  # type: ignore[arg-type]
+
+
+_ANY_TABLE = sa.table("fictive")
