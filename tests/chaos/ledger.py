@@ -108,7 +108,8 @@ class Ledger:
         if op.committed_hooks and not present:
             self.saw("hook without its commit", op)
         if op.rolled_back_hooks and present:
-            self.saw("rollback hook of a commit", op)
+            interrupted = "n interrupted" if op.outcome is Outcome.INTERRUPTED else ""
+            self.saw(f"rollback hook of a{interrupted} commit", op)
         if op.has_hooks and op.outcome is Outcome.COMMITTED and not op.committed_hooks:
             self.saw("commit without its hook", op)
         if op.outcome in (Outcome.UNKNOWN, Outcome.INTERRUPTED):

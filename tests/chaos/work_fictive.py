@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -22,7 +23,6 @@ from fictive.flask_sqlalchemy import BulkMixin, FilterByOrCreateMixin, OptInTran
 
 from . import models
 from .ledger import Ledger, Operation
-import contextlib
 
 
 def make() -> Any:
@@ -101,7 +101,7 @@ class Work:
 
             @db.transaction(retries=3)
             def run() -> None:
-                op.parts = 0
+                op.parts = op.rolled_back_hooks = 0  # of the try before
                 self._hooks(op)
                 for id, change in zip(ids, (-amount, amount), strict=True):
                     account = db.session.get(Account, id, with_for_update=True)
@@ -293,8 +293,9 @@ class Work:
             row = self.m.db.session.execute(
                 sa.text(
                     "select current_user, session_user, current_setting('statement_timeout'),"
-                    " current_setting('search_path'), to_regclass('pg_temp.left_behind') is not null, exists (select from pg_locks where pid ="
-                    " pg_backend_pid() and locktype = 'advisory'), current_setting('transaction_read_only')"
+                    " current_setting('search_path'), to_regclass('pg_temp.left_behind') is not null,"
+                    " exists (select from pg_locks where pid = pg_backend_pid() and locktype = 'advisory'),"
+                    " current_setting('transaction_read_only')"
                 )
             ).one()
             if row[0] != row[1] or tuple(row[2:]) != ("0", '"$user", public', False, False, "off"):
