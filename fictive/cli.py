@@ -14,7 +14,8 @@ import flask.cli
 from .command_line.commands import install
 from .command_line.settings import library_settings
 from .command_line.target import Database, Target
-from .config import ORIGINS, Settings
+from .config import Settings
+from .flask_config import ENVIRONMENT, Environment, options_in_force
 
 __all__ = ["fictive"]
 
@@ -28,14 +29,16 @@ def fictive() -> None:
 def _target() -> Target:
     app: Any = flask.current_app._get_current_object()  # type: ignore[attr-defined]
     db = app.extensions["sqlalchemy"]
-    databases = [
-        Database(key or "default", engine, db.metadatas.get(key), _options(app, key))
-        for key, engine in sorted(db.engines.items(), key=lambda each: each[0] or "")
-    ]
+    environment: Environment = app.extensions.get(ENVIRONMENT, Environment())
+    databases, origins = [], dict(environment.origins)
+    for key, engine in sorted(db.engines.items(), key=lambda each: each[0] or ""):
+        options, given_by = options_in_force(app.config, db._engine_options, environment, key, engine.url)
+        databases.append(Database(key or "default", engine, db.metadatas.get(key), options))
+        origins |= given_by
     return Target(
         databases,
         app.config,
-        app.extensions.get(ORIGINS, {}),
+        origins,
         [mapper for registry in _registries(db) for mapper in registry.mappers],
         Path(app.root_path),
         lambda: _library_settings(app),
@@ -50,18 +53,6 @@ def _registries(db: Any) -> set[Any]:
 def _library_settings(app: flask.Flask) -> Iterator[Mapping[str, Any]]:
     settings: Settings = app.extensions["fictive"]
     return (dataclasses.asdict(row) for row in library_settings(settings, app.config))
-
-
-def _options(app: flask.Flask, key: str | None) -> Mapping[str, Any]:
-    """The options that the app's configuration gives the engine of a bind key."""
-    shared = app.config.get("SQLALCHEMY_ENGINE_OPTIONS") or {}
-    bind = (app.config.get("SQLALCHEMY_BINDS") or {}).get(key, {})
-    own = bind if isinstance(bind, Mapping) else {"url": bind}
-    if key is None and app.config.get("SQLALCHEMY_DATABASE_URI") is not None:
-        own = {"url": app.config["SQLALCHEMY_DATABASE_URI"], **own}
-    if app.config.get("SQLALCHEMY_ECHO"):
-        own = {"echo": True, **own}
-    return {**shared, **own}
 
 
 install(fictive, _target)

@@ -14,8 +14,19 @@ __all__ = ["LazyLoads", "NPlusOne", "Settings", "UnsavedChanges", "WritesOutside
 
 _PREFIX = "FICTIVE_"
 
-ORIGINS = "fictive.origins"
-"""The key in `app.extensions` of where the variables that configure the app's databases came from."""
+DATABASE_VARIABLES = (
+    "DATABASE_URL",
+    "DB_POOL_SIZE",
+    "DB_MAX_OVERFLOW",
+    "DB_POOL_TIMEOUT",
+    "DB_POOL_RECYCLE",
+    "DB_POOL_PRE_PING",
+    "DB_ECHO",
+    "DB_STATEMENT_TIMEOUT",
+    "DB_PGBOUNCER",
+    "DB_BINDS",
+)
+"""The environment's variables that `fictive.settings.DatabaseSettings` reads."""
 
 
 class WritesOutside(str, enum.Enum):

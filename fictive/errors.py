@@ -18,6 +18,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectionBusy",
     "DatabaseInUse",
+    "DatabaseNotConfigured",
     "DuplicateRows",
     "FictiveError",
     "FictiveWarning",
@@ -34,6 +35,7 @@ __all__ = [
     "PinnedConnectionLost",
     "RowChangeTimeout",
     "RowsDiffer",
+    "SettingIgnoredWarning",
     "SnapshotIsFixed",
     "TransactionAborted",
     "TransactionAlreadyBegun",
@@ -54,6 +56,10 @@ class FictiveError(Exception):
 
 class ConfigurationError(FictiveError, sa_exc.ArgumentError):
     """A class, a setting or an option that cannot work. The message names it, and the remedy."""
+
+
+class DatabaseNotConfigured(ConfigurationError, RuntimeError):
+    """Neither the app's configuration nor the environment names a database. Flask-SQLAlchemy raises `RuntimeError`."""
 
 
 class TransactionRequired(FictiveError, sa_exc.InvalidRequestError):
@@ -221,6 +227,10 @@ class SnapshotIsFixed(FictiveError, sa_exc.InvalidRequestError):
 
 class FictiveWarning(UserWarning):
     """Base of the warnings that fictive gives."""
+
+
+class SettingIgnoredWarning(FictiveWarning):
+    """A variable of the environment resembles one of fictive's and is not read, or has no effect."""
 
 
 class UnsavedChangesWarning(FictiveWarning):

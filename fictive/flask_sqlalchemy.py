@@ -5,23 +5,27 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
-import os
 import re
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import flask
 import flask_sqlalchemy
 import flask_sqlalchemy.cli
+import flask_sqlalchemy.extension
 import flask_sqlalchemy.session
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from . import cli
-from .config import ORIGINS, LazyLoads, NPlusOne, Settings
+from .config import LazyLoads, NPlusOne, Settings
 from .databases.cleanup import cleanup_tables
+from .databases.engine_options import POOL_OPTIONS, add_options, merged_connect_args
+from .databases.urls import database_url
 from .drivers.sqlite import TakeTurnsPool, is_memory_url
-from .errors import ConfigurationError
+from .errors import ConfigurationError, DatabaseNotConfigured, SettingIgnoredWarning
+from .flask_config import ENVIRONMENT, Environment, check_urls, option_layers, read_environment, shared_layers
 from .flask_transactions import app_context, around_view
 from .locks.advisory import AdvisoryKey, advisory_lock
 from .locks.rows import Rows, claim
@@ -43,6 +47,9 @@ from .session.scoped import OptInScopedSession
 __all__ = ["BulkMixin", "FilterByOrCreateMixin", "OptInTransactionMixin"]
 
 _NEEDED = {"flask-sqlalchemy": "3.1", "sqlalchemy": "2.0.43"}
+
+# The class itself: the name in flask_sqlalchemy may come to be somebody's subclass, made with these mixins.
+_SQLAlchemy = flask_sqlalchemy.extension.SQLAlchemy
 
 _T = TypeVar("_T")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -103,28 +110,37 @@ class OptInTransactionMixin(_Base):
         _check_order(cls, OptInTransactionMixin)
         _check_versions()
 
-    def init_app(self, app: flask.Flask) -> None:
+    def init_app(self, app: flask.Flask, *args: Any, **kwargs: Any) -> None:
         """As Flask-SQLAlchemy's; reads the `FICTIVE_*` settings first, so that a bad one leaves the app untouched.
 
-        Where the app's configuration names no database, `fictive.settings.DatabaseSettings` does, if there is a
-        `DATABASE_URL`. Adds the commands `flask fictive ...`.
+        What `fictive.settings.DatabaseSettings` reads from the environment lies beneath the app's configuration:
+        `DATABASE_URL` counts where that names no default database, `DB_POOL_SIZE` and the like where it does not say
+        otherwise. Adds the commands `flask fictive ...`.
         """
         settings = Settings.from_mapping(app.config)
-        origins = _configure_from_environment(app)
+        before = {key: app.config[key] for key in ("SQLALCHEMY_DATABASE_URI", "SQLALCHEMY_BINDS") if key in app.config}
         registered = "sqlalchemy" in app.extensions
+        if not registered:
+            check_urls(app.config, self._engine_options)
+            environment = read_environment(app.config, self._engine_options)
+            _add_urls(app, environment, self._engine_options)
+            app.extensions[ENVIRONMENT] = environment
         try:
-            super().init_app(app)
+            super().init_app(app, *args, **kwargs)
         except BaseException:
             if not registered:
                 self._undo_init_app(app)
+                for key in ("SQLALCHEMY_DATABASE_URI", "SQLALCHEMY_BINDS"):
+                    app.config.pop(key, None)
+                app.config.update(before)
             raise
         app.extensions["fictive"] = settings
-        app.extensions[ORIGINS] = origins
         app.cli.add_command(cli.fictive)
 
     def _undo_init_app(self, app: flask.Flask) -> None:
         """Leave an app whose engines could not be made as it was, for a second try with another configuration."""
         app.extensions.pop("sqlalchemy", None)
+        app.extensions.pop(ENVIRONMENT, None)
         for engine in self._app_engines.pop(app, {}).values():
             engine.dispose()
         registered: list[Any] = [app.teardown_appcontext_funcs, app.shell_context_processors]
@@ -283,10 +299,17 @@ class OptInTransactionMixin(_Base):
         options.setdefault("expire_on_commit", None)
         return super()._make_session_factory(options)
 
+    def _apply_driver_defaults(self, options: dict[str, Any], app: flask.Flask) -> None:
+        if "module" not in options:
+            options["url"] = database_url(options["url"], "The database's URL")
+        if "connect_args" in options:  # Flask-SQLAlchemy adds to it, and it may be that of other engines too
+            options["connect_args"] = dict(options["connect_args"] or {})
+        super()._apply_driver_defaults(options, app)
+
     def _make_engine(self, bind_key: str | None, options: dict[str, Any], app: flask.Flask) -> sa.Engine:
-        if bind_key is not None:
-            _share_engine_options(bind_key, options, app)
         url = sa.make_url(options["url"])
+        environment = app.extensions.get(ENVIRONMENT, Environment())
+        _complete_options(options, app.config, self._engine_options, environment, bind_key, url)
         if is_memory_url(url) and options.get("poolclass") in (None, sa.StaticPool):
             options["poolclass"] = TakeTurnsPool
         elif url.get_backend_name() == "postgresql" and not {"poolclass", "pool"} & options.keys():
@@ -307,31 +330,58 @@ class OptInTransactionMixin(_Base):
             super()._teardown_session(exc)
 
 
-def _configure_from_environment(app: flask.Flask) -> dict[str, str]:
-    """Give an app that names no database the one of the environment; returns where its variables came from."""
-    names_one = (
+def _add_urls(app: flask.Flask, environment: Environment, class_options: Mapping[str, Any]) -> None:
+    """Let Flask-SQLAlchemy make engines of the databases that only the environment names."""
+    uri = app.config.get("SQLALCHEMY_DATABASE_URI")
+    if isinstance(uri, str) and not uri.strip():
+        app.config["SQLALCHEMY_DATABASE_URI"] = None
+    if None in environment.urls:
+        app.config["SQLALCHEMY_DATABASE_URI"] = environment.urls[None]
+    if more := {key: url for key, url in environment.urls.items() if key is not None}:
+        app.config["SQLALCHEMY_BINDS"] = {**(app.config.get("SQLALCHEMY_BINDS") or {}), **more}
+    if not (
         app.config.get("SQLALCHEMY_DATABASE_URI")
         or app.config.get("SQLALCHEMY_BINDS")
-        or (app.config.get("SQLALCHEMY_ENGINE_OPTIONS") or {}).get("url")
-    )
-    if names_one:
-        return {}
-    try:
-        from .settings import DatabaseSettings, is_configured
-    except ImportError:
-        if "DATABASE_URL" in os.environ:
-            raise ConfigurationError(
-                "The app names no database, and reading DATABASE_URL needs pydantic-settings: "
-                "pip install 'fictive[settings]', or set SQLALCHEMY_DATABASE_URI."
-            ) from None
-        return {}
-    if not is_configured():
-        return {}
-    settings = DatabaseSettings()
-    for key, value in settings.flask_config().items():
-        own = app.config.get(key)
-        app.config[key] = {**value, **own} if isinstance(own, dict) else value
-    return settings.origins()
+        or {**class_options, **(app.config.get("SQLALCHEMY_ENGINE_OPTIONS") or {})}.get("url")
+    ):
+        raise DatabaseNotConfigured(
+            "No database is configured. Before init_app() set SQLALCHEMY_DATABASE_URI or SQLALCHEMY_BINDS in "
+            "app.config, or DATABASE_URL in the environment (pip install 'fictive[settings]')."
+        )
+
+
+def _complete_options(
+    options: dict[str, Any],
+    config: Mapping[str, Any],
+    class_options: Mapping[str, Any],
+    environment: Environment,
+    key: str | None,
+    url: sa.URL,
+) -> None:
+    """Add to an engine's options, as Flask-SQLAlchemy puts them together, those of the environment, and of the default
+    engine those about pools, which Flask-SQLAlchemy keeps from the others."""
+    layers = option_layers(config, class_options, environment, key)
+    given = environment.options.get(key, {})
+    plain = options.get("connect_args")
+    if len([layer for layer in layers if layer.options.get("connect_args")]) > 1 or given.get("connect_args"):
+        merged = merged_connect_args(layer.options for layer in layers)
+        options["connect_args"] = {**(plain or {}), **merged}
+    if given.get("execution_options"):
+        options["execution_options"] = {**given["execution_options"], **options.get("execution_options", {})}
+    explicit = {name for layer in layers if layer.origin for name in layer.options}
+    implied = {name: options.pop(name) for name in ("echo", "echo_pool") if name in options and name not in explicit}
+    for name in add_options(options, given):
+        variable = f"{key.upper()}_DB_{name.upper()}" if key else f"DB_{name.upper()}"
+        warnings.warn(
+            f"{variable} is without effect: the engine has a pool of its own kind, which has no {name}.",
+            SettingIgnoredWarning,
+            stacklevel=5,
+        )
+    if key is not None:
+        for layer in reversed(shared_layers(config, class_options, environment, url)):
+            add_options(options, {name: value for name, value in layer.options.items() if name in POOL_OPTIONS})
+    for name, value in implied.items():
+        options.setdefault(name, value)
 
 
 class FilterByOrCreateMixin(_Base):
@@ -398,10 +448,11 @@ def _with_methods(
 
 def _check_order(cls: type, mixin: type) -> None:
     order = cls.__mro__
-    if flask_sqlalchemy.SQLAlchemy in order and order.index(mixin) > order.index(flask_sqlalchemy.SQLAlchemy):
+    if _SQLAlchemy in order and order.index(mixin) > order.index(_SQLAlchemy):
+        other = next(each for each in cls.__bases__ if _SQLAlchemy in each.__mro__ and each is not mixin)
         raise ConfigurationError(
-            f"{mixin.__name__} comes after SQLAlchemy in the bases of {cls.__name__}, without effect. "
-            f"Write: class {cls.__name__}({mixin.__name__}, SQLAlchemy)."
+            f"{mixin.__name__} comes after {other.__name__} in the bases of {cls.__name__}, without effect. "
+            f"Write: class {cls.__name__}({mixin.__name__}, {other.__name__})."
         )
 
 
@@ -420,27 +471,12 @@ def _opt_in(class_: type[Any]) -> type[OptInSession]:
     return type(class_.__name__, (_AppSession, class_), {"__module__": class_.__module__})
 
 
-def _share_engine_options(bind_key: str, options: dict[str, Any], app: flask.Flask) -> None:
-    """Flask-SQLAlchemy gives `SQLALCHEMY_ENGINE_OPTIONS` to the default engine alone; here they are for all.
-
-    A bind's own options win, and a bind on another kind of database keeps to its own, since pool and connect
-    arguments of one kind are errors for another.
-    """
-    shared: dict[str, Any] = app.config.get("SQLALCHEMY_ENGINE_OPTIONS") or {}
-    own = app.config["SQLALCHEMY_BINDS"].get(bind_key)
-    default_url = shared.get("url") or app.config.get("SQLALCHEMY_DATABASE_URI")
-    if default_url is not None and sa.make_url(default_url).get_backend_name() != (
-        sa.make_url(options["url"]).get_backend_name()
-    ):
-        return
-    for name, value in shared.items():
-        if name != "url" and not (isinstance(own, dict) and name in own):
-            options[name] = value
-
-
 def _check_versions() -> None:
     for package, needed in _NEEDED.items():
-        found = importlib.metadata.version(package)
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # vendored, or a package in its place
+            continue
         if _numbers(found) < _numbers(needed):
             raise ConfigurationError(
                 f"fictive needs {package} {needed} or later and found {found}: pip install '{package}>={needed}'."

@@ -496,40 +496,6 @@ class TestBinds:
         show = sa.text("show work_mem")
         assert two.session.scalar(show, bind_arguments={"bind": two.engines["other"]}) != "3MB"
 
-    def test_a19_engine_options_apply_to_every_bind(self, make_two: Callable[..., Flask]) -> None:
-        app = make_two(
-            SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 3, "max_overflow": 2, "pool_recycle": 99, "pool_timeout": 7}
-        )
-        with app.app_context():
-            for engine in (two.engine, two.engines["other"]):
-                assert engine.pool.size() == 3
-                assert engine.pool._max_overflow == 2  # type: ignore[attr-defined]
-                assert engine.pool._recycle == 99
-                assert engine.pool._timeout == 7  # type: ignore[attr-defined]
-
-    def test_a19_connect_arguments_too(self, make_two: Callable[..., Flask]) -> None:
-        app = make_two(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"options": "-c work_mem=3MB"}})
-        with app.app_context():
-            for engine in (two.engine, two.engines["other"]):
-                bind = {"bind": engine}
-                assert two.session.scalar(sa.text("show work_mem"), bind_arguments=bind) == "3MB"
-
-    def test_a19_a_binds_own_options_win(self, make_two: Callable[..., Flask]) -> None:
-        app = make_two(
-            {"pool_size": 1, "connect_args": {"application_name": "other"}},
-            SQLALCHEMY_ENGINE_OPTIONS={
-                "pool_size": 3,
-                "pool_recycle": 99,
-                "connect_args": {"application_name": "shared"},
-            },
-        )
-        with app.app_context():
-            name = sa.text("show application_name")
-            assert (two.engine.pool.size(), two.engines["other"].pool.size()) == (3, 1)
-            assert two.engines["other"].pool._recycle == 99
-            assert two.session.scalar(name) == "shared"
-            assert two.session.scalar(name, bind_arguments={"bind": two.engines["other"]}) == "other"
-
     def test_a19_the_configuration_is_left_as_it_was(self, make_two: Callable[..., Flask]) -> None:
         options = {"pool_size": 3}
         app = make_two({"pool_recycle": 5}, SQLALCHEMY_ENGINE_OPTIONS=options)

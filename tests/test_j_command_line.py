@@ -28,7 +28,7 @@ from fictive.command_line.activity import endpoint_of
 from fictive.flask_sqlalchemy import FilterByOrCreateMixin, OptInTransactionMixin
 from fictive.testing.postgres import Server
 from tests.conftest import MakeApp
-from tests.models import opt_in
+from tests.models import DB, opt_in
 
 
 @pytest.fixture(autouse=True)
@@ -214,7 +214,7 @@ def test_j2_doctor_names_each_fault_and_only_those(
             return module.connect(plain_url(database_url), connection_factory=Own)
         return Own.connect(plain_url(database_url))
 
-    db, app = faulty_app(database_url, tmp_path, SQLALCHEMY_ENGINE_OPTIONS={"creator": creator})
+    db, app = faulty_app(database_url, tmp_path, SQLALCHEMY_ENGINE_OPTIONS={"creator": creator, "pool_size": 5})
     idle, waiter = other(), other()
     idle.execute("update doctor_thing set colour = 'blue' /*route='shop.cart'*/")
     with undo(look, UNDO):
@@ -372,7 +372,7 @@ def test_j2_protection_by_the_app_and_its_lifting(make_app: MakeApp, monkeypatch
 
 
 def test_j2_one_bind_of_several(make_app: MakeApp, database_url: str) -> None:
-    app = make_app(SQLALCHEMY_BINDS={"reports": database_url})
+    app = make_app(DB(model_class=type("Base", (DeclarativeBase,), {})), SQLALCHEMY_BINDS={"reports": database_url})
     assert {row["bind"] for row in rows(run(app, "wait", "--json"))} == {"default", "reports"}
     assert [row["bind"] for row in rows(run(app, "wait", "--json", "--bind", "reports"))] == ["reports"]
     result = run(app, "wait", "--bind", "none")

@@ -223,7 +223,7 @@ def setting_findings(
                 "settings",
                 Severity.WARNING,
                 f"{variable} is {shown} in the environment, and {actual} is in force.",
-                "app.config names a database, and then the environment is not read: remove one of the two.",
+                "What app.config says wins over the environment: remove one of the two.",
                 database.key,
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..config import Settings, setting_name
+from ..databases.engine_options import startup_options
 from ..session import private
 from ..session.engines import STATEMENT_TIMEOUT
 from .target import Database
@@ -81,7 +83,8 @@ def _in_force(engine: sa.Engine, options: Mapping[str, Any]) -> dict[str, tuple[
 def _statement_timeout(engine: sa.Engine, options: Mapping[str, Any]) -> tuple[str, str]:
     if (limit := engine.get_execution_options().get(STATEMENT_TIMEOUT)) is not None:
         return "execution_options", f"{limit}ms, in transactions"
-    startup = str(options.get("connect_args", {}).get("options", ""))
-    if match := re.search(r"statement_timeout=(\S+)", startup):
-        return "connect_args", f"{match[1]}ms"
+    given = (options.get("connect_args") or {}).get("options")
+    found = re.findall(r"statement_timeout\s*=\s*(\S+)", given or startup_options(engine.url, os.environ))
+    if found:
+        return "connect_args" if given else "url", f"{found[-1]}ms" if found[-1].isdigit() else found[-1]
     return "", "the server's"

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
+from ..databases.urls import database_url
 from ..errors import ConfigurationError
 
 __all__ = ["Database", "Target", "target_of_url"]
@@ -62,7 +63,10 @@ def target_of_url(url: str | None) -> Target:
         text = url or os.environ.get("DATABASE_URL")
         if not text:
             raise ConfigurationError("Name the database: --url, or DATABASE_URL in the environment.") from None
-        return Target([Database("default", sa.create_engine(sa.make_url(text)))], owned=True)
+        engine = sa.create_engine(database_url(text, "--url" if url else "DATABASE_URL"))
+        return Target([Database("default", engine)], owned=True)
+    if url:
+        database_url(url, "--url")
     settings = DatabaseSettings(database_url=url) if url else DatabaseSettings()
     options = settings.engine_options()
     origins = settings.origins() | ({"DATABASE_URL": "--url"} if url else {})

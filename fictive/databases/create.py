@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from sqlalchemy.schema import ExecutableDDLElement
 from ..config import flag
 from ..drivers import sqlstate
 from ..errors import ConfigurationError, DatabaseInUse, UnsupportedDialect
+from .urls import database_url
 
 __all__ = ["create_database", "database_exists", "drop_database"]
 
@@ -187,37 +187,13 @@ def _connected(server_url: str | sa.URL, name: str) -> Iterator[sa.Connection]:
 def _url_of_server(server_url: object, name: str) -> sa.URL:
     """The URL to connect to. Error messages have no part of the given one, which may hold a password."""
     if not isinstance(server_url, (str, sa.URL)):
-        raise TypeError(f"server_url: expected a URL as text or sqlalchemy.URL, not a {type(server_url).__name__}.")
-    try:
-        url = sa.make_url(server_url)
-    except (ValueError, sa.exc.ArgumentError):
-        url = None
-    if url is None:
-        raise ConfigurationError(
-            "server_url is not a URL such as postgresql://user:password@host:5432/postgres. Special characters in the "
-            "password have to be escaped (urllib.parse.quote_plus)."
-        )
-    backend = "postgresql" if url.get_backend_name() == "postgres" else url.get_backend_name()
-    if backend != "postgresql":
+        unset = "; is DATABASE_URL set?" if server_url is None else "."
+        kind = "None" if server_url is None else f"a {type(server_url).__name__}"
+        raise TypeError(f"server_url: expected a URL as text or sqlalchemy.URL, not {kind}{unset}")
+    url = database_url(server_url, "server_url", any_driver=True)
+    if url.get_backend_name() != "postgresql":
         raise UnsupportedDialect(
-            f"create_database(), drop_database() and database_exists() need PostgreSQL, not {backend}."
+            f"create_database(), drop_database() and database_exists() need PostgreSQL, not {url.get_backend_name()}."
         )
-    url = url.set(drivername=_installed_driver(url.drivername))
     # one cannot be connected to what is to be made or dropped
     return url.set(database=MAINTENANCE_DATABASE) if url.database in (None, "", name) else url
-
-
-# Drivers by the name of their package; the others are SQLAlchemy's to know, or to complain of.
-_DRIVERS = ("psycopg", "psycopg2", "pg8000")
-_FOR_ASYNCIO = ("asyncpg", "psycopg_async")
-
-
-def _installed_driver(drivername: str) -> str:
-    """`drivername`, or another that is installed where it names none, one that is not, or one for asyncio."""
-    driver = drivername.partition("+")[2]
-    if driver and driver not in (*_DRIVERS, *_FOR_ASYNCIO):
-        return drivername
-    for each in (driver, *_DRIVERS):
-        if each in _DRIVERS and importlib.util.find_spec(each) is not None:
-            return f"postgresql+{each}"
-    return drivername
