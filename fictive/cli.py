@@ -5,28 +5,48 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import flask
 import flask.cli
 
-from .command_line.commands import install
-from .command_line.settings import library_settings
-from .command_line.target import Database, Target
 from .config import Settings
 from .flask_config import ENVIRONMENT, Environment, options_in_force
+
+if TYPE_CHECKING:
+    from .command_line.target import Target
 
 __all__ = ["fictive"]
 
 
-@click.group("fictive")
+class _Commands(click.Group):
+    """A group whose commands are imported when one is asked for: a server needs none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        self._load()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        self._load()
+        return super().get_command(ctx, cmd_name)
+
+    def _load(self) -> None:
+        if not self.commands:
+            from .command_line.commands import install
+
+            install(self, _target)
+
+
+@click.group("fictive", cls=_Commands)
 @flask.cli.with_appcontext
 def fictive() -> None:
     """Look at the databases of this app, create them, empty them, drop them."""
 
 
 def _target() -> Target:
+    from .command_line.target import Database, Target
+
     app: Any = flask.current_app._get_current_object()  # type: ignore[attr-defined]
     db = app.extensions["sqlalchemy"]
     environment: Environment = app.extensions.get(ENVIRONMENT, Environment())
@@ -51,8 +71,7 @@ def _registries(db: Any) -> set[Any]:
 
 
 def _library_settings(app: flask.Flask) -> Iterator[Mapping[str, Any]]:
+    from .command_line.settings import library_settings
+
     settings: Settings = app.extensions["fictive"]
     return (dataclasses.asdict(row) for row in library_settings(settings, app.config))
-
-
-install(fictive, _target)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .errors import ConfigurationError
+from .session.durations import timeout_in_ms
 
 __all__ = ["LazyLoads", "NPlusOne", "Settings", "UnsavedChanges", "WritesOutside"]
 
@@ -66,6 +67,28 @@ class NPlusOne(str, enum.Enum):
     RAISE = "raise"
 
 
+def seconds(value: object, name: str) -> float | None:
+    """A duration, in seconds; None stays None. `ConfigurationError` naming `name` for anything else."""
+    return None if value is None else timeout_in_ms(value, name) / 1000  # type: ignore[arg-type]
+
+
+def count(value: object, name: str) -> int | None:
+    """A whole number from 1 on, or None; `ConfigurationError` naming `name` otherwise."""
+    if value is not None and (type(value) is not int or value < 1):
+        raise ConfigurationError(f"{name} = {value!r}: expected a whole number from 1 on, or None.")
+    return value
+
+
+def flag_or_none(value: object, name: str) -> bool | None:
+    """True, False or None; `ConfigurationError` naming `name` otherwise."""
+    return None if value is None else flag(value, name)
+
+
+def _optional(read: Callable[[object, str], Any]) -> Any:
+    """A field whose default is None, and whose value in `app.config` goes through `read`."""
+    return dataclasses.field(default=None, metadata={"read": read})
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """All settings, with their defaults. The key of a field in `app.config` is `FICTIVE_` and its name in capitals."""
@@ -81,6 +104,27 @@ class Settings:
     n_plus_one: NPlusOne = NPlusOne.OFF
     protected: bool = False
     """Whether `flask fictive drop` and `cleanup` are refused."""
+
+    # What is reported of requests (see `fictive.report`); durations are in seconds.
+    report: bool | None = _optional(flag_or_none)
+    """Whether requests are watched. None: in debug mode, and where one of the settings below needs it."""
+    report_server_timing: bool | None = _optional(flag_or_none)
+    """Whether a response has the header `Server-Timing`. None: in debug mode."""
+    report_slow: float | None = _optional(seconds)
+    """A request that spends longer than this in the database is logged."""
+    report_round_trips: int | None = _optional(count)
+    """A request with more round trips than this is logged."""
+    report_idle: float | None = _optional(seconds)
+    """A request with a transaction that is open but idle for longer than this, in all, is logged."""
+    report_json: bool = False
+    """Whether the log record's message is JSON."""
+
+    def wants_report(self, debug: bool) -> bool:
+        """Whether the requests of an app, in debug mode or not, are watched."""
+        if self.report is not None:
+            return self.report
+        needing = (self.report_slow, self.report_round_trips, self.report_idle)
+        return debug or bool(self.report_server_timing) or any(each is not None for each in needing)
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> Settings:
@@ -101,7 +145,9 @@ class Settings:
                 hint = f"did you mean {setting_name(near[0])}?" if near else f"the settings are {every}."
                 raise ConfigurationError(f"There is no setting {key}: {hint}")
             kind: type[Any] = type(known[key].default)
-            if kind is bool:
+            if (read := known[key].metadata.get("read")) is not None:
+                values[known[key].name] = read(config[key], key)
+            elif kind is bool:
                 values[known[key].name] = flag(config[key], key)
             elif kind is frozenset:
                 values[known[key].name] = statuses(config[key], key)

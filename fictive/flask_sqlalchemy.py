@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import re
@@ -31,6 +32,7 @@ from .locks.advisory import AdvisoryKey, advisory_lock
 from .locks.rows import Rows, claim
 from .locks.tables import lock_tables
 from .models.lazy_loads import set_lazy_loads
+from .report.watcher import WATCHER
 from .rows import many_to_many
 from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
 from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
@@ -81,6 +83,10 @@ class _AppSession(OptInSession):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         settings = self._settings
+        if settings.report:
+            from .report.requests import collector_of_context
+
+            self.info[WATCHER] = collector_of_context()
         if settings.lazy_loads is not LazyLoads.LOAD or settings.n_plus_one is not NPlusOne.OFF:
             set_lazy_loads(self, settings.lazy_loads, n_plus_one=settings.n_plus_one)
 
@@ -134,8 +140,13 @@ class OptInTransactionMixin(_Base):
                     app.config.pop(key, None)
                 app.config.update(before)
             raise
+        settings = dataclasses.replace(settings, report=settings.wants_report(app.debug))
         app.extensions["fictive"] = settings
         app.cli.add_command(cli.fictive)
+        if settings.report:
+            from .report import requests
+
+            requests.install(app, settings, self._app_engines[app])
 
     def _undo_init_app(self, app: flask.Flask) -> None:
         """Leave an app whose engines could not be made as it was, for a second try with another configuration."""

@@ -191,8 +191,8 @@ def catalog_findings(engine: sa.Engine) -> Iterator[Finding]:
 def session_findings(engine: sa.Engine, *, patience: float) -> Iterator[Finding]:
     """Who is idle in a transaction, who blocks whom, and whose transaction is old.
 
-    Two looks, `patience` seconds apart. What was as it is for less than `patience` seconds is not found: a busy server has such
-    for moments all the time.
+    Two looks, `patience` seconds apart. What was as it is for less than `patience` seconds is not found: a busy
+    server has such for moments all the time.
     """
     first = {row["pid"]: row for row in activity(engine)}
     rows = list(first.values())

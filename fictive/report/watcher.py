@@ -40,7 +40,10 @@ class Watcher(Protocol):
         """A server connection was taken from the pool (not from the idle ones): that long the pool took."""
 
     def transaction_began(self, transaction: int) -> None:
-        """A transaction, not a savepoint, was begun in this session. Its BEGIN may travel with the first statement."""
+        """A transaction, not a savepoint, was begun in this session. Its BEGIN may travel with the first statement.
+
+        The number is unique in the process (an `itertools.count`).
+        """
 
     def transaction_ended(
         self, transaction: int, outcome: str, started: float, ended: float, round_trips: int
@@ -51,7 +54,7 @@ class Watcher(Protocol):
         sent, as in a block without statements.
         """
 
-    def command(self, sql: str, started: float, ended: float, round_trips: int) -> None:
+    def command(self, sql: str, started: float, ended: float, round_trips: int, transaction: int | None) -> None:
         """A command of the session's own that travelled alone: a BEGIN or SAVEPOINT sent apart, a ROLLBACK TO."""
 
     def connection_lost(self) -> None:

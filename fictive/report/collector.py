@@ -1,0 +1,137 @@
+"""Keeps what a session's connection tells: one tuple an event, from which everything is derived later."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from sys import _getframe
+from typing import Any, TypeAlias
+
+from .lines import LIBRARY, Place, is_library
+
+__all__ = [
+    "BEGAN",
+    "COMMAND",
+    "ENDED",
+    "HOOK",
+    "LOST",
+    "MOST_EVENTS",
+    "RETRY",
+    "STATEMENT",
+    "WAITED",
+    "Collector",
+    "Event",
+    "place_of_caller",
+]
+
+Event: TypeAlias = "tuple[Any, ...]"
+"""Its kind, and what the method of that name was given, with the application's line where that matters."""
+
+STATEMENT, COMMAND, BEGAN, ENDED, WAITED, LOST, HOOK, RETRY = range(8)
+
+MOST_EVENTS = 20_000
+"""Of a request with more events than these only the last are kept."""
+
+_numbers = itertools.count(1)
+
+
+class Collector:
+    """A `Watcher` that keeps the events of one request, or of another piece of work.
+
+    `on_transaction` is called at the end of each transaction with its number.
+    """
+
+    def __init__(self, on_transaction: Callable[[Collector, int], None] | None = None) -> None:
+        self.number = 0
+        self.on_transaction = on_transaction
+        self.thread = 0
+        """The identifier of the thread that began."""
+        self.started = self.started_wall = 0.0
+        self.events: deque[Event] = deque()
+        self.open: dict[int, tuple[float, Place | None]] = {}
+        """The transactions that are open: since when, and the line that began each."""
+        self.start()
+
+    def start(self) -> None:
+        """Forget all events, and begin anew."""
+        self.number = next(_numbers)
+        self.thread = threading.get_ident()
+        self.started, self.started_wall = time.perf_counter(), time.time()
+        self.events = deque(maxlen=MOST_EVENTS)
+
+    # -- Watcher ----------------------------------------------------------------------------------------------------
+
+    def statement(
+        self,
+        sql: str,
+        parameters: object,
+        started: float,
+        ended: float,
+        rows: int,
+        round_trips: int,
+        carried: Sequence[str],
+        transaction: int | None,
+        error: BaseException | None,
+    ) -> None:
+        # place_of_caller(), without its call: this runs once a statement
+        frame: Any = _getframe(1)
+        while frame is not None:
+            file = frame.f_code.co_filename
+            if not (LIBRARY[file] if file in LIBRARY else is_library(file)):
+                break
+            frame = frame.f_back
+        self.events.append(
+            (STATEMENT, started, ended, sql, parameters, rows, round_trips, carried, transaction,
+             None if error is None else _shown(error),
+             None if frame is None else (frame.f_code, frame.f_lineno, frame.f_globals))
+        )  # fmt: skip
+
+    def command(self, sql: str, started: float, ended: float, round_trips: int, transaction: int | None) -> None:
+        self.events.append((COMMAND, started, ended, sql, round_trips, transaction))
+
+    def waited_for_pool(self, started: float, ended: float) -> None:
+        self.events.append((WAITED, started, ended))
+
+    def transaction_began(self, transaction: int) -> None:
+        place = place_of_caller()
+        now = time.perf_counter()
+        self.open[transaction] = (now, place)
+        self.events.append((BEGAN, now, now, transaction, place))
+
+    def transaction_ended(
+        self, transaction: int, outcome: str, started: float, ended: float, round_trips: int
+    ) -> None:
+        self.open.pop(transaction, None)
+        self.events.append((ENDED, started, ended, transaction, outcome, round_trips, place_of_caller()))
+        if self.on_transaction is not None:
+            self.on_transaction(self, transaction)
+
+    def connection_lost(self) -> None:
+        now = time.perf_counter()
+        self.events.append((LOST, now, now))
+
+    def hook_ran(self, kind: str, started: float, ended: float, error: BaseException | None) -> None:
+        self.events.append((HOOK, started, ended, kind, None if error is None else _shown(error)))
+
+    def retried(self, number: int, error: BaseException) -> None:
+        now = time.perf_counter()
+        self.events.append((RETRY, now, now, number, _shown(error)))
+
+
+def place_of_caller() -> Place | None:
+    """The innermost line of the application on the caller's stack."""
+    frame: Any = _getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not (LIBRARY[file] if file in LIBRARY else is_library(file)):
+            return frame.f_code, frame.f_lineno, frame.f_globals
+        frame = frame.f_back
+    return None
+
+
+def _shown(error: BaseException) -> str:
+    """An error as text: the error itself would keep its frames, and all that is in them."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

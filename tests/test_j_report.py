@@ -1,0 +1,386 @@
+"""What is reported of a request (rules J1, J3): as many round trips as on the wire, the right lines, every output."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import flask
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from sqlalchemy.orm import selectinload
+
+from fictive.config import Settings
+from fictive.errors import ConfigurationError
+from fictive.report.requests import reports_of
+from fictive.report.signals import request_reported, transaction_ended
+from fictive.testing.wire import Wire
+from tests.conftest import MakeApp
+from tests.models import opt_in
+
+db, Item, Child = opt_in.db, opt_in.Item, opt_in.Child
+
+
+def no_statement() -> None:
+    pass
+
+
+def one_select() -> None:
+    db.session.execute(sa.select(Item)).all()
+
+
+def five_gets() -> None:
+    for n in range(1, 6):
+        db.session.get(Item, n)
+
+
+def insert_in_a_block() -> None:
+    with db.session.begin():
+        db.session.add(Item(name="new"))
+
+
+def select_and_update_in_a_block() -> None:
+    with db.session.begin():
+        item = db.session.get(Item, 1)
+        item.note = "changed"
+
+
+def rolled_back() -> None:
+    with pytest.raises(ZeroDivisionError), db.session.begin():
+        db.session.get(Item, 1)
+        raise ZeroDivisionError
+
+
+def add_and_commit() -> None:
+    db.session.add(Item(name="added"))
+    db.session.commit()
+
+
+def lazy_loads() -> None:
+    for item in db.session.scalars(sa.select(Item)):
+        len(item.children)
+
+
+def eager_loads() -> None:
+    db.session.scalars(sa.select(Item).options(selectinload(Item.children))).all()
+
+
+def options_and_level() -> None:
+    with db.transaction(isolation_level="SERIALIZABLE", read_only=True):
+        db.session.get(Item, 1)
+
+
+def empty_block() -> None:
+    with db.session.begin():
+        pass
+
+
+def an_error() -> None:
+    with pytest.raises(sa.exc.ProgrammingError):
+        db.session.execute(sa.text("select * from nowhere"))
+
+
+VIEWS = [
+    no_statement, one_select, five_gets, insert_in_a_block, select_and_update_in_a_block, rolled_back, add_and_commit,
+    lazy_loads, eager_loads, options_and_level, empty_block, an_error,
+]  # fmt: skip
+
+Reported = Callable[..., Any]
+
+
+@pytest.fixture
+def watched(make_app: MakeApp, driver: str) -> Callable[..., tuple[Flask, list[Any]]]:
+    """`watched(view, **config)`: an app with that view at `/`, and the list of its reports."""
+
+    options = {"connect_args": {"prepare_threshold": None}} if driver == "psycopg" else {}
+
+    def make(view: Callable[[], Any], **config: Any) -> tuple[Flask, list[Any]]:
+        app = make_app(**{"FICTIVE_REPORT": True, "SQLALCHEMY_ENGINE_OPTIONS": options, **config})
+        app.config["TESTING"] = True
+
+        @app.get("/")
+        def index() -> Any:
+            answer = view()
+            return "" if answer is None else answer
+
+        with app.app_context():
+            db.session.add_all([Item(id=n, name=f"item {n}", children=[Child(), Child()]) for n in range(1, 8)])
+            db.session.flush()
+            db.session.execute(sa.text("select setval('item_id_seq', 100)"))
+            db.session.commit()
+        found: list[Any] = []
+
+        def note(app: Flask, report: Any) -> None:
+            found.append(report)
+
+        request_reported.connect(note, app, weak=False)
+        return app, found
+
+    return make
+
+
+@pytest.mark.parametrize("mode", ["commit", "begin"])
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.__name__)
+def test_j1_counts_are_those_of_the_wire(
+    view: Callable[[], None], mode: str, watched: Callable[..., Any], wire: Wire
+) -> None:
+    app, found = watched(view, FICTIVE_WRITES_OUTSIDE=mode)
+    client = app.test_client()
+    with wire.record() as log:
+        assert client.get("/").status_code == 200
+    (report,) = found
+    assert report.round_trips == log.round_trips, [exchange.statements for exchange in log.exchanges]
+    assert not [each for each in report.transactions if each.ended is None]
+
+
+def test_j1_a_statement_is_known_by_its_line(watched: Callable[..., Any]) -> None:
+    def view() -> None:
+        db.session.execute(sa.select(Item).where(Item.id == 3)).all()
+        one_select()
+
+    app, found = watched(view)
+    app.test_client().get("/")
+    (report,) = found
+    first, second = report.statements
+    assert str(first.line).startswith("tests/test_j_report.py:") or "test_j_report.py:" in str(first.line)
+    assert (first.line.number, first.line.function) == (view.__code__.co_firstlineno + 1, "view")
+    assert (second.line.number, second.line.function) == (one_select.__code__.co_firstlineno + 1, "one_select")
+    assert (first.rows, second.rows) == (1, 7)
+    assert first.kind == "read"
+    assert report.rows == 8
+
+
+def test_j1_a_statement_of_a_template_is_known_by_the_template_s_line(
+    watched: Callable[..., Any], tmp_path: Any
+) -> None:
+    (tmp_path / "items.html").write_text("{% for item in items %}\n\n{{ item.children|length }}\n{% endfor %}")
+
+    def view() -> str:
+        return flask.render_template("items.html", items=db.session.scalars(sa.select(Item)).all())
+
+    app, found = watched(view)
+    app.template_folder = str(tmp_path)
+    app.jinja_loader = None
+    import jinja2
+
+    app.jinja_env.loader = jinja2.FileSystemLoader(tmp_path)
+    app.test_client().get("/")
+    (report,) = found
+    (finding,) = report.findings
+    assert (finding.kind, finding.count) == ("n+1", 7)
+    assert "items.html:3" in str(finding)
+
+
+def test_j1_repeated_statements_are_found(watched: Callable[..., Any]) -> None:
+    def view() -> None:
+        lazy_loads()
+        for _ in range(4):
+            db.session.execute(sa.select(Item.name)).all()
+
+    app, found = watched(view)
+    app.test_client().get("/")
+    n_plus_one, duplicate = found[0].findings
+    assert (n_plus_one.kind, n_plus_one.count, n_plus_one.line.function) == ("n+1", 7, "lazy_loads")
+    assert str(n_plus_one).startswith("7 similar SELECTs from ")
+    assert "selectinload" in str(n_plus_one)
+    assert (duplicate.kind, duplicate.count, duplicate.line.function) == ("duplicate", 4, "view")
+
+
+def test_j1_idle_time_has_the_lines_between_which_it_passed(watched: Callable[..., Any]) -> None:
+    waited = threading.Event()
+
+    def view() -> None:
+        with db.session.begin():
+            db.session.get(Item, 1)
+            waited.wait(0.05)
+            db.session.get(Item, 2)
+
+    app, found = watched(view)
+    app.test_client().get("/")
+    (report,) = found
+    first = view.__code__.co_firstlineno
+    idle = report.longest_idle
+    assert idle.seconds >= 0.05
+    assert report.idle_seconds >= idle.seconds
+    assert (idle.after.number, idle.before.number) == (first + 2, first + 4)
+    assert idle.where.endswith(f":{first + 2} to {first + 4} in view")
+    (transaction,) = report.transactions
+    assert (transaction.outcome, transaction.statements) == ("committed", 2)
+    assert transaction.line.number in (first + 1, first + 2)
+    assert report.held_seconds >= 0.05 > report.database_seconds
+    assert report.pool_seconds <= report.seconds
+
+
+def test_j1_core_s_statements_are_reported_too(watched: Callable[..., Any], wire: Wire) -> None:
+    def view() -> None:
+        with db.engine.begin() as connection:
+            connection.execute(sa.text("select 1"))
+            connection.execute(sa.text("select 2"))
+        with db.engine.connect() as connection:
+            connection.execute(sa.text("select 3"))
+
+    app, found = watched(view)
+    with wire.record() as log:
+        app.test_client().get("/")
+    (report,) = found
+    assert [each.sql for each in report.statements] == ["select 1", "select 2", "select 3"]
+    assert [each.outcome for each in report.transactions] == ["committed", "rolled back"]
+    assert report.round_trips == log.round_trips
+
+
+def test_j1_server_timing(watched: Callable[..., Any]) -> None:
+    app, _ = watched(select_and_update_in_a_block, FICTIVE_REPORT_SERVER_TIMING=True)
+    header = app.test_client().get("/").headers["Server-Timing"]
+    assert header.startswith("db;dur=")
+    assert 'desc="2 statements, 3 round trips"' in header
+    assert "db-idle;dur=" in header
+
+
+def test_j1_no_server_timing_unless_asked_for(watched: Callable[..., Any]) -> None:
+    app, _ = watched(one_select)
+    assert "Server-Timing" not in app.test_client().get("/").headers
+
+
+THRESHOLDS = {
+    "FICTIVE_REPORT_ROUND_TRIPS": (6, "8 round trips (limit 6)"),
+    "FICTIVE_REPORT_SLOW": ("1us", "ms in the database (limit"),
+}
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_j1_a_log_record_above_a_threshold(
+    name: str, watched: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    value, message = THRESHOLDS[name]
+    app, _ = watched(lazy_loads, FICTIVE_REPORT=None, **{name: value})
+    app.test_client().get("/", headers={"X-Request-ID": "r-17"})
+    (record,) = [each for each in caplog.records if each.name == "fictive.report"]
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith("GET / (endpoint index, id r-17): ")
+    assert message in record.getMessage()
+    assert "7 similar SELECTs from " in record.getMessage()
+    assert record.report["round_trips"] == 8  # type: ignore[attr-defined]
+
+
+def test_j1_a_log_record_of_idle_time_as_json(watched: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    def view() -> None:
+        with db.session.begin():
+            db.session.get(Item, 1)
+            threading.Event().wait(0.01)
+
+    app, _ = watched(view, FICTIVE_REPORT_IDLE="5ms", FICTIVE_REPORT_JSON=True)
+    app.test_client().get("/")
+    (record,) = [each for each in caplog.records if each.name == "fictive.report"]
+    found = json.loads(record.getMessage())
+    assert found["endpoint"] == "index"
+    assert found["status"] == 200
+    assert found["idle_seconds"] > 0.01
+    assert "idle in a transaction (limit 5.0 ms), the longest time at " in found["reasons"][0]
+
+
+def test_j1_below_all_thresholds_nothing_is_logged(
+    watched: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    app, _ = watched(lazy_loads, FICTIVE_REPORT_SLOW="1min", FICTIVE_REPORT_ROUND_TRIPS=8, FICTIVE_REPORT_IDLE="1min")
+    app.test_client().get("/")
+    assert not [each for each in caplog.records if each.name == "fictive.report"]
+
+
+def test_j3_a_signal_for_each_transaction(watched: Callable[..., Any]) -> None:
+    def view() -> None:
+        insert_in_a_block()
+        rolled_back()
+
+    app, _ = watched(view)
+    found: list[Any] = []
+
+    def note(app: Flask, transaction: Any) -> None:
+        found.append(transaction)
+
+    with transaction_ended.connected_to(note, app):
+        app.test_client().get("/")
+    assert [each.outcome for each in found] == ["committed", "rolled back"]
+    assert [each.line.function for each in found] == ["insert_in_a_block", "rolled_back"]
+    assert all(each.seconds > 0 for each in found)
+
+
+def test_j1_requests_do_not_mix(watched: Callable[..., Any]) -> None:
+    """Neither at the same time, nor in an app context that a test had pushed."""
+    both = threading.Barrier(2)
+
+    def view() -> None:
+        db.session.get(Item, 1)
+        if flask.request.args:
+            both.wait()
+        db.session.get(Item, 2)
+
+    app, found = watched(view)
+    threads = [threading.Thread(target=lambda: app.test_client().get("/?wait=1")) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(report.statements) for report in found] == [2, 2]
+    found.clear()
+    with app.app_context():
+        for _ in range(2):
+            app.test_client().get("/")
+            db.session.expunge_all()
+    assert [len(report.statements) for report in found] == [2, 2]
+
+
+def test_j1_work_without_a_request(watched: Callable[..., Any]) -> None:
+    app, found = watched(no_statement)
+
+    @app.cli.command("work")
+    def work() -> None:
+        one_select()
+
+    assert app.test_cli_runner().invoke(args=["work"]).exit_code == 0
+    (report,) = found
+    assert report.request["endpoint"] == "command work"
+    assert len(report.statements) == 1
+    with app.app_context():
+        pass
+    assert len(found) == 1
+
+
+def test_j1_off_nothing_is_installed(make_app: MakeApp) -> None:
+    app = make_app()
+    assert reports_of(app) is None
+    assert not list(flask.request_started.receivers_for(app))
+    with app.app_context():
+        assert "fictive.watcher" not in db.session().info
+    assert reports_of(make_app(FICTIVE_REPORT=False, FICTIVE_REPORT_SLOW="1s")) is None
+
+
+def test_j1_a_failing_receiver_does_not_fail_the_request(
+    watched: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    app, _ = watched(one_select)
+
+    def fail(app: Flask, report: Any) -> None:
+        raise RuntimeError("receiver")
+
+    with request_reported.connected_to(fail, app):
+        assert app.test_client().get("/").status_code == 200
+    assert "the report of a request failed" in caplog.text
+
+
+BAD = {
+    "FICTIVE_REPORT": "yes",
+    "FICTIVE_REPORT_SLOW": "soon",
+    "FICTIVE_REPORT_ROUND_TRIPS": 0,
+    "FICTIVE_REPORT_IDLE": -1,
+    "FICTIVE_REPORT_JSON": None,
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_j1_bad_settings_are_named(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        Settings.from_mapping({name: BAD[name]})
