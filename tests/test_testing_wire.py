@@ -8,11 +8,11 @@ import io
 import os
 import select
 import socket
-import statistics
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -21,6 +21,7 @@ import pytest
 import sqlalchemy as sa
 
 from fictive.testing import postgres
+from fictive.testing import wire as wire_module
 from fictive.testing.wire import Exchange, Wire, _Frames
 
 pytestmark = pytest.mark.any_sqlalchemy
@@ -332,33 +333,85 @@ def test_records_are_complete_and_nest(wire: Wire, connect: Any) -> None:
         assert outer.statements == ["select 0", *inner.statements]
 
 
+class Clock:
+    """Stands still, and goes on when it is told to: for the proxy, in place of the module `time`."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._now = 100.0
+        self.sleeps = 0  # begun so far
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        with self._changed:
+            until = self._now + seconds
+            self.sleeps += 1
+            self._changed.wait_for(lambda: self._now >= until)
+
+    def advance(self, seconds: float) -> None:
+        with self._changed:
+            self._now += seconds
+            self._changed.notify_all()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    clock = Clock()
+    monkeypatch.setattr(wire_module, "time", clock)
+    yield clock
+    clock.advance(1e9)  # a test that failed leaves sleepers
+
+
+@pytest.fixture
+def beside() -> Iterator[ThreadPoolExecutor]:
+    """A thread beside the test's own."""
+    with ThreadPoolExecutor(1) as thread:
+        yield thread
+
+
 @every_driver
-def test_time_in_transaction(wire: Wire, connect: Any, api: Any) -> None:
+def test_time_in_transaction(
+    wire: Wire, connect: Any, api: Any, url: str, clock: Clock, beside: ThreadPoolExecutor
+) -> None:
     connection = connect(api)
-    with wire.record() as log:
-        time.sleep(0.05)
-        connection.cursor().execute("select pg_sleep(0.1)")
-        time.sleep(0.2)
+    waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+    with direct(url) as cursor, wire.record() as log:
+
+        def waits() -> bool:
+            cursor.execute(waiting)
+            return bool(cursor.fetchone()[0])
+
+        cursor.execute("select pg_advisory_lock(7)")
+        clock.advance(5)
+        done = beside.submit(lambda: connection.cursor().execute("select pg_advisory_xact_lock(7)"))
+        wait_until(waits)
+        clock.advance(10)
+        cursor.execute("select pg_advisory_unlock(7)")
+        done.result(10)
+        clock.advance(20)
         connection.commit()
-        time.sleep(0.05)
-    assert 0.3 <= log.time_in_transaction < 0.4
-    assert 0.2 <= log.idle_in_transaction < 0.25
-    assert log.exchanges[1].end - log.exchanges[1].start == pytest.approx(0.1, abs=0.03)
+        clock.advance(5)
+    assert log.time_in_transaction == 30
+    assert log.idle_in_transaction == 20
+    assert log.exchanges[1].end - log.exchanges[1].start == 10
 
 
-def test_time_in_a_transaction_that_spans_the_record(wire: Wire, connect: Any) -> None:
+def test_time_in_a_transaction_that_spans_the_record(wire: Wire, connect: Any, clock: Clock) -> None:
     connection = connect(psycopg2)
     connection.cursor().execute("select 1")
     with wire.record() as log:
-        time.sleep(0.1)
-        assert log.time_in_transaction >= 0.1
-    time.sleep(0.1)
-    assert 0.1 <= log.time_in_transaction == log.idle_in_transaction < 0.15
+        clock.advance(1)
+        assert log.time_in_transaction == 1
+        clock.advance(1)
+    clock.advance(1)
+    assert log.time_in_transaction == log.idle_in_transaction == 2
     with wire.record() as log:
         connection.close()
         wait_until(lambda: not wire.open_connections)
-        time.sleep(0.1)
-    assert log.time_in_transaction < 0.05
+        clock.advance(1)
+    assert log.time_in_transaction == 0
 
 
 def test_url_keeps_everything_else(wire: Wire) -> None:
@@ -394,44 +447,42 @@ def test_messages_are_found_however_the_stream_is_cut(size: int) -> None:
 
 
 @every_driver
-def test_delay_is_added_each_way(wire: Wire, connect: Any, api: Any) -> None:
+def test_delay_is_added_each_way(wire: Wire, connect: Any, api: Any, clock: Clock, beside: ThreadPoolExecutor) -> None:
     connection = connect(api, autocommit=True)
-
-    def median() -> float:
-        times = []
-        for _ in range(60):
-            begin = time.perf_counter()
-            connection.cursor().execute("select 1")
-            times.append(time.perf_counter() - begin)
-        return statistics.median(times)
-
-    plain = median()
-    wire.delay = 0.002
+    wire.delay = 2.0
     with wire.record() as log:
-        delayed = median()
-    assert 0.004 <= delayed < plain + 0.004 * 1.4
-    exchange = log.exchanges[-1]
-    assert exchange.end - exchange.start >= 0.004
-    wire.delay = 0
-    assert median() < 0.004
+        done = beside.submit(lambda: connection.cursor().execute("select 1"))
+        for sleeps in (1, 2):  # on the way to the server, on the way back
+            wait_until(lambda sleeps=sleeps: clock.sleeps == sleeps)
+            clock.advance(2.0)
+        done.result(10)
+        wire.delay = 0
+        connection.cursor().execute("select 2")
+    assert [exchange.end - exchange.start for exchange in log.exchanges] == [4.0, 0.0]
 
 
-def test_delay_does_not_add_up_within_a_burst(wire: Wire) -> None:
-    """Ten pieces sent 10 ms apart, each late by 50 ms: all there after 140 ms, not 500."""
+def test_delay_does_not_add_up_within_a_burst(wire: Wire, clock: Clock) -> None:
+    """Ten pieces sent at once, each late by 50 s, are all there after 50 s, not after 500."""
     with socket.create_server(("127.0.0.1", 0)) as echo:
         with Wire(*echo.getsockname()) as proxy:
-            proxy.delay = 0.05
+            proxy.delay = 50.0
             with socket.create_connection((proxy.host, proxy.port)) as client:
                 client.sendall(struct.pack("!II", 8, 3 << 16))
                 server, _ = echo.accept()
                 with server:
+                    wait_until(lambda: clock.sleeps == 1)
+                    clock.advance(50.0)
                     assert server.recv(8, socket.MSG_WAITALL)
-                    begin = time.monotonic()
-                    for _ in range(10):
-                        client.sendall(b"p" + struct.pack("!I", 4))
-                        time.sleep(0.01)
+                    piece = b"p" + struct.pack("!I", 4)
+                    client.sendall(piece)
+                    wait_until(lambda: clock.sleeps == 2)
+                    outlets = [outlet for connection in proxy._connections.values() for outlet in connection.outlets]
+                    for _ in range(9):
+                        client.sendall(piece)
+                    wait_until(lambda: sum(len(data) for out in outlets for _, data, *_ in tuple(out._queue)) == 45)
+                    proxy.delay = 0.0
+                    clock.advance(50.0)
                     assert len(server.recv(50, socket.MSG_WAITALL)) == 50
-                    assert 0.14 <= time.monotonic() - begin < 0.25
 
 
 @every_driver

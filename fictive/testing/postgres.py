@@ -168,9 +168,8 @@ def standby_server(primary: Server, name: str = "standby", **settings: Setting) 
     """Start a streaming replica of ``primary``; stop and delete it at the end of the block.
 
     It is made by ``pg_basebackup -R`` and accepts reads when this yields; ``primary`` is a `private_server` with the
-    settings `PRIMARY`. ``name`` is its ``application_name``, by which ``synchronous_standby_names`` calls it.
-    ``settings`` are as for `private_server`, such as ``recovery_min_apply_delay="300ms"``. ``SELECT pg_promote()`` on it
-    makes it a primary. Raises as `server`.
+    settings `PRIMARY`. ``name`` is its ``application_name``, by which ``synchronous_standby_names`` calls it. Settings are
+    as for `private_server`. ``SELECT pg_promote()`` on it makes it a primary. Raises as `server`.
     """
     source = f"host={primary.host} port={primary.port} user={primary.user} application_name={name}"
     with _started({**PRIMARY, **settings}, source) as started:
@@ -256,8 +255,8 @@ class _Cluster:
             arguments += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         made = self._run(program, "-D", str(self.data), "--no-sync", *arguments)
         if made.returncode:
-            hint = "" if primary is None else "the primary has to be a private_server(**PRIMARY)\n"
-            raise EmbeddedServerError(f"{program} failed:\n{hint}{made.stdout}")
+            hint = f"{program} failed" if primary is None else "the primary has to be a private_server(**PRIMARY)"
+            raise EmbeddedServerError(f"{hint}:\n{made.stdout}")
         # Not on the command line, where ALTER SYSTEM could not override them.
         with (self.data / "postgresql.conf").open("a") as file:
             file.writelines(f"\n{name} = {_quoted(value)}" for name, value in settings.items())
