@@ -47,13 +47,11 @@ SETTINGS: dict[str, Setting] = {
     "max_wal_senders": 0,
     "max_wal_size": "512MB",
     "checkpoint_timeout": "1h",
-    # Autovacuum and JIT come and go on their own and would disturb measured statements.
-    "autovacuum": False,
+    "autovacuum": False,  # like JIT it comes and goes on its own and would disturb measured statements
     "jit": False,
     "max_connections": 200,
     "max_prepared_transactions": 20,
-    # Files in the data directory vanish with it; POSIX segments would outlive a kill -9.
-    "dynamic_shared_memory_type": "mmap",
+    "dynamic_shared_memory_type": "mmap",  # files of the data directory; POSIX segments would outlive a kill -9
     "lc_messages": "C",
     "timezone": "UTC",
     "log_timezone": "UTC",
@@ -230,8 +228,7 @@ class _Cluster:
         self.data = self.home / "data"
         self.log = self.home / "log"
         self.account = account
-        # TZ spares initdb its search for the local time zone; PG* and the locale stay outside.
-        environment = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+        environment = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}  # TZ spares initdb a search for it
         self.popen_options: dict[str, Any] = {"cwd": self.home, "env": environment, "stdin": subprocess.DEVNULL}
         if account is not None:
             self.popen_options |= {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
@@ -251,7 +248,6 @@ class _Cluster:
         if primary is not None:
             program, arguments = "pg_basebackup", ["-d", primary, "--checkpoint=fast", "--write-recovery-conf"]
         elif self.version >= 170000:
-            # Upper and lower case of all of Unicode, the same on every machine.
             arguments += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         made = self._run(program, "-D", str(self.data), "--no-sync", *arguments)
         if made.returncode:
@@ -328,15 +324,8 @@ class _Cluster:
             self.process.wait(_SECONDS)
 
     def _run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(self.bin / program), *arguments]
-        return subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            **self.popen_options,
-        )
+        options = {**self.popen_options, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.run([str(self.bin / program), *arguments], **options)
 
 
 def _free_port() -> int:
@@ -351,7 +340,6 @@ def _free_port() -> int:
 
 
 def _quoted(value: Setting) -> str:
-    """Return ``value`` as it is written in postgresql.conf."""
     text = ("on" if value else "off") if isinstance(value, bool) else str(value)
     return "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
 
