@@ -36,6 +36,7 @@ from .report.watcher import WATCHER
 from .rows import many_to_many
 from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
 from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
+from .rows.new_rows import wait_for_rows
 from .rows.waiting import wait_for_row_change
 from .session.blocks import TransactionBlock, on_commit, on_rollback, run_transaction, transaction_required
 from .session.durations import Duration
@@ -295,6 +296,12 @@ class OptInTransactionMixin(_Base):
     ) -> _T:
         """`fictive.sqlalchemy.wait_for_row_change` in the current session."""
         return wait_for_row_change(self.session, model, pk, columns=columns, interval=interval, timeout=timeout)
+
+    def wait_for_rows(
+        self, rows: type[Any] | sa.Select[Any], *, interval: Duration = 5, timeout: Duration | None = None
+    ) -> None:
+        """`fictive.sqlalchemy.wait_for_rows` in the current session."""
+        wait_for_rows(self.session, rows, interval=interval, timeout=timeout)
 
     # -- what Flask-SQLAlchemy builds itself of ---------------------------------------------------------------------
 

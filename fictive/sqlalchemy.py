@@ -13,6 +13,7 @@ from .rows.bulk import Upserted, insert_many, update_many, upsert_many
 from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
 from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
 from .rows.many_to_many import LinkChanges, m2m_add, m2m_clear, m2m_remove, m2m_set
+from .rows.new_rows import wait_for_rows
 from .rows.notify import notify_changes
 from .rows.waiting import wait_for_row_change
 from .session.blocks import (
@@ -77,4 +78,5 @@ __all__ = [
     "update_many",
     "upsert_many",
     "wait_for_row_change",
+    "wait_for_rows",
 ]

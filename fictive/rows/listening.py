@@ -26,7 +26,7 @@ from sqlalchemy import event
 from ..drivers import driver_for
 from ..drivers.base import dbapi_connection
 from ..session import private
-from .notify import ANY_ROW, TRIGGER, channel_of
+from .notify import ANY_ROW, INSERT_TRIGGER, TRIGGER, channel_of, inserts_channel_of
 
 __all__ = ["LINGER", "Listening", "Waiter", "listen", "listening"]
 
@@ -58,16 +58,18 @@ class State(enum.Enum):
 
 
 class Waiter:
-    """Somebody who waits for a row, by the tables that hold it.
+    """Somebody who waits for a row, by the tables that hold it, or with `inserts` for new rows of them.
 
     `woken` is set when the row may have changed, and when `state` changed. `key` is the row as the trigger names it;
     until it is known every row of the tables is taken for it.
     """
 
-    def __init__(self, tables: Sequence[sa.Table]) -> None:
-        self.channels = {channel_of(table): table for table in tables}
+    def __init__(self, tables: Sequence[sa.Table], *, inserts: bool = False) -> None:
+        self.channels = {(inserts_channel_of if inserts else channel_of)(table): table for table in tables}
+        self.trigger = INSERT_TRIGGER if inserts else TRIGGER
         self.key: str | None = None
         self.state = State.NEW
+        self.notified = False
         self.answered = threading.Event()
         self.woken = threading.Event()
 
@@ -94,9 +96,10 @@ class Waiter:
 
 
 @contextlib.contextmanager
-def listen(engine: sa.Engine, tables: Sequence[sa.Table]) -> Iterator[Waiter]:
-    """A waiter for changes in `tables`. Its first check comes after `answered`: it is live from then on, or polls."""
-    waiter = Waiter(tables)
+def listen(engine: sa.Engine, tables: Sequence[sa.Table], *, inserts: bool = False) -> Iterator[Waiter]:
+    """A waiter for changes in `tables`, or with `inserts` for new rows. Its first check comes after `answered`: it is
+    live from then on, or polls."""
+    waiter = Waiter(tables, inserts=inserts)
     engine = private.root_engine(engine)
     with _lock:
         listener = _listeners.get(engine)
@@ -244,6 +247,7 @@ class Listening:
             waiters = list(self._waiters)
         for waiter in waiters:
             if any(waiter.concerns(channel, payload) for channel, payload in found):
+                waiter.notified = True
                 waiter.woken.set()
 
     def _hear(self, dbapi: Any, channel: str, waiter: Waiter, heard: set[str]) -> bool:
@@ -257,7 +261,7 @@ class Listening:
             cursor.execute(
                 "SELECT count(*) FROM pg_catalog.pg_trigger WHERE tgrelid = to_regclass(%s) AND tgname = %s"
                 " AND tgenabled IN ('O', 'A')",
-                (_plain_name(table), TRIGGER),
+                (_plain_name(table), waiter.trigger),
             )
             found = bool(cursor.fetchone()[0])
         finally:
@@ -267,9 +271,10 @@ class Listening:
         elif channel not in _warned:
             _warned.add(channel)
             log.warning(
-                "notify_changes() was called for %s, but the table has no trigger: waiters poll. Install it with "
+                "notify_changes() was called for %s, but the table has no trigger %s: waiters poll. Install it with "
                 "op.create_notify_changes() in a migration, or notify_changes(Model, session).",
                 table.fullname,
+                waiter.trigger,
             )
         return found
 

@@ -17,19 +17,24 @@ from sqlalchemy import event
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 
+from ..config import flag
 from ..session.given import commits_without_a_block, require_postgresql, session_of, together
 from .columns import mapper_of
 
 __all__ = [
     "ANY_ROW",
     "DECLARED",
+    "DECLARED_INSERTS",
+    "INSERT_TRIGGER",
     "TRIGGER",
     "TRIGGERS",
     "announces",
+    "announces_inserts",
     "channel_of",
     "create_statements",
     "drop_statements",
     "function_body",
+    "inserts_channel_of",
     "keys_of_body",
     "notify_changes",
     "tables_of",
@@ -39,6 +44,9 @@ TRIGGER = "fictive_notify_changes"
 """The name of the trigger for rows, on each table that has them."""
 
 _TRUNCATE_TRIGGER = f"{TRIGGER}_truncate"
+
+INSERT_TRIGGER = f"{TRIGGER}_insert"
+"""The one for INSERT, of which there is only one call for each statement."""
 
 TRIGGERS = (TRIGGER, _TRUNCATE_TRIGGER)
 """It, and the one for TRUNCATE."""
@@ -50,9 +58,11 @@ _LONGEST_NAME = 63  # bytes of an identifier (PostgreSQL documentation, "Identif
 _LONGEST_PAYLOAD = 7999  # bytes ("NOTIFY")
 DECLARED = "fictive.notify_changes"
 """In the `info` of a table: `notify_changes` was called for it."""
+DECLARED_INSERTS = f"{DECLARED}.inserts"
+"""In the `info` of a table: and with `inserts`."""
 
 
-def notify_changes(model: type[Any], on: object = None) -> None:
+def notify_changes(model: type[Any], on: object = None, *, inserts: bool = False) -> None:
     """Let waiters learn of changes of `model`'s rows from the database, instead of asking it again and again.
 
     Call it once where the model is defined: `metadata.create_all()` then installs a trigger right after it creates
@@ -66,6 +76,9 @@ def notify_changes(model: type[Any], on: object = None) -> None:
     inheritance spreads it over several. The price: transactions that notify are committed one after the other in the
     whole database, so it is not for tables with thousands of writes a second.
 
+    With `inserts`, a second trigger tells `wait_for_rows` of new rows: it runs once for each INSERT or COPY, of however
+    many rows, and sends one notification for each transaction. Two statements more.
+
     Raises `TypeError` for what is not a mapped class; `UnsupportedDialect` for `on` on another database.
     """
     tables = tables_of(mapper_of(model))
@@ -76,9 +89,13 @@ def notify_changes(model: type[Any], on: object = None) -> None:
                 event.listen(table, "after_create", statement.execute_if(dialect="postgresql"))
             # dropped with its table, the trigger leaves the function behind
             event.listen(table, "after_drop", _DropFunction(table).execute_if(dialect="postgresql"))
+        if flag(inserts, "inserts") and not announces_inserts(table):
+            table.info[DECLARED_INSERTS] = True
+            for statement in _insert_statements(table):
+                event.listen(table, "after_create", statement.execute_if(dialect="postgresql"))
     if on is None:
         return
-    statements = [statement for table in tables for statement in create_statements(table)]
+    statements = [statement for table in tables for statement in create_statements(table, inserts=inserts)]
     if isinstance(on, sa.Connection):
         for statement in statements:
             on.execute(statement)
@@ -95,6 +112,11 @@ def announces(table: sa.Table) -> bool:
     return bool(table.info.get(DECLARED))
 
 
+def announces_inserts(table: sa.Table) -> bool:
+    """Whether `notify_changes` was called for the table with `inserts`, in this process."""
+    return bool(table.info.get(DECLARED_INSERTS))
+
+
 def tables_of(mapper: sa_orm.Mapper[Any]) -> list[sa.Table]:
     """The tables that a model's rows are stored in: several with joined inheritance."""
     return [table for table in mapper.tables if isinstance(table, sa.Table)]
@@ -105,14 +127,24 @@ def channel_of(table: sa.Table) -> str:
     return _short(f"fictive.{table.fullname}")
 
 
-def create_statements(table: sa.Table) -> list[ExecutableDDLElement]:
-    """What installs the trigger, in order."""
-    return [_CreateFunction(table), *_drop_triggers(table), _CreateTrigger(table), _CreateTruncateTrigger(table)]
+def inserts_channel_of(table: sa.Table) -> str:
+    """The channel on which new rows of the table are announced."""
+    return _short(f"fictive.inserts.{table.fullname}")
+
+
+def create_statements(table: sa.Table, *, inserts: bool = False) -> list[ExecutableDDLElement]:
+    """What installs the triggers, in order."""
+    row = [_CreateFunction(table), *_drop_triggers(table), _CreateTrigger(table), _CreateTruncateTrigger(table)]
+    return [*row, *_insert_statements(table)] if inserts else row
+
+
+def _insert_statements(table: sa.Table) -> list[ExecutableDDLElement]:
+    return [_DropTrigger(table, INSERT_TRIGGER), _CreateInsertTrigger(table)]
 
 
 def drop_statements(table: sa.Table) -> list[ExecutableDDLElement]:
     """What takes it away again."""
-    return [*_drop_triggers(table), _DropFunction(table)]
+    return [*_drop_triggers(table), _DropTrigger(table, INSERT_TRIGGER), _DropFunction(table)]
 
 
 def _drop_triggers(table: sa.Table) -> list[ExecutableDDLElement]:
@@ -140,6 +172,10 @@ class _CreateTruncateTrigger(_OnTable):
     pass
 
 
+class _CreateInsertTrigger(_OnTable):
+    pass
+
+
 class _DropTrigger(_OnTable):
     def __init__(self, table: sa.Table, name: str) -> None:
         super().__init__(table)
@@ -164,12 +200,17 @@ def function_body(table: sa.Table) -> str:
         raise ValueError(f"{table.fullname} has no primary key, by which a changed row could be named.")
     quoted = ", ".join('OLD."' + key.replace('"', '""') + '"' for key in keys)
     notify = f"PERFORM pg_catalog.pg_notify({_literal(channel_of(table))}, "
+    notify_insert = f"PERFORM pg_catalog.pg_notify({_literal(inserts_channel_of(table))}, "
     return f"""
 DECLARE
   changed text := {_literal(ANY_ROW)};
 BEGIN
   IF TG_OP = 'TRUNCATE' THEN
     {notify}changed);
+    RETURN NULL;
+  END IF;
+  IF TG_OP = 'INSERT' THEN
+    {notify_insert}changed);
     RETURN NULL;
   END IF;
   IF TG_OP = 'UPDATE' AND OLD OPERATOR(pg_catalog.*=) NEW THEN
@@ -225,6 +266,14 @@ def _create_trigger(element: _OnTable, compiler: Any, **_: Any) -> str:
 def _create_truncate_trigger(element: _OnTable, compiler: Any, **_: Any) -> str:
     return (
         f"CREATE TRIGGER {_TRUNCATE_TRIGGER} AFTER TRUNCATE ON {compiler.preparer.format_table(element.table)}"
+        f" FOR EACH STATEMENT EXECUTE FUNCTION {_function_name(element.table, compiler)}()"
+    )
+
+
+@compiles(_CreateInsertTrigger, "postgresql")
+def _create_insert_trigger(element: _OnTable, compiler: Any, **_: Any) -> str:
+    return (
+        f"CREATE TRIGGER {INSERT_TRIGGER} AFTER INSERT ON {compiler.preparer.format_table(element.table)}"
         f" FOR EACH STATEMENT EXECUTE FUNCTION {_function_name(element.table, compiler)}()"
     )
 
