@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -55,3 +58,13 @@ def test_the_ledger_finds_what_is_wrong() -> None:
         "two holders at once",
     }
     assert ledger.seen["two holders at once"] == 1
+
+
+def test_each_job_of_an_outbox_is_done_once_under_kill_9(driver: str) -> None:
+    arguments = ["--workers", "6", "--jobs", "500", "--kills", "8", "--driver", driver]
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.chaos.outbox", *arguments], capture_output=True, text=True, timeout=100
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert (found["done"], found["different"], found["died"]) == (500, 500, 0)
