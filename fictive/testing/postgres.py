@@ -166,8 +166,8 @@ def standby_server(primary: Server, name: str = "standby", **settings: Setting) 
     """Start a streaming replica of ``primary``; stop and delete it at the end of the block.
 
     It is made by ``pg_basebackup -R`` and accepts reads when this yields; ``primary`` is a `private_server` with the
-    settings `PRIMARY`. ``name`` is its ``application_name``, by which ``synchronous_standby_names`` calls it. Settings are
-    as for `private_server`. ``SELECT pg_promote()`` on it makes it a primary. Raises as `server`.
+    settings `PRIMARY`. ``name`` is its ``application_name``, by which ``synchronous_standby_names`` calls it. Settings
+    are as for `private_server`. ``SELECT pg_promote()`` on it makes it a primary. Raises as `server`.
     """
     source = f"host={primary.host} port={primary.port} user={primary.user} application_name={name}"
     with _started({**PRIMARY, **settings}, source) as started:
