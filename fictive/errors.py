@@ -24,6 +24,7 @@ __all__ = [
     "FictiveWarning",
     "HooksFailed",
     "InvalidCursor",
+    "InvalidFilter",
     "KeyOfDeletedRow",
     "LazyLoadRefused",
     "LockLost",
@@ -175,11 +176,16 @@ class UnknownAttribute(FictiveError, sa_exc.InvalidRequestError, TypeError):
 
 
 class NotFoundError(FictiveError, sa_exc.NoResultFound):
-    """The row that is asked for, or waited for, is not there, or is there no longer."""
+    """The row that is asked for, or waited for, does not exist, or not any more. In a view it is 404."""
 
 
 class InvalidCursor(FictiveError, ValueError):
-    """A cursor of a keyset page that is none, or that of another order. It came from a URL: in a view, 400."""
+    """Malformed pagination cursor, or one from a different ordering. Usually client input: in a view it is 400."""
+
+
+class InvalidFilter(FictiveError, ValueError):
+    """A filter, search or order that a `FilterSet` does not allow, or whose value is not of the column's type. The
+    message names the parameter, and not the value. Usually client input: in a view it is 400."""
 
 
 class UnsavedObject(FictiveError, sa_exc.InvalidRequestError, ValueError):

@@ -28,10 +28,12 @@ from .drivers.sqlite import TakeTurnsPool, is_memory_url
 from .errors import ConfigurationError, DatabaseNotConfigured, SettingIgnoredWarning
 from .flask_config import ENVIRONMENT, Environment, check_urls, option_layers, read_environment, shared_layers
 from .flask_transactions import app_context, around_view
+from .http_errors import init_default_handlers, init_error_handlers
 from .locks.advisory import AdvisoryKey, advisory_lock
 from .locks.rows import Rows, claim
 from .locks.tables import lock_tables
 from .models.lazy_loads import set_lazy_loads
+from .other_names import also_named
 from .report.watcher import WATCHER
 from .rows import many_to_many
 from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
@@ -142,12 +144,27 @@ class OptInTransactionMixin(_Base):
                 app.config.update(before)
             raise
         settings = dataclasses.replace(settings, report=settings.wants_report(app.debug))
+        init_default_handlers(app)
         app.extensions["fictive"] = settings
         app.cli.add_command(cli.fictive)
         if settings.report:
             from .report import requests
 
             requests.install(app, settings, self._app_engines[app])
+
+    def init_error_handlers(self, app: flask.Flask, *, retry_after: int = 1) -> None:
+        """Answer errors of the database by HTTP status codes instead of 500, in JSON or HTML as the client prefers.
+
+        404: `NotFoundError`. 400: `InvalidCursor`, `InvalidFilter`. (These two in every app, without this call.)
+        409: a unique key that exists already, with the columns of its constraint; `StaleDataError`. 503 with
+        `Retry-After` of `retry_after` seconds: `LockTimeout`, a lock that was not had at once, no connection in the
+        pool, a serialization failure or deadlock after its retries.
+
+        Other errors stay as they are. The app's own error handlers come first: those for these errors or for their
+        base classes, and those for the status codes. An answer contains no value. Each 503 is a log record with its
+        traceback (`fictive.http`).
+        """
+        init_error_handlers(app, self.metadatas, retry_after=retry_after)
 
     def _undo_init_app(self, app: flask.Flask) -> None:
         """Leave an app whose engines could not be made as it was, for a second try with another configuration."""
@@ -242,6 +259,7 @@ class OptInTransactionMixin(_Base):
         """`OptInSession.pinned` of the current session."""
         return self.session.pinned()
 
+    @also_named(rel_attr="relationship")
     def m2m_add(
         self,
         instance: object,
@@ -252,18 +270,21 @@ class OptInTransactionMixin(_Base):
         """`fictive.sqlalchemy.m2m_add` in the current session."""
         return many_to_many.m2m_add(self.session, instance, relationship, *related, ignore_conflicts=ignore_conflicts)
 
+    @also_named(rel_attr="relationship")
     def m2m_remove(
         self, instance: object, relationship: sa_orm.QueryableAttribute[Any], *related: Any
     ) -> tuple[Any, ...]:
         """`fictive.sqlalchemy.m2m_remove` in the current session."""
         return many_to_many.m2m_remove(self.session, instance, relationship, *related)
 
+    @also_named(rel_attr="relationship")
     def m2m_set(
         self, instance: object, relationship: sa_orm.QueryableAttribute[Any], *related: Any
     ) -> many_to_many.LinkChanges:
         """`fictive.sqlalchemy.m2m_set` in the current session."""
         return many_to_many.m2m_set(self.session, instance, relationship, *related)
 
+    @also_named(rel_attr="relationship")
     def m2m_clear(self, instance: object, relationship: sa_orm.QueryableAttribute[Any]) -> tuple[Any, ...]:
         """`fictive.sqlalchemy.m2m_clear` in the current session."""
         return many_to_many.m2m_clear(self.session, instance, relationship)
@@ -285,6 +306,7 @@ class OptInTransactionMixin(_Base):
         for metadata in self.metadatas.values():
             cleanup_tables(self.session, metadata, lock_timeout=lock_timeout)
 
+    @also_named(pk_value="pk")
     def wait_for_row_change(
         self,
         model: type[_T],

@@ -6,6 +6,7 @@ from .config import Settings, UnsavedChanges, WritesOutside
 from .databases.cleanup import cleanup_tables
 from .databases.create import create_database, database_exists, drop_database
 from .drivers.sqlite import TakeTurnsPool
+from .errors import NotFoundError
 from .locks.advisory import advisory_lock, lock_key
 from .locks.rows import claim
 from .locks.tables import LockMode, lock_tables
@@ -37,6 +38,7 @@ __all__ = [
     "InsertManyDescriptor",
     "LinkChanges",
     "LockMode",
+    "NotFoundError",
     "OptInScopedSession",
     "OptInSession",
     "ParkingPool",

@@ -13,6 +13,7 @@ from sqlalchemy.schema import ExecutableDDLElement
 from ..config import flag
 from ..drivers import sqlstate
 from ..errors import ConfigurationError, DatabaseInUse, UnsupportedDialect
+from ..other_names import also_named
 from .urls import database_url
 
 __all__ = ["create_database", "database_exists", "drop_database"]
@@ -64,6 +65,7 @@ def _compile_drop(element: DropDatabase, compiler: Any, **kwargs: Any) -> str:
     )
 
 
+@also_named(db_name="name")
 def create_database(
     name: str,
     *,
@@ -108,6 +110,7 @@ def create_database(
     return True
 
 
+@also_named(db_name="name")
 def drop_database(name: str, *, server_url: str | sa.URL, force: bool = False, missing_ok: bool = False) -> bool:
     """Drop the database `name` with all that is in it; returns whether it was there.
 
@@ -132,6 +135,7 @@ def drop_database(name: str, *, server_url: str | sa.URL, force: bool = False, m
     return True
 
 
+@also_named(db_name="name")
 def database_exists(name: str, *, server_url: str | sa.URL) -> bool:
     """Whether there is a database `name`. `server_url` as for `create_database`."""
     _check_name(name, "name")

@@ -13,6 +13,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm.attributes import instance_state
 
 from ..errors import ConfigurationError, UnsavedObject
+from ..other_names import also_named
 from ..session.given import require_postgresql, session_of, together
 from .keys import as_key, python_types
 from .links import Columns, Key, Links, linked_by
@@ -36,6 +37,7 @@ class LinkChanges:
         return bool(self.added or self.removed)
 
 
+@also_named(rel_attr="relationship")
 def m2m_add(
     session: object,
     instance: object,
@@ -80,6 +82,7 @@ def m2m_add(
     )
 
 
+@also_named(rel_attr="relationship")
 def m2m_remove(
     session: object, instance: object, relationship: sa_orm.QueryableAttribute[Any], *related: Any
 ) -> tuple[Any, ...]:
@@ -93,6 +96,7 @@ def m2m_remove(
     return work.keys(work.run(lambda owner, wanted: work.links.delete(work.dialect, owner, wanted)))
 
 
+@also_named(rel_attr="relationship")
 def m2m_set(
     session: object, instance: object, relationship: sa_orm.QueryableAttribute[Any], *related: Any
 ) -> LinkChanges:
@@ -111,6 +115,7 @@ def m2m_set(
     return LinkChanges(work.keys(row[1:] for row in rows if row[0]), work.keys(row[1:] for row in rows if not row[0]))
 
 
+@also_named(rel_attr="relationship")
 def m2m_clear(session: object, instance: object, relationship: sa_orm.QueryableAttribute[Any]) -> tuple[Any, ...]:
     """Unlink everything from `instance`; returns the keys of what was linked.
 

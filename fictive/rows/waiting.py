@@ -12,6 +12,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..errors import NotFoundError, RowChangeTimeout, SnapshotIsFixed
+from ..other_names import also_named
 from ..session.durations import Duration, timeout_in_ms
 from ..session.given import session_of, write_on
 from ..session.leases import connection_in_autocommit
@@ -29,6 +30,7 @@ _READS = {"fictive_writes": False}  # whatever functions are called
 _FIXED = ("repeatable read", "serializable")
 
 
+@also_named(pk_value="pk")
 def wait_for_row_change(
     session: object,
     model: type[_T],

@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy.orm as sa_orm
 
 from ..errors import TransactionAborted, TransactionAlreadyBegun
+from ..other_names import also_named
 from . import private
 from .engines import ABORTED, is_aborted
 from .given import session_of
@@ -22,6 +23,7 @@ log = logging.getLogger("fictive.session")
 _OPEN = "fictive.context"
 
 
+@also_named(session_maker="session_factory")
 def create_db_context(
     session_factory: Callable[[], Any],
 ) -> Callable[[], contextlib.AbstractContextManager[Any]]:
@@ -61,6 +63,7 @@ def create_db_context(
     return db_context
 
 
+@also_named(session_maker="session_factory")
 def create_db_dependency(session_factory: Callable[[], Any]) -> Callable[[], Iterator[Any]]:
     """`create_db_context` as a generator function, for frameworks that take dependencies so: `Depends(get_db)`.
 
