@@ -8,7 +8,7 @@ import enum
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, UnknownOption
 from .session.durations import timeout_in_ms
 
 __all__ = ["LazyLoads", "NPlusOne", "Settings", "UnsavedChanges", "WritesOutside"]
@@ -140,9 +140,8 @@ class Settings:
             if key not in known:
                 # without the prefix, in which all are alike
                 fields = [field.name for field in known.values()]
-                near = difflib.get_close_matches(key.removeprefix(_PREFIX).lower(), fields, n=1)
-                every = ", ".join(sorted(known))
-                hint = f"did you mean {setting_name(near[0])}?" if near else f"the settings are {every}."
+                near = nearest(key.removeprefix(_PREFIX).lower(), fields)
+                hint = _hint([setting_name(each) for each in near], "the settings are", known)
                 raise ConfigurationError(f"There is no setting {key}: {hint}")
             kind: type[Any] = type(known[key].default)
             if (read := known[key].metadata.get("read")) is not None:
@@ -159,6 +158,26 @@ class Settings:
 def setting_name(field: str) -> str:
     """The key in `app.config` of a field of `Settings`."""
     return _PREFIX + field.upper()
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Those of `known` that `name` may be a misspelling of, or a part of; the most alike first, two at most."""
+    names = sorted(known)
+    parts = [each for each in names if len(name) > 2 and name in each.split("_")]
+    return parts[:2] or difflib.get_close_matches(name, names, n=2)
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str], function: str) -> None:
+    """Raise `UnknownOption` for the first name that is not among those that `function`, `"transaction()"`, takes."""
+    names = sorted(known)
+    for name in given:
+        if name not in names:
+            raise UnknownOption(f"{function} has no option {name}: {_hint(nearest(name, names), 'it has', names)}")
+
+
+def _hint(near: Iterable[str], otherwise: str, known: Iterable[str]) -> str:
+    found = " or ".join(near)
+    return f"did you mean {found}?" if found else f"{otherwise} {', '.join(sorted(known))}."
 
 
 def flag(value: object, name: str) -> bool:

@@ -44,6 +44,7 @@ __all__ = [
     "TransactionOutOfOrder",
     "TransactionRequired",
     "UnknownAttribute",
+    "UnknownOption",
     "UnsavedChangesError",
     "UnsavedChangesWarning",
     "UnsavedObject",
@@ -57,6 +58,10 @@ class FictiveError(Exception):
 
 class ConfigurationError(FictiveError, sa_exc.ArgumentError):
     """A class, a setting or an option that cannot work. The message names it, and the remedy."""
+
+
+class UnknownOption(ConfigurationError, TypeError):
+    """A keyword that a function does not take. The message names the function that was called, and what was meant."""
 
 
 class DatabaseNotConfigured(ConfigurationError, RuntimeError):

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from . import cli
-from .config import LazyLoads, NPlusOne, Settings
+from .config import LazyLoads, NPlusOne, Settings, refuse_unknown
 from .databases.cleanup import cleanup_tables
 from .databases.engine_options import POOL_OPTIONS, add_options, merged_connect_args
 from .databases.urls import database_url
@@ -28,10 +28,11 @@ from .drivers.sqlite import TakeTurnsPool, is_memory_url
 from .errors import ConfigurationError, DatabaseNotConfigured, SettingIgnoredWarning
 from .flask_config import ENVIRONMENT, Environment, check_urls, option_layers, read_environment, shared_layers
 from .flask_transactions import app_context, around_view
+from .flask_views import Decorated
 from .http_errors import init_default_handlers, init_error_handlers
-from .locks.advisory import AdvisoryKey, advisory_lock
-from .locks.rows import Rows, claim
-from .locks.tables import lock_tables
+from .locks.advisory import AdvisoryKey, AdvisoryLockOptions, advisory_lock
+from .locks.rows import ClaimOptions, Rows, claim
+from .locks.tables import LockTablesOptions, lock_tables
 from .models.lazy_loads import set_lazy_loads
 from .other_names import also_named
 from .report.watcher import WATCHER
@@ -43,7 +44,6 @@ from .rows.waiting import wait_for_row_change
 from .session.blocks import TransactionBlock, on_commit, on_rollback, run_transaction, transaction_required
 from .session.durations import Duration
 from .session.engines import prepare
-from .session.hooks import Hook
 from .session.optin import OptInSession, check_options
 from .session.parking import ParkingPool
 from .session.retry import BeforeRetry
@@ -61,7 +61,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     from flask_sqlalchemy.extension import _FSAModel
-    from typing_extensions import Unpack
+    from typing_extensions import ParamSpec, Unpack
 
     from .session.options import TransactionArguments
 
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         upsert_many: UpsertManyDescriptor
         update_many: UpdateManyDescriptor
 
+    _Arguments = ParamSpec("_Arguments")
     _Base = flask_sqlalchemy.SQLAlchemy
 else:
     _Base = object
@@ -101,6 +102,18 @@ class _AppSession(OptInSession):
         return super().default_settings()
 
 
+class _Block(TransactionBlock):
+    """Remembers the functions that it decorates."""
+
+    def __init__(self, decorated: Decorated, session: Callable[[], Any], **options: Any) -> None:
+        super().__init__(session, **options)
+        self._decorated = decorated
+
+    def __call__(self, function: _Function) -> _Function:
+        self._decorated.check(function, "transaction")
+        return self._decorated.add(super().__call__(function), "transaction")
+
+
 class OptInTransactionMixin(_Base):
     """Makes `db.session` an `OptInSession`: no transaction but where the code says `with db.session.begin():`.
 
@@ -113,6 +126,10 @@ class OptInTransactionMixin(_Base):
 
     if TYPE_CHECKING:
         session: OptInScopedSession  # type: ignore[assignment]
+
+    @functools.cached_property
+    def _decorated(self) -> Decorated:
+        return Decorated()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -146,6 +163,7 @@ class OptInTransactionMixin(_Base):
         settings = dataclasses.replace(settings, report=settings.wants_report(app.debug))
         init_default_handlers(app)
         app.extensions["fictive"] = settings
+        self._decorated.watch(app)
         app.cli.add_command(cli.fictive)
         if settings.report:
             from .report import requests
@@ -193,7 +211,7 @@ class OptInTransactionMixin(_Base):
     def transaction(self, function: Any = None, /, **options: Any) -> Any:
         """`fictive.sqlalchemy.transaction` of the current session: `with db.transaction():`, `@db.transaction`, or
         `@db.transaction(retries=3)`."""
-        block = TransactionBlock(lambda: self.session, **options)
+        block = _Block(self._decorated, lambda: self.session, **options)
         return block if function is None else block(function)
 
     get_transaction = transaction
@@ -210,8 +228,9 @@ class OptInTransactionMixin(_Base):
         return run_transaction(self.session, function, retries=retries, before_retry=before_retry, **options)
 
     def transaction_required(self, function: _Function) -> _Function:
-        """Decorator: `function` raises `TransactionRequired` where it is called outside."""
-        return transaction_required(self.session)(function)
+        """Decorator: `function` raises `TransactionRequired` where it is called outside. Goes below `@app.route`."""
+        self._decorated.check(function, "transaction_required")
+        return self._decorated.add(transaction_required(self.session)(function), "transaction_required")
 
     @overload
     def transactional(self, view: _Function, /) -> _Function: ...
@@ -228,23 +247,31 @@ class OptInTransactionMixin(_Base):
     ) -> Callable[[_Function], _Function]: ...
 
     def transactional(self, view: Any = None, /, **options: Any) -> Any:
-        """Decorator: the view runs in a `transaction()`, below `@app.route`. Takes the same options.
+        """Decorator: the view runs in a `transaction()`. Goes below `@app.route`; above it, the first request raises
+        `ConfigurationError`. Takes the options of `transaction()`.
 
         COMMIT comes before the response leaves, so that a COMMIT that fails is an error response. An exception rolls
         back, and so does a response with one of the status codes in `FICTIVE_ROLLBACK_STATUSES` (400 to 599 by
         default), returned or raised by `abort()`; a redirect is a success, raised or not. What a streamed response
         runs while it is sent comes after the COMMIT, outside.
         """
-        block = TransactionBlock(lambda: self.session, **options)
-        return around_view(block, view) if view is not None else functools.partial(around_view, block)
+        block = TransactionBlock(lambda: self.session, called="transactional()", **options)
 
-    def on_commit(self, fn: Hook) -> None:
+        def decorate(view: _Function) -> _Function:
+            self._decorated.check(view, "transactional")
+            return self._decorated.add(around_view(block, view), "transactional")
+
+        return decorate if view is None else decorate(view)
+
+    def on_commit(self, fn: Callable[_Arguments, object], *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> None:
         """`fictive.sqlalchemy.on_commit` of the current session."""
-        on_commit(self.session, fn)
+        on_commit(self.session, fn, *args, **kwargs)
 
-    def on_rollback(self, fn: Hook) -> None:
+    def on_rollback(
+        self, fn: Callable[_Arguments, object], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> None:
         """`fictive.sqlalchemy.on_rollback` of the current session."""
-        on_rollback(self.session, fn)
+        on_rollback(self.session, fn, *args, **kwargs)
 
     def context(self, app: flask.Flask) -> contextlib.AbstractContextManager[OptInSession]:
         """`with db.context(app) as session:` for scripts, jobs and commands: an app context with its session.
@@ -289,16 +316,23 @@ class OptInTransactionMixin(_Base):
         """`fictive.sqlalchemy.m2m_clear` in the current session."""
         return many_to_many.m2m_clear(self.session, instance, relationship)
 
-    def lock_tables(self, tables: Iterable[Any], **options: Any) -> contextlib.AbstractContextManager[sa_orm.Session]:
+    def lock_tables(
+        self, tables: Iterable[Any], **options: Unpack[LockTablesOptions]
+    ) -> contextlib.AbstractContextManager[sa_orm.Session]:
         """`fictive.sqlalchemy.lock_tables` with the current session."""
+        refuse_unknown(options, LockTablesOptions.__annotations__, "lock_tables()")
         return lock_tables(self.session, tables, **options)
 
-    def advisory_lock(self, key: AdvisoryKey, **options: Any) -> contextlib.AbstractContextManager[sa_orm.Session]:
+    def advisory_lock(
+        self, key: AdvisoryKey, **options: Unpack[AdvisoryLockOptions]
+    ) -> contextlib.AbstractContextManager[sa_orm.Session]:
         """`fictive.sqlalchemy.advisory_lock` with the current session."""
+        refuse_unknown(options, AdvisoryLockOptions.__annotations__, "advisory_lock()")
         return advisory_lock(self.session, key, **options)
 
-    def claim(self, statement: Rows, limit: int | None = None, **options: Any) -> Rows:
+    def claim(self, statement: Rows, limit: int | None = None, **options: Unpack[ClaimOptions]) -> Rows:
         """`fictive.sqlalchemy.claim`, which needs no session."""
+        refuse_unknown(options, ClaimOptions.__annotations__, "claim()")
         return claim(statement, limit, **options)
 
     def cleanup_tables(self, *, lock_timeout: Duration | None = "5s") -> None:

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import weakref
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -21,7 +21,7 @@ from ..session.leases import connection_in_autocommit
 from .server import Quoting, ServerBlock, lock_timeouts, waiting_block
 from .taken import TakenInside
 
-__all__ = ["AdvisoryKey", "LockKey", "advisory_lock", "lock_key"]
+__all__ = ["AdvisoryKey", "AdvisoryLockOptions", "LockKey", "advisory_lock", "lock_key"]
 
 log = logging.getLogger("fictive.locks")
 
@@ -88,6 +88,14 @@ def _cast(number: int, key: LockKey) -> str:
 
 # What a session holds outside, by its key: whether all of it is shared. Its own connection would wait for itself.
 _held: weakref.WeakKeyDictionary[sa_orm.Session, dict[LockKey, bool]] = weakref.WeakKeyDictionary()
+
+
+class AdvisoryLockOptions(TypedDict, total=False):
+    """What `advisory_lock()` takes by keyword; its docstring has the meanings."""
+
+    shared: bool
+    nowait: bool
+    timeout: Duration | None
 
 
 def advisory_lock(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
@@ -11,7 +11,7 @@ from ..config import flag
 from ..errors import ConfigurationError, UnsupportedDialect
 from ..session import private
 
-__all__ = ["Rows", "claim"]
+__all__ = ["ClaimOptions", "Rows", "claim"]
 
 Rows = TypeVar("Rows", bound="sa.Select[Any]")
 
@@ -39,6 +39,15 @@ def _refuse(element: _PostgreSQLOnly, compiler: Any, **kwargs: Any) -> str:
 @compiles(_PostgreSQLOnly, "postgresql")
 def _nothing(element: _PostgreSQLOnly, compiler: Any, **kwargs: Any) -> str:
     return ""
+
+
+class ClaimOptions(TypedDict, total=False):
+    """What `claim()` takes by keyword; its docstring has the meanings."""
+
+    of: Any
+    key_share: bool
+    nowait: bool
+    skip_locked: bool
 
 
 def claim(

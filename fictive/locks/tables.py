@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -18,7 +18,12 @@ from ..session.given import require_postgresql, session_of, write_on
 from .server import Quoting, ServerBlock, lock_timeouts, waiting_block
 from .taken import TakenInside
 
-__all__ = ["LockMode", "lock_tables", "tables_of"]
+__all__ = ["LockMode", "LockModeName", "LockTablesOptions", "lock_tables", "tables_of"]
+
+LockModeName: TypeAlias = Literal[
+    "ACCESS SHARE", "ROW SHARE", "ROW EXCLUSIVE", "SHARE UPDATE EXCLUSIVE", "SHARE", "SHARE ROW EXCLUSIVE",
+    "EXCLUSIVE", "ACCESS EXCLUSIVE",
+]  # fmt: skip
 
 
 class LockMode(str, enum.Enum):
@@ -60,11 +65,19 @@ _CONFLICTS = {
 }
 
 
+class LockTablesOptions(TypedDict, total=False):
+    """What `lock_tables()` takes by keyword; its docstring has the meanings."""
+
+    mode: LockMode | LockModeName
+    timeout: Duration | None
+    nowait: bool
+
+
 def lock_tables(
     session: sa_orm.Session | sa_orm.scoped_session[Any],
     tables: Iterable[Any],
     *,
-    mode: LockMode | str = LockMode.SHARE_UPDATE_EXCLUSIVE,
+    mode: LockMode | LockModeName = LockMode.SHARE_UPDATE_EXCLUSIVE,
     timeout: Duration | None = "5s",
     nowait: bool = False,
 ) -> contextlib.AbstractContextManager[sa_orm.Session]:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy.orm as sa_orm
 
+from ..config import refuse_unknown
 from ..errors import ConfigurationError, TransactionAlreadyBegun, TransactionEnded, TransactionRequired
 from .given import session_of
 from .hooks import Hook, HookKind, check_hook
 from .optin import OptInSession
-from .options import block_options
+from .options import OPTIONS, block_options
 from .plain import plain_blocks, plain_hooks
 from .retry import BeforeRetry, check_retries, run_with_retries
 from .transaction import Transaction
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import ParamSpec, Unpack
 
     from .options import TransactionArguments
+
+    _Arguments = ParamSpec("_Arguments")
 
 __all__ = [
     "TransactionBlock",
@@ -36,6 +39,7 @@ __all__ = [
 
 _T = TypeVar("_T")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_NAMES = (*OPTIONS, "retries", "before_retry")
 
 
 class TransactionBlock:
@@ -50,9 +54,11 @@ class TransactionBlock:
         *,
         retries: int | None = None,
         before_retry: BeforeRetry | None = None,
+        called: str = "transaction()",
         **arguments: Unpack[TransactionArguments],
     ) -> None:
-        """`session` is called for the session each time."""
+        """`session` is called for the session each time; `called` is the function that messages name."""
+        refuse_unknown(arguments, _NAMES, called)
         block_options(**arguments)
         if before_retry is not None and (retries is None or not callable(before_retry)):
             raise ConfigurationError("before_retry is a function, and comes with retries.")
@@ -169,7 +175,10 @@ def run_transaction(
     `function` may run several times: what it does outside the database belongs in an `on_commit` hook.
     """
     _check_function(function)
-    return TransactionBlock(lambda: session, retries=retries, before_retry=before_retry, **options).run(function)
+    block = TransactionBlock(
+        lambda: session, retries=retries, before_retry=before_retry, called="run_transaction()", **options
+    )
+    return block.run(function)
 
 
 def transaction_required(session: Any) -> Callable[[_Function], _Function]:
@@ -192,40 +201,62 @@ def transaction_required(session: Any) -> Callable[[_Function], _Function]:
     return decorate
 
 
-def on_commit(session: Any, fn: Hook) -> None:
-    """Call `fn()` once what is done now is committed: after COMMIT of the whole transaction, outside of it.
+def on_commit(
+    session: Any, fn: Callable[_Arguments, object], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+) -> None:
+    """Call `fn(*args, **kwargs)` once what is done now is committed: after COMMIT of the whole transaction, outside.
 
     Hooks run in the order of registration, and may use the session and begin transactions. Dropped when the savepoint
     it was registered in, or one around it, is rolled back. Outside, where each statement is committed already, `fn` is
-    called at once. In a block whose transaction has ended: `TransactionEnded`.
+    called at once. In a block whose transaction has ended: `TransactionEnded`. `TypeError` at the call for what is not
+    a function, for a coroutine function, and for one that takes other arguments.
 
     All hooks run even if one raises; then `HooksFailed` has all errors, and the transaction is still committed. After
     `CommitOutcomeUnknown` neither kind of hook runs. A hook is not kept anywhere but in this process: what must not be
     lost belongs in a table.
     """
-    _add("commit", session, fn)
+    _add("commit", session, fn, args, kwargs)
 
 
-def on_rollback(session: Any, fn: Hook) -> None:
-    """Call `fn()` when what is done now is undone: after the rollback of the savepoint it was registered in, or of one
-    around it, or of the whole transaction.
+def on_rollback(
+    session: Any, fn: Callable[_Arguments, object], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+) -> None:
+    """Call `fn(*args, **kwargs)` when what is done now is undone: after the rollback of the savepoint it was
+    registered in, or of one around it, or of the whole transaction.
 
     Outside there is nothing that could be undone, and `fn` is never called. Otherwise as `on_commit`. When an error
     ends the block, that error is raised, and those of hooks are logged.
     """
-    _add("rollback", session, fn)
+    _add("rollback", session, fn, args, kwargs)
 
 
-def _add(kind: HookKind, given: Any, fn: Hook) -> None:
+def _add(kind: HookKind, given: Any, fn: Callable[..., object], args: Any, kwargs: Any) -> None:
     session = session_of(given)
-    if isinstance(session, OptInSession):
-        session.add_hook(kind, fn)
-        return
     check_hook(fn)
+    _check_arguments(kind, fn, args, kwargs)
+    hook: Hook = functools.partial(fn, *args, **kwargs) if args or kwargs else fn
+    if isinstance(session, OptInSession):
+        session.add_hook(kind, hook)
+        return
     if session.in_transaction():
         current: sa_orm.SessionTransaction | None = session.get_nested_transaction() or session.get_transaction()
         if current is not None and not current.is_active:
             raise TransactionEnded(f"on_{kind}() in a transaction that has failed; rollback() ends it.")
-        plain_hooks(session).add(session, kind, fn)
+        plain_hooks(session).add(session, kind, hook)
     elif kind == "commit":
-        fn()
+        hook()
+
+
+def _check_arguments(kind: str, fn: Any, args: Any, kwargs: Any) -> None:
+    """Raise `TypeError` now for a function that could not be called later."""
+    if type(fn) is FunctionType and not (args or kwargs or fn.__code__.co_argcount or fn.__code__.co_kwonlyargcount):
+        return  # the usual case, at no price
+    try:
+        inspect.signature(fn).bind(*args, **kwargs)
+    except ValueError:  # a built-in function that does not tell
+        return
+    except TypeError as error:
+        raise TypeError(
+            f"on_{kind}(): {getattr(fn, '__qualname__', fn)} cannot be called like that: {error}. Give its arguments "
+            f"after it, on_{kind}(fn, argument), or a lambda."
+        ) from None

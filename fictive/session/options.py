@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import sqlalchemy as sa
 
-from ..config import flag
+from ..config import flag, refuse_unknown
 from ..drivers import TransactionOptions
 from ..errors import ConfigurationError, TransactionAlreadyBegun, UnsupportedDialect
 from .durations import Duration, timeout_in_ms
 
-__all__ = ["BlockOptions", "TransactionArguments", "block_options"]
+__all__ = ["OPTIONS", "BlockOptions", "IsolationLevel", "TransactionArguments", "block_options"]
+
+IsolationLevel: TypeAlias = Literal["READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+"""As SQL writes them; small letters and underscores are accepted too."""
 
 
 class TransactionArguments(TypedDict, total=False):
     """What `transaction()` takes by keyword; its docstring has the meanings."""
 
-    isolation_level: str | None
+    isolation_level: IsolationLevel | None
     read_only: bool | None
     deferrable: bool | None
     lock_timeout: Duration | None
     statement_timeout: Duration | None
     durable: bool
     savepoint: bool
+
+
+OPTIONS = tuple(TransactionArguments.__annotations__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +79,11 @@ def block_options(
     statement_timeout: Duration | None = None,
     durable: bool = False,
     savepoint: bool = True,
+    **unknown: Any,
 ) -> BlockOptions:
     """The arguments of `transaction()` as one object; `ConfigurationError` for a value that cannot be one."""
+    if unknown:
+        refuse_unknown(unknown, OPTIONS, "transaction()")
     if isolation_level is not None and not isinstance(isolation_level, str):
         raise ConfigurationError(f"isolation_level = {isolation_level!r}: expected a name such as 'SERIALIZABLE'.")
     for name, value in (("read_only", read_only), ("deferrable", deferrable)):

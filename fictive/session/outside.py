@@ -117,7 +117,8 @@ class Executes(TakesConnections):
             result = self._run_atomically(run, statement, params, returns_result)
         else:
             result = self._run_bare(run, statement, params, returns_result)
-        self._remember_write(summary(statement) if nature.effect is Effect.WRITE else "a function that may write")
+        if not _changed_nothing(statement, result):
+            self._remember_write(summary(statement) if nature.effect is Effect.WRITE else "a function that may write")
         return result
 
     def _refuse_outside(self, statement: Any, nature: Nature) -> None:
@@ -283,3 +284,9 @@ def _is_several(statement: Any, params: Any) -> bool:
     if isinstance(statement, sa.Insert):
         return bool(params)
     return False
+
+
+def _changed_nothing(statement: Any, result: Any) -> bool:
+    """Whether a DML statement met no row, so that there is nothing that could stay."""
+    cursor = private.cursor_result(result) if isinstance(statement, sa.UpdateBase) else None
+    return cursor is not None and cursor.rowcount == 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy.orm as sa_orm
 
 from ..config import UnsavedChanges, WritesOutside
-from .optin import OptInSession
+from .optin import OptInSession, check_options
 from .transaction import Transaction
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class sessionmaker(sa_orm.sessionmaker[OptInSession]):  # SQLAlchemy's name for 
     """
 
     def __init__(self, bind: Any = None, **kwargs: Any) -> None:
+        check_options(kwargs)
         kwargs.setdefault("class_", OptInSession)
         # SQLAlchemy would name its own defaults, and the session could not tell them from the user's
         kwargs.setdefault("autoflush", None)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
 
-from ..config import Settings, UnsavedChanges, WritesOutside, choice, flag
+from ..config import Settings, UnsavedChanges, WritesOutside, choice, flag, nearest
 from ..drivers import NO_OPTIONS, TransactionStatus
-from ..errors import ConfigurationError, TransactionAborted, TransactionAlreadyBegun
+from ..errors import ConfigurationError, TransactionAborted, TransactionAlreadyBegun, UnknownOption
 from . import private
 from .callers import caller
 from .engines import ABORTED, is_lost, status_of
@@ -24,6 +26,8 @@ __all__ = ["EMPTY", "SessionState", "check_options"]
 EMPTY: Mapping[str, Any] = {}
 
 _DEFAULTS = Settings()
+_OWN = frozenset({"writes_outside", "unsaved_changes", "retry_reads"})
+_KNOWN = _OWN | set(inspect.signature(sa_orm.Session.__init__).parameters) | {"class_"}
 
 
 class SessionState(private.JointedSession):
@@ -134,6 +138,13 @@ class SessionState(private.JointedSession):
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise `ConfigurationError` for options of a session that cannot work; they may come from a sessionmaker."""
+    if "autocommit" in options and options["autocommit"] is not None:
+        raise ConfigurationError(
+            f"autocommit={options['autocommit']} is not an option of the opt-in session. Leave it out: outside "
+            "begin() each statement is committed. "
+            'For writes that wait for commit(), as in SQLAlchemy, set writes_outside="begin" '
+            "or FICTIVE_WRITES_OUTSIDE."
+        )
     if options.get("autobegin") is False:
         raise ConfigurationError(
             "autobegin=False cannot be combined with the opt-in session: nothing begins by itself here, and "
@@ -144,6 +155,9 @@ def check_options(options: Mapping[str, Any]) -> None:
             "execution_options={'isolation_level': 'AUTOCOMMIT'} would leave begin() without a transaction. "
             "Leave it out: outside begin() the session runs statements in autocommit by itself."
         )
+    for name in options:
+        if name not in _KNOWN and (near := nearest(name, _OWN)):
+            raise UnknownOption(f"A session has no option {name}: did you mean {near[0]}?")
     for name, kind in (("writes_outside", WritesOutside), ("unsaved_changes", UnsavedChanges)):
         if options.get(name) is not None:
             choice(kind, options[name], name)
