@@ -147,8 +147,8 @@ def compare(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: Sequence[
     for op in upgrade_ops.ops:
         if isinstance(op, CreateTableOp):
             created.add((op.schema, op.table_name))
-            for key in (DECLARED, DECLARED_INSERTS):  # for this process, and would be written into the migration
-                op.info.pop(key, None)
+            for note in (DECLARED, DECLARED_INSERTS):  # for this process, and would be written into the migration
+                op.info.pop(note, None)
     wanted = {
         (table.schema, table.name): table
         for table in context.sorted_tables
