@@ -87,5 +87,11 @@ def line_of(place: Place | None) -> Line | None:
     template = names.get("__jinja_template__")
     if template is not None:
         return Line(str(template.filename or template.name), template.get_corresponding_lineno(number), "")
-    function = getattr(code, "co_qualname", code.co_name)
-    return Line(code.co_filename, number, function.rpartition("<locals>.")[2])
+    return Line(code.co_filename, number, _function(getattr(code, "co_qualname", code.co_name)))
+
+
+def _function(name: str) -> str:
+    """The function's name without those it is nested in; of a comprehension or a lambda, that of its function."""
+    while name.endswith(">") and "." in name:
+        name = name.rpartition(".")[0].removesuffix(".<locals>")
+    return name.rpartition("<locals>.")[2]

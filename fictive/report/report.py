@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -88,6 +88,8 @@ class Idle:
         if self.after == self.before:
             return f"{self.after}, from one round to the next"
         if (self.after.file, self.after.function) == (self.before.file, self.before.function):
+            if self.before.number < self.after.number:
+                return f"{self.after}, until the end of the block at line {self.before.number}"
             return f"{self.after.short}:{self.after.number} to {self.before.number} in {self.after.function}"
         return f"{self.after} to {self.before}"
 
@@ -154,6 +156,8 @@ class Report:
     """How many connections were lost."""
     request: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Of a request: `method`, `path`, `endpoint`, `status`, `id`."""
+    relationships: Callable[[str], list[str]] | None = dataclasses.field(default=None, compare=False, repr=False)
+    """Which relationships of the app's models a lazy load may be for, by its SQL."""
 
     @property
     def seconds(self) -> float:
@@ -209,7 +213,7 @@ class Report:
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """Statements that are repeated, the most frequent first."""
-        return tuple(sorted(_repeated(self.statements), key=lambda each: -each.count))
+        return tuple(sorted(_repeated(self.statements, self.relationships), key=lambda each: -each.count))
 
     def summary(self) -> dict[str, Any]:
         """The numbers, flat and fit for JSON; seconds are rounded to microseconds."""
@@ -244,6 +248,7 @@ class Report:
         started_wall: float = 0.0,
         ended: float,
         request: Mapping[str, Any] | None = None,
+        relationships: Callable[[str], list[str]] | None = None,
     ) -> Report:
         """Derive it from a collector's events."""
         by_kind: dict[int, list[Event]] = {kind: [] for kind in range(8)}
@@ -273,6 +278,7 @@ class Report:
             retries,
             len(by_kind[LOST]),
             request or {},
+            relationships,
         )
 
 
@@ -341,7 +347,7 @@ def _idle(number: int, sent: Sequence[Statement | Command], end: Event | None) -
         yield Idle(number, until, end[1], after, line_of(end[6]))
 
 
-def _repeated(statements: Sequence[Statement]) -> Iterable[Finding]:
+def _repeated(statements: Sequence[Statement], relationships: Callable[[str], list[str]] | None) -> Iterable[Finding]:
     """Reads that are run again with the same parameters, and statements that one line runs with others each time."""
     identical: dict[tuple[str, str], list[Statement]] = {}
     for each in statements:
@@ -359,9 +365,15 @@ def _repeated(statements: Sequence[Statement]) -> Iterable[Finding]:
             similar.setdefault((each.line, each.sql), []).append(each)
     for (line, sql), same in similar.items():
         if len(same) >= SIMILAR:
-            reads = same[0].kind == "read"
-            hint = "load them with their parents, selectinload, or all at once, IN" if reads else _WRITES
+            hint = _hint(sql, relationships) if same[0].kind == "read" else _WRITES
             yield Finding("n+1", len(same), line, sql[:MOST_SQL], hint)
 
 
-_WRITES = "write them in one statement, insert_many or update_many"
+_WRITES = "write them in one statement (insert_many, update_many)"
+
+
+def _hint(sql: str, relationships: Callable[[str], list[str]] | None) -> str:
+    found = relationships(sql) if relationships is not None else []
+    if found and len(found) <= 3:
+        return "load them with their parents: " + " or ".join(f"selectinload({each})" for each in found)
+    return "load them with their parents (selectinload), or all at once (IN)"

@@ -17,6 +17,7 @@ from .collector import Collector
 from .engine_events import watch_engine
 from .lines import register_application
 from .log import log_report
+from .relationships import relationships_of
 from .report import Report, transaction_report
 from .server_timing import server_timing
 from .signals import request_reported, transaction_ended
@@ -45,6 +46,10 @@ class Reports:
         """The last reports, the newest last; none unless they are kept."""
         self.shows_timing = settings.report_server_timing
         self._app = app
+
+    def relationships(self, sql: str) -> list[str]:
+        """The relationships of the app's models that `sql` may be a lazy load of."""
+        return relationships_of(sql, self._app.extensions["sqlalchemy"].Model.registry.mappers)
 
     def timing_wanted(self) -> bool:
         return self._app.debug if self.shows_timing is None else self.shows_timing
@@ -80,6 +85,10 @@ def install(app: flask.Flask, settings: Settings, engines: Mapping[Any, Any]) ->
     flask.appcontext_tearing_down.connect(_context_ends, app, weak=False)
     for engine in engines.values():
         watch_engine(engine, _current, rides=True)
+    if app.debug:
+        from .page import blueprint
+
+        app.register_blueprint(blueprint)
 
 
 def reports_of(app: flask.Flask) -> Reports | None:
@@ -174,6 +183,7 @@ def _report(collector: Collector, facts: Mapping[str, Any] | None = None) -> Rep
         started_wall=collector.started_wall,
         ended=time.perf_counter(),
         request=facts if facts is not None else flask.g.get(_REQUEST),
+        relationships=flask.current_app.extensions[EXTENSION].relationships,
     )
 
 

@@ -149,7 +149,10 @@ class _Look:
         bind = session.get_bind(self._mapper)
         if isinstance(session, OptInSession) or session.in_transaction() or isinstance(bind, sa.Connection):
             arguments = {"mapper": self._mapper, "clause": write_on(self._mapper.local_table)}
-            return session.execute(self._statement, bind_arguments=arguments, execution_options=_LOOKS).first() is not None
+            return (
+                session.execute(self._statement, bind_arguments=arguments, execution_options=_LOOKS).first()
+                is not None
+            )
         with connection_in_autocommit(bind) as connection:
             # a plain session would begin a transaction, and stay in it while it sleeps
             return connection.execute(self._statement).first() is not None

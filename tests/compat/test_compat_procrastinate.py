@@ -41,7 +41,9 @@ def queue(db: Any, driver: str, database_url: str, look: Look) -> Iterator[tuple
         app = procrastinate.App(connector=SQLAlchemyPsycopg2Connector(dsn=url.render_as_string(False)))
     else:
         conninfo = url.set(drivername="postgresql").render_as_string(False)
-        app = procrastinate.App(connector=procrastinate.SyncPsycopgConnector(conninfo=conninfo, min_size=1, max_size=1))
+        app = procrastinate.App(
+            connector=procrastinate.SyncPsycopgConnector(conninfo=conninfo, min_size=1, max_size=1)
+        )
 
     @app.task(name="send")
     def send(order_id: int) -> None: ...
