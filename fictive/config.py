@@ -6,7 +6,10 @@ import dataclasses
 import difflib
 import enum
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from typing import Any
+
+import sqlalchemy as sa
 
 from .errors import ConfigurationError, UnknownOption
 from .session.durations import timeout_in_ms
@@ -79,6 +82,36 @@ def count(value: object, name: str) -> int | None:
     return value
 
 
+def pooler_mode(value: object, name: str) -> str | None:
+    """`"transaction"` or None; `ConfigurationError` naming `name` otherwise."""
+    if value not in (None, "transaction"):
+        raise ConfigurationError(
+            f"{name} = {value!r}: expected 'transaction' or None. A pooler of sessions needs no setting; one of "
+            "statements cannot run transactions."
+        )
+    return None if value is None else "transaction"
+
+
+def direct_urls(value: object, name: str) -> tuple[tuple[str | None, sa.URL], ...]:
+    """The URLs by bind key, None for the default; `ConfigurationError` naming `name`, and no URL, otherwise."""
+    given: Mapping[Any, Any] = value if isinstance(value, Mapping) else {} if value is None else {None: value}
+    try:
+        found = tuple((key, sa.make_url(each)) for key, each in given.items())
+    except sa.exc.ArgumentError:
+        raise ConfigurationError(f"{name}: expected a database URL, or a mapping of bind keys to some.") from None
+    if not all(url.get_backend_name() == "postgresql" for _, url in found):
+        raise ConfigurationError(f"{name}: expected the URL of a PostgreSQL server.")
+    return found
+
+
+def patience(value: object, name: str) -> float:
+    """A duration of at most a minute, in seconds; 0 is none."""
+    found = 0.0 if value in (0, timedelta(0)) and not isinstance(value, bool) else seconds(value, name)
+    if found is None or found > 60:
+        raise ConfigurationError(f"{name} = {value!r}: expected a duration from 0 to 60 seconds.")
+    return found
+
+
 def flag_or_none(value: object, name: str) -> bool | None:
     """True, False or None; `ConfigurationError` naming `name` otherwise."""
     return None if value is None else flag(value, name)
@@ -104,6 +137,14 @@ class Settings:
     n_plus_one: NPlusOne = NPlusOne.OFF
     protected: bool = False
     """Whether `flask fictive drop` and `cleanup` are refused."""
+
+    pooler: str | None = _optional(pooler_mode)
+    """`"transaction"`: a pooler of transactions, such as PgBouncer, is between the app and its PostgreSQL servers."""
+    direct_url: tuple[tuple[str | None, sa.URL], ...] = dataclasses.field(default=(), metadata={"read": direct_urls})
+    """The URLs of the servers behind the pooler, by bind key; in `app.config` one URL, or a mapping by bind key."""
+    patience: float = dataclasses.field(default=5.0, metadata={"read": patience})
+    """Seconds during which connecting is tried again, after a connection was lost: the server may be restarting, or
+    another one be taking over."""
 
     # What is reported of requests (see `fictive.report`); durations are in seconds.
     report: bool | None = _optional(flag_or_none)

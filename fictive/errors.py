@@ -19,6 +19,7 @@ __all__ = [
     "ConnectionBusy",
     "DatabaseInUse",
     "DatabaseNotConfigured",
+    "DirectConnectionRequired",
     "DuplicateRows",
     "FictiveError",
     "FictiveWarning",
@@ -70,6 +71,11 @@ class DatabaseNotConfigured(ConfigurationError, RuntimeError):
 
 class TransactionRequired(FictiveError, sa_exc.InvalidRequestError):
     """Something that has an effect only within a transaction was tried outside. Nothing was sent."""
+
+
+class DirectConnectionRequired(FictiveError, sa_exc.InvalidRequestError):
+    """Something that needs one server connection for longer than a transaction was tried behind a pooler. Nothing was
+    sent. The remedies are `FICTIVE_DIRECT_URL`, or a form that ends with the transaction."""
 
 
 class TransactionAlreadyBegun(FictiveError, sa_exc.InvalidRequestError):

@@ -42,6 +42,8 @@ class Environment:
     options: Mapping[str | None, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """By variable: `"environment"` or the file."""
+    pooled: frozenset[str | None] = frozenset()
+    """The databases that are behind a PgBouncer in transaction mode."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +207,8 @@ def read_environment(config: Mapping[str, Any], class_options: Mapping[str, Any]
         for each in options.values():
             each.pop("echo", None)
     origins = {name: origin for each in found.values() for name, origin in each.own_origins().items()}
-    return Environment(urls, options, origins)
+    pooled = frozenset(key for key, each in found.items() if each.db_pgbouncer)
+    return Environment(urls, options, origins, pooled)
 
 
 def _names() -> set[str]:

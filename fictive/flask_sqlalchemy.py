@@ -21,6 +21,7 @@ import sqlalchemy.orm as sa_orm
 
 from . import cli
 from .config import LazyLoads, NPlusOne, Settings, refuse_unknown
+from .connection.pooler import set_pooler
 from .databases.cleanup import cleanup_tables
 from .databases.engine_options import POOL_OPTIONS, add_options, merged_connect_args
 from .databases.urls import database_url
@@ -160,6 +161,7 @@ class OptInTransactionMixin(_Base):
                     app.config.pop(key, None)
                 app.config.update(before)
             raise
+        _tell_of_poolers(self._app_engines[app], settings, app.extensions[ENVIRONMENT])
         settings = dataclasses.replace(settings, report=settings.wants_report(app.debug))
         init_default_handlers(app)
         app.extensions["fictive"] = settings
@@ -402,6 +404,14 @@ class OptInTransactionMixin(_Base):
                     session.report_committed()
         finally:
             super()._teardown_session(exc)
+
+
+def _tell_of_poolers(engines: Mapping[str | None, sa.Engine], settings: Settings, environment: Environment) -> None:
+    direct = dict(settings.direct_url)
+    for key, engine in engines.items():
+        pooled = settings.pooler is not None or key in environment.pooled
+        if pooled and engine.dialect.name == "postgresql":
+            set_pooler(engine, direct_url=direct.get(key))
 
 
 def _add_urls(app: flask.Flask, environment: Environment, class_options: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .config import Settings, UnsavedChanges, WritesOutside
+from .connection.pooler import set_pooler
 from .databases.cleanup import cleanup_tables
 from .databases.create import create_database, database_exists, drop_database
 from .drivers.sqlite import TakeTurnsPool
@@ -75,6 +76,7 @@ __all__ = [
     "on_rollback",
     "run_transaction",
     "sessionmaker",
+    "set_pooler",
     "transaction",
     "transaction_required",
     "update_many",

@@ -37,7 +37,12 @@ def page_wire(database_url: str, wire: Any, monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
-def test_page_runs_and_shows_what_is_sent(page: Path, database_url: str, page_wire: Any) -> None:
+def test_page_runs_and_shows_what_is_sent(
+    page: Path, database_url: str, page_wire: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "POOLER_URL" in page.read_text(encoding="utf-8"):
+        monkeypatch.setenv("POOLER_URL", request.getfixturevalue("pooler").url(database_url))
+        monkeypatch.setenv("DIRECT_URL", database_url)
     compare = sa.make_url(database_url).get_driver_name() == "psycopg2"
     with run_page(page, page_wire, compare_sql=compare):
         pass

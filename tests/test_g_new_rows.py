@@ -174,7 +174,8 @@ def test_g2_model_needs_its_trigger(engine: sa.Engine, look: Look) -> None:
 def test_g2_a_lost_listener_wakes_since_rows_may_have_come(engine: sa.Engine, look: Look) -> None:
     waiting = _waiting(engine, Task)
     look(
-        "select pg_terminate_backend(pid) from pg_stat_activity where query ~* 'listen|pg_trigger' and pid <> pg_backend_pid()"
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where query ~* 'listen|pg_trigger' and pid <> pg_backend_pid()"
     )
     waiting.result()
 

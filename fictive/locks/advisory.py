@@ -14,7 +14,9 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..config import flag
+from ..connection.pooler import way_around
 from ..errors import ConfigurationError, LockLost, LockTimeout
+from ..session.blocks import transaction
 from ..session.durations import Duration, timeout_in_ms
 from ..session.given import require_postgresql, session_of, write_on
 from ..session.leases import connection_in_autocommit
@@ -114,6 +116,9 @@ def advisory_lock(
     ever. In a block of the same session on the same key nothing is sent. What is pending is not flushed before the
     lock is held.
 
+    Behind a pooler of transactions (`FICTIVE_POOLER`), elsewhere means: on the direct URL, if there is one; or the
+    block is a transaction of the session, as with `transaction()`, and ends with its COMMIT.
+
     Where writes leave a transaction open, under `writes_outside="begin"` and on a plain session, call `commit()` in a
     block that began in none, or the next holder does not see what was written. In a transaction, a `commit()` or
     `rollback()` in the block gives the lock back.
@@ -178,7 +183,15 @@ class _AdvisoryLock(TakenInside):
         if self._is_taken() or self._has_it():
             yield session
             return
-        with _on_its_own_connection(session, wanted):
+        bind = session.get_bind(clause=write_on())
+        engine = way_around(bind if isinstance(bind, sa.Engine) else bind.engine)
+        if engine is None:
+            with transaction(session):  # a pooler of transactions gives nothing longer
+                with session.no_autoflush:
+                    self._take()
+                yield session
+            return
+        with _on_its_own_connection(engine, wanted):
             held = _held.setdefault(session, {})
             held[wanted.key] = wanted.shared
             try:
@@ -188,9 +201,8 @@ class _AdvisoryLock(TakenInside):
 
 
 @contextlib.contextmanager
-def _on_its_own_connection(session: sa_orm.Session, wanted: _Wanted) -> Iterator[None]:
-    bind = session.get_bind(clause=write_on())
-    with connection_in_autocommit(bind if isinstance(bind, sa.Engine) else bind.engine) as connection:
+def _on_its_own_connection(engine: sa.Engine, wanted: _Wanted) -> Iterator[None]:
+    with connection_in_autocommit(engine) as connection:
         free = False  # whether it is certain that the connection holds no lock
         try:
             try:

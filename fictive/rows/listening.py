@@ -23,6 +23,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from ..connection.pooler import way_around
 from ..drivers import driver_for
 from ..drivers.base import dbapi_connection
 from ..session import private
@@ -43,6 +44,7 @@ _inherited: list[Any] = []
 _listeners: weakref.WeakKeyDictionary[sa.Engine, Listening] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 _warned: set[str] = set()
+_told: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
 _process: list[int] = []  # of whom the listeners are, once there was one
 
 
@@ -100,7 +102,15 @@ def listen(engine: sa.Engine, tables: Sequence[sa.Table], *, inserts: bool = Fal
     """A waiter for changes in `tables`, or with `inserts` for new rows. Its first check comes after `answered`: it is
     live from then on, or polls."""
     waiter = Waiter(tables, inserts=inserts)
-    engine = private.root_engine(engine)
+    direct = way_around(private.root_engine(engine))
+    if direct is None:
+        if engine not in _told:
+            _told.add(engine)
+            log.info("LISTEN does not work behind a pooler of transactions, so waiters poll: set FICTIVE_DIRECT_URL")
+        waiter.set_state(State.POLLING)
+        yield waiter
+        return
+    engine = direct
     with _lock:
         listener = _listeners.get(engine)
         if listener is None or not listener.add(waiter):

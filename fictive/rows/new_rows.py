@@ -90,8 +90,9 @@ def wait_for_rows(
 
 _NOT_TOLD = (
     "wait_for_rows(): the database does not tell of new rows of {0}. Call notify_changes({0}, inserts=True) where the "
-    "model is defined, and install its trigger with op.create_notify_changes(..., inserts=True) in a migration or with "
-    "notify_changes({0}, db.session, inserts=True). Or give a select(), which is run again and again."
+    "model is defined, and install its trigger by op.create_notify_changes(..., inserts=True) in a migration or by "
+    "notify_changes({0}, db.session, inserts=True). Behind a pooler of transactions it needs FICTIVE_DIRECT_URL. Or "
+    "give a select(), which is run again and again."
 )
 
 

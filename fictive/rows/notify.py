@@ -76,8 +76,8 @@ def notify_changes(model: type[Any], on: object = None, *, inserts: bool = False
     inheritance spreads it over several. The price: transactions that notify are committed one after the other in the
     whole database, so it is not for tables with thousands of writes a second.
 
-    With `inserts`, a second trigger tells `wait_for_rows` of new rows: it runs once for each INSERT or COPY, of however
-    many rows, and sends one notification for each transaction. Two statements more.
+    With `inserts`, a second trigger tells `wait_for_rows` of new rows: it runs once for each INSERT or COPY, of
+    however many rows, and sends one notification for each transaction. Two statements more.
 
     Raises `TypeError` for what is not a mapped class; `UnsupportedDialect` for `on` on another database.
     """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from ..connection.pooler import is_pooled, refusal
 from ..drivers import driver_for
 from ..errors import TransactionAlreadyBegun, TransactionRequired
 from . import private
@@ -70,6 +71,8 @@ class TakesConnections(EndsBlocks):
         if self._pins is not None:
             yield self
             return
+        if isinstance(bind := self.get_bind(), sa.Engine) and is_pooled(bind):
+            raise refusal("pinned()")
         if self._is_inside():
             raise TransactionAlreadyBegun("pinned() goes around begin(), not inside; a transaction has its own.")
         pins = self._pins = Pins()
