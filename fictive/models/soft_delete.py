@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy import event
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column
 
 from ..rows.columns import WITH_DELETED
@@ -24,13 +26,17 @@ _Statement = TypeVar("_Statement", bound=Any)
 class SoftDeleteMixin:
     """`deleted_at`: when the row was deleted, by the server's clock; NULL while it lives.
 
-    Deleted rows are hidden from SELECTs, joins, lazy loads and eager loads of every opt-in session; other sessions
-    hide them after `hide_deleted(session)`. Statements on other models are not touched.
+    Deleted rows are hidden from SELECTs, joins, lazy loads and eager loads of every opt-in session, and from its ORM
+    `update()` and `delete()` by criteria; other sessions hide them after `hide_deleted(session)`. Statements on other
+    models are not touched, nor are those of Core.
+
+    `is_deleted` is for objects and for queries: `with_deleted(select(Item).where(Item.is_deleted))`. A model that
+    looks for its deleted rows often sets `__index_deleted_at__ = True`, for an index over `deleted_at`.
 
     What it means elsewhere:
 
-    * On SQLAlchemy 2.0 `any()` and `has()` see deleted rows; a join or `in_(select(...))` does not.
-    * `session.delete(obj)`, `DELETE` and `UPDATE` statements are what they are, and see deleted rows too.
+    * To purge deleted rows: `session.execute(with_deleted(delete(Item).where(Item.deleted_at < day)))`.
+    * `session.delete(obj)` deletes the row, whether or not it is marked; so does a bulk update by primary key.
     * An object that the session has loaded stays in it: `session.get` and a many-to-one hand it out from memory.
     * Rows that point to a deleted one stay, and cascades do not run: delete them too where that is wanted.
     * A deleted row keeps its unique keys. `unique_among_live` makes a key that can be given again.
@@ -50,29 +56,48 @@ class SoftDeleteMixin:
 
         @declared_attr
         def deleted_at(cls):
-            return mapped_column(sa.DateTime(timezone=True), nullable=True, sort_order=LAST)
+            index = bool(getattr(cls, "__index_deleted_at__", False)) or None
+            return mapped_column(sa.DateTime(timezone=True), nullable=True, index=index, sort_order=LAST)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _deletable.add(cls)
         hide_deleted(OptInSession)
 
-    @property
+    @hybrid_property
     def is_deleted(self) -> bool:
+        """Whether the row is marked; in a query an SQL condition."""
         return self.deleted_at is not None
 
+    @is_deleted.inplace.expression
+    @classmethod
+    def _is_deleted_in_sql(cls) -> sa.ColumnElement[bool]:
+        return cls.deleted_at.is_not(None)
+
     def soft_delete(self) -> None:
-        """Mark the row deleted, with the next flush. Of a row that is deleted already the time stays."""
+        """Mark the row deleted, with the next flush, by the server's clock. Until then `deleted_at` is this process's
+        time. Of a row that is deleted already the time stays."""
         if self.deleted_at is None:
-            self.deleted_at = sa.func.now()  # SQLAlchemy takes SQL for a value
+            self.deleted_at = _Now.now(datetime.timezone.utc)
 
     def restore(self) -> None:
         """Let the row live again, with the next flush. A unique key that was given again meanwhile raises there."""
         self.deleted_at = None
 
 
+class _Now(datetime.datetime):
+    """A time to look at, and the server's `now()` for SQLAlchemy, which writes it."""
+
+    def __clause_element__(self) -> sa.ColumnElement[datetime.datetime]:
+        return sa.func.now()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # what is copied or pickled is a time
+        return datetime.datetime.combine, (self.date(), self.timetz())
+
+
 def with_deleted(statement: _Statement) -> _Statement:
-    """`statement`, a SELECT or a `Query`, with deleted rows among its own, and among what it loads eagerly.
+    """`statement`, a SELECT, a `Query`, or an ORM `update()` or `delete()`, with deleted rows among its own, and among
+    what it loads eagerly.
 
     For `session.get` give `execution_options={"fictive_with_deleted": True}`.
     """
@@ -95,18 +120,25 @@ def unique_among_live(*columns: str, name: str | None = None) -> sa.Index:
     return sa.Index(name, *columns, unique=True, postgresql_where=live, sqlite_where=live)
 
 
-_LIVE = sa_orm.with_loader_criteria(SoftDeleteMixin, lambda cls: cls.deleted_at.is_(None), include_aliases=True)
+LIVE = sa_orm.with_loader_criteria(SoftDeleteMixin, lambda cls: cls.deleted_at.is_(None), include_aliases=True)
+
+
+# find_or_create() names it itself, for sessions that do not hide; then it is not added once more
+SoftDeleteMixin.__live_rows__ = LIVE  # type: ignore[attr-defined]
 
 
 def _add_criteria(state: sa_orm.ORMExecuteState) -> None:
-    if not state.is_select:
+    if state.is_select:
+        private.rest_of_a_stream(state)
+    elif not (state.is_update or state.is_delete) or state.is_executemany:
         return
-    private.rest_of_a_stream(state)
     if state.is_column_load or state.execution_options.get(WITH_DELETED):
         return
     statement = private.resolved(state.statement)
-    if isinstance(statement, (sa.Select, sa.CompoundSelect)) and _may_read_deletable(statement):
-        state.statement = statement.options(_LIVE)
+    if not isinstance(statement, (sa.Select, sa.CompoundSelect, sa.Update, sa.Delete)):
+        return
+    if _may_read_deletable(statement):
+        state.statement = _hide_in_exists(statement).options(LIVE)
         if isinstance(statement, sa.CompoundSelect):  # SQLAlchemy 2.0 leaves its options out of the cache's key
             state.update_execution_options(compiled_cache=None)
 
@@ -121,7 +153,7 @@ def _may_read_deletable(statement: Any) -> bool:
     Other eager loads and lazy loads are statements of their own.
     """
     if options := private.options_of(statement):
-        return _LIVE not in options  # a lazy load has those of the SELECT that loaded its parent
+        return LIVE not in options  # a lazy load has those of the SELECT that loaded its parent
     tables = {str(sa_orm.class_mapper(model).local_table) for model in _deletable if "__mapper__" in model.__dict__}
     for element in sa.sql.visitors.iterate(statement):
         if isinstance(element, sa.Table):
@@ -131,3 +163,26 @@ def _may_read_deletable(statement: Any) -> bool:
             if mapper is not None and any(each.lazy in _JOINED for each in mapper.relationships):
                 return True
     return False
+
+
+def _hide_in_exists(statement: Any) -> Any:
+    """On SQLAlchemy 2.0, whose loader criteria do not reach into `any()` and `has()`: those with the condition."""
+    if _ON_21:
+        return statement
+    mappers = [sa_orm.class_mapper(model) for model in _deletable if "__mapper__" in model.__dict__]
+    columns = {mapper.columns["deleted_at"].table: mapper.columns["deleted_at"] for mapper in mappers}
+
+    def with_condition(element: Any, **kwargs: Any) -> Any:
+        if not isinstance(element, sa.Exists):
+            return None
+        inner = sa.sql.visitors.replacement_traverse(element, {"stop_on": [element]}, with_condition)
+        for selectable in itertools.chain.from_iterable(map(sa.sql.visitors.iterate, private.named_froms(inner))):
+            table = selectable.element if isinstance(selectable, sa.Alias) else selectable
+            if isinstance(selectable, (sa.Table, sa.Alias)) and table in columns:
+                inner = inner.where(selectable.c[columns[table].key].is_(None))
+        return inner
+
+    return sa.sql.visitors.replacement_traverse(statement, {}, with_condition)
+
+
+_ON_21 = tuple(map(int, sa.__version__.split(".")[:2])) >= (2, 1)

@@ -25,6 +25,9 @@ __all__ = [
 ]
 
 
+LIVE_ROWS = "__live_rows__"
+"""The class attribute with the loader option by which a SELECT sees live rows only."""
+
 WITH_DELETED = "fictive_with_deleted"
 """The execution option by which a SELECT sees rows that are deleted and still there."""
 

@@ -17,6 +17,7 @@ from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import AsBoolean, BooleanClauseList, Label, TextClause, UnaryExpression
 
 from .columns import (
+    LIVE_ROWS,
     composite_values,
     foreign_key_of,
     hybrid,
@@ -49,7 +50,11 @@ class Lookup:
 
     def select(self) -> sa.Select[Any]:
         """The statement that finds the row; of two rows it shows that there are several."""
-        return sa.select(self.mapper.class_).where(*self.criteria).limit(2)
+        live_rows = getattr(self.mapper.class_, LIVE_ROWS, None) if self.live else None
+        if live_rows is None:
+            return sa.select(self.mapper.class_).where(*self.criteria).limit(2)
+        # a session that hides deleted rows does not add it once more
+        return sa.select(self.mapper.class_).where(*self.criteria[:-1]).limit(2).options(live_rows)
 
 
 def lookup_of(mapper: sa_orm.Mapper[Any], filter_by: Mapping[str, Any]) -> Lookup:

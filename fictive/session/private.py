@@ -38,6 +38,7 @@ __all__ = [
     "loaded_as",
     "locks_rows",
     "mapper_of",
+    "named_froms",
     "options_of",
     "past_ended_blocks",
     "pool_settings",
@@ -313,6 +314,13 @@ def mapper_of(element: Any) -> sa_orm.Mapper[Any] | None:
     """The mapper that a table or column in a statement was named through; SQLAlchemy keeps it as an annotation."""
     entity = getattr(element, "_annotations", {}).get("parententity")
     return None if entity is None else entity.mapper
+
+
+def named_froms(exists: Any) -> Sequence[Any]:
+    """What `select_from()` of the SELECT in an `exists()` was given; `any()` and `has()` name their table so."""
+    inner = exists.element
+    froms: Sequence[Any] = getattr(getattr(inner, "element", inner), "_from_obj", ())
+    return froms
 
 
 def is_orm_dml(statement: Any) -> bool:
