@@ -159,12 +159,19 @@ class Settings:
     """A request with a transaction that is open but idle for longer than this, in all, is logged."""
     report_json: bool = False
     """Whether the log record's message is JSON."""
+    report_transaction_open: float | None = _optional(seconds)
+    """A transaction that is open for longer than this is logged while it is open."""
+    report_connection_held: float | None = _optional(seconds)
+    """A connection that is out of the pool for longer than this is logged while it is held."""
+    report_tags: bool = False
+    """Whether statements carry a comment with endpoint and trace id (SQLCommenter)."""
 
     def wants_report(self, debug: bool) -> bool:
         """Whether the requests of an app, in debug mode or not, are watched."""
         if self.report is not None:
             return self.report
-        needing = (self.report_slow, self.report_round_trips, self.report_idle)
+        needing = (self.report_slow, self.report_round_trips, self.report_idle, self.report_transaction_open,
+                   self.report_connection_held)  # fmt: skip
         return debug or bool(self.report_server_timing) or any(each is not None for each in needing)
 
     @classmethod

@@ -171,6 +171,11 @@ class OptInTransactionMixin(_Base):
             from .report import requests
 
             requests.install(app, settings, self._app_engines[app])
+        if settings.report_tags:
+            from .report.tags import tag_statements
+
+            for engine in self._app_engines[app].values():
+                tag_statements(engine)
 
     def init_error_handlers(self, app: flask.Flask, *, retry_after: int = 1) -> None:
         """Answer errors of the database by HTTP status codes instead of 500, in JSON or HTML as the client prefers.

@@ -41,24 +41,28 @@ _numbers = itertools.count(1)
 class Collector:
     """A `Watcher` that keeps the events of one request, or of another piece of work.
 
-    `on_transaction` is called at the end of each transaction with its number.
+    `on_begin` is called when a transaction begins, `on_transaction` at its end, with its number.
     """
 
-    def __init__(self, on_transaction: Callable[[Collector, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        on_transaction: Callable[[Collector, int], None] | None = None,
+        on_begin: Callable[[Collector], None] | None = None,
+    ) -> None:
         self.number = 0
         self.on_transaction = on_transaction
-        self.thread = 0
-        """The identifier of the thread that began."""
+        self.on_begin = on_begin
+        self.what = ""
+        """Whose work it is, in words."""
         self.started = self.started_wall = 0.0
         self.events: deque[Event] = deque()
-        self.open: dict[int, tuple[float, Place | None]] = {}
-        """The transactions that are open: since when, and the line that began each."""
+        self.open: dict[int, tuple[float, Place | None, int]] = {}
+        """The transactions that are open: since when, the line that began each, and the thread."""
         self.start()
 
     def start(self) -> None:
         """Forget all events, and begin anew."""
         self.number = next(_numbers)
-        self.thread = threading.get_ident()
         self.started, self.started_wall = time.perf_counter(), time.time()
         self.events = deque(maxlen=MOST_EVENTS)
 
@@ -98,8 +102,10 @@ class Collector:
     def transaction_began(self, transaction: int) -> None:
         place = place_of_caller()
         now = time.perf_counter()
-        self.open[transaction] = (now, place)
+        self.open[transaction] = (now, place, threading.get_ident())
         self.events.append((BEGAN, now, now, transaction, place))
+        if self.on_begin is not None:
+            self.on_begin(self)
 
     def transaction_ended(
         self, transaction: int, outcome: str, started: float, ended: float, round_trips: int

@@ -109,6 +109,8 @@ class Transaction:
     """The line that began it."""
     ending_seconds: float = 0.0
     """How long its COMMIT or ROLLBACK took."""
+    retries: int = 0
+    """How many tries before this one failed."""
 
     @property
     def seconds(self) -> float:
@@ -252,8 +254,14 @@ class Report:
     ) -> Report:
         """Derive it from a collector's events."""
         by_kind: dict[int, list[Event]] = {kind: [] for kind in range(8)}
+        tries: dict[int, int] = {}  # by transaction
+        failed = 0
         for event in events:
             by_kind[event[0]].append(event)
+            if event[0] == RETRY:
+                failed = event[3]
+            elif event[0] == BEGAN:
+                tries[event[3]], failed = failed, 0
         statements = tuple(
             Statement(index, sql, parameters, since, until, rows, trips, tuple(carried), transaction, error,
                       line_of(place))
@@ -272,7 +280,7 @@ class Report:
             ended,
             statements,
             commands,
-            tuple(_transactions(by_kind[BEGAN], by_kind[ENDED], statements, commands)),
+            tuple(_transactions(by_kind[BEGAN], by_kind[ENDED], statements, commands, tries)),
             tuple((since, until) for _, since, until in by_kind[WAITED]),
             tuple((kind, since, until, error) for _, since, until, kind, error in by_kind[HOOK]),
             retries,
@@ -302,7 +310,11 @@ def kind_of(sql: str) -> str:
 
 
 def _transactions(
-    began: Sequence[Event], ended: Sequence[Event], statements: Sequence[Statement], commands: Sequence[Command]
+    began: Sequence[Event],
+    ended: Sequence[Event],
+    statements: Sequence[Statement],
+    commands: Sequence[Command],
+    tries: Mapping[int, int],
 ) -> Iterable[Transaction]:
     starts = {number: (since, place) for _, since, _, number, place in began}
     ends = {event[3]: event for event in ended}
@@ -331,6 +343,7 @@ def _transactions(
             tuple(_idle(number, sent, end)),
             line,
             0.0 if end is None else end[2] - end[1],
+            tries.get(number, 0),
         )
 
 

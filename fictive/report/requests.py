@@ -11,10 +11,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flask
+import sqlalchemy as sa
 
 from ..config import Settings
 from .collector import Collector
 from .engine_events import watch_engine
+from .guards import Guard
+from .holders import Holders
 from .lines import register_application
 from .log import log_report
 from .relationships import relationships_of
@@ -45,7 +48,21 @@ class Reports:
         self.recent: deque[Report] = deque(maxlen=KEPT if keep else 0)
         """The last reports, the newest last; none unless they are kept."""
         self.shows_timing = settings.report_server_timing
+        self.guard: Guard | None = None
+        """Watches transactions and connections, where a setting says so."""
+        if settings.report_transaction_open is not None or settings.report_connection_held is not None:
+            self.guard = Guard(
+                transaction_open=settings.report_transaction_open, connection_held=settings.report_connection_held
+            )
         self._app = app
+
+    def hold(self, engine: sa.Engine) -> None:
+        """Know who has the engine's connections."""
+        if self.guard is not None and self.guard.connection_held is not None:
+            guard = self.guard
+            guard.holders.append(Holders(engine, _who, lambda holder: guard.wake()))
+        else:
+            Holders(engine, _who)
 
     def relationships(self, sql: str) -> list[str]:
         """The relationships of the app's models that `sql` may be a lazy load of."""
@@ -76,7 +93,7 @@ def install(app: flask.Flask, settings: Settings, engines: Mapping[Any, Any]) ->
     """Watch the requests of `app`."""
     if EXTENSION in app.extensions:
         return
-    app.extensions[EXTENSION] = Reports(app, settings, keep=app.debug)
+    reports = app.extensions[EXTENSION] = Reports(app, settings, keep=app.debug)
     register_application(app.root_path)
     # strong: blinker would forget functions that nothing else holds
     flask.request_started.connect(_started, app, weak=False)
@@ -85,6 +102,8 @@ def install(app: flask.Flask, settings: Settings, engines: Mapping[Any, Any]) ->
     flask.appcontext_tearing_down.connect(_context_ends, app, weak=False)
     for engine in engines.values():
         watch_engine(engine, _current, rides=True)
+        if app.debug or settings.report_connection_held is not None:
+            reports.hold(engine)
     if app.debug:
         from .page import blueprint
 
@@ -103,7 +122,9 @@ def collector_of_context() -> Collector | None:
         return None
     found: Collector | None = flask.g.get(_COLLECTOR)
     if found is None and (reports := flask.current_app.extensions.get(EXTENSION)) is not None:
-        found = Collector(reports.transaction)
+        guard = reports.guard
+        watch = guard.watch if guard is not None and guard.transaction_open is not None else None
+        found = Collector(reports.transaction, watch)
         setattr(flask.g, _COLLECTOR, found)
     return found
 
@@ -114,6 +135,12 @@ def report_so_far() -> Report | None:
     return None if collector is None else _report(collector)
 
 
+def _who() -> tuple[str | None, Collector | None]:
+    """The endpoint and the collector of who takes a connection."""
+    endpoint = flask.request.endpoint if flask.has_request_context() else None
+    return endpoint, flask.g.get(_COLLECTOR) if flask.has_app_context() else None
+
+
 def _current() -> Collector | None:
     return collector_of_context()
 
@@ -122,7 +149,9 @@ def _started(app: flask.Flask, **_: Any) -> None:
     collector = collector_of_context()
     if collector is not None:
         collector.start()
-        setattr(flask.g, _REQUEST, _facts(flask.request))
+        facts = _facts(flask.request)
+        collector.what = f"{facts['method']} {facts['path']} (endpoint {facts['endpoint']}, id {facts['id']})"
+        setattr(flask.g, _REQUEST, facts)
 
 
 def _finished(app: flask.Flask, response: Any, **_: Any) -> None:
