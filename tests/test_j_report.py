@@ -352,7 +352,7 @@ def test_j1_work_without_a_request(watched: Callable[..., Any]) -> None:
 def test_j1_off_nothing_is_installed(make_app: MakeApp) -> None:
     app = make_app()
     assert reports_of(app) is None
-    assert not list(flask.request_started.receivers_for(app))
+    assert not list(flask.request_finished.receivers_for(app))
     with app.app_context():
         assert "fictive.watcher" not in db.session().info
     assert reports_of(make_app(FICTIVE_REPORT=False, FICTIVE_REPORT_SLOW="1s")) is None
