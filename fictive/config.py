@@ -112,6 +112,27 @@ def patience(value: object, name: str) -> float:
     return found
 
 
+def replica_names(value: object, name: str) -> tuple[tuple[str | None, tuple[str | sa.URL, ...]], ...]:
+    """The bind keys or URLs of replicas, by the primary's bind key; `ConfigurationError` naming `name` otherwise."""
+    given: Mapping[Any, Any] = value if isinstance(value, Mapping) else {} if value is None else {None: value}
+    found = []
+    for key, each in given.items():
+        names = [each] if isinstance(each, (str, sa.URL)) else list(each) if isinstance(each, Iterable) else [None]
+        if not all(isinstance(one, (str, sa.URL)) and one for one in names):
+            raise ConfigurationError(
+                f"{name}: expected a list of bind keys or URLs, or a mapping of bind keys to such."
+            )
+        found.append((key, tuple(names)))
+    return tuple(found)
+
+
+def token_way(value: object, name: str) -> str | None:
+    """`"cookie"`, `"header"` or None; `ConfigurationError` naming `name` otherwise."""
+    if value not in (None, "cookie", "header"):
+        raise ConfigurationError(f"{name} = {value!r}: expected 'cookie', 'header' or None.")
+    return None if value is None else str(value)
+
+
 def flag_or_none(value: object, name: str) -> bool | None:
     """True, False or None; `ConfigurationError` naming `name` otherwise."""
     return None if value is None else flag(value, name)
@@ -142,6 +163,14 @@ class Settings:
     """`"transaction"`: a pooler of transactions, such as PgBouncer, is between the app and its PostgreSQL servers."""
     direct_url: tuple[tuple[str | None, sa.URL], ...] = dataclasses.field(default=(), metadata={"read": direct_urls})
     """The URLs of the servers behind the pooler, by bind key; in `app.config` one URL, or a mapping by bind key."""
+    replicas: tuple[tuple[str | None, tuple[str | sa.URL, ...]], ...] = dataclasses.field(
+        default=(), metadata={"read": replica_names}
+    )
+    """Read replicas of the default engine, as bind keys or URLs; in `app.config` a list, or a mapping by bind key."""
+    replica_token: str | None = dataclasses.field(default="cookie", metadata={"read": token_way})
+    """How users carry what they must see from one request to the next: in a cookie, a header, or not."""
+    replica_token_age: float = dataclasses.field(default=3600.0, metadata={"read": seconds})
+    """Seconds after which that is forgotten."""
     patience: float = dataclasses.field(default=5.0, metadata={"read": patience})
     """Seconds during which connecting is tried again, after a connection was lost: the server may be restarting, or
     another one be taking over."""

@@ -26,6 +26,7 @@ __all__ = [
     "HooksFailed",
     "InvalidCursor",
     "InvalidFilter",
+    "InvalidToken",
     "KeyOfDeletedRow",
     "LazyLoadRefused",
     "LockLost",
@@ -197,6 +198,10 @@ class InvalidCursor(FictiveError, ValueError):
 class InvalidFilter(FictiveError, ValueError):
     """A filter, search or order that a `FilterSet` does not allow, or whose value is not of the column's type. The
     message names the parameter, and not the value. Usually client input: in a view it is 400."""
+
+
+class InvalidToken(FictiveError, ValueError):
+    """A token given to `db.using_token()` that this application has not made, or that was changed."""
 
 
 class UnsavedObject(FictiveError, sa_exc.InvalidRequestError, ValueError):

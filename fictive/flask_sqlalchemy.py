@@ -22,6 +22,7 @@ import sqlalchemy.orm as sa_orm
 from . import cli
 from .config import LazyLoads, NPlusOne, Settings, refuse_unknown
 from .connection.pooler import set_pooler
+from .connection.replicas import on_primary, positions_of, set_replicas
 from .databases.cleanup import cleanup_tables
 from .databases.engine_options import POOL_OPTIONS, add_options, merged_connect_args
 from .databases.urls import database_url
@@ -36,6 +37,8 @@ from .locks.rows import ClaimOptions, Rows, claim
 from .locks.tables import LockTablesOptions, lock_tables
 from .models.lazy_loads import set_lazy_loads
 from .other_names import also_named
+from .replica_tokens import Tokens
+from .replica_tokens import install as install_tokens
 from .report.watcher import WATCHER
 from .rows import many_to_many
 from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
@@ -154,6 +157,8 @@ class OptInTransactionMixin(_Base):
             app.extensions[ENVIRONMENT] = environment
         try:
             super().init_app(app, *args, **kwargs)
+            self._find_replicas(app, settings)
+            _tell_of_poolers(self._app_engines[app], settings, app.extensions[ENVIRONMENT])
         except BaseException:
             if not registered:
                 self._undo_init_app(app)
@@ -161,7 +166,6 @@ class OptInTransactionMixin(_Base):
                     app.config.pop(key, None)
                 app.config.update(before)
             raise
-        _tell_of_poolers(self._app_engines[app], settings, app.extensions[ENVIRONMENT])
         settings = dataclasses.replace(settings, report=settings.wants_report(app.debug))
         init_default_handlers(app)
         app.extensions["fictive"] = settings
@@ -190,6 +194,52 @@ class OptInTransactionMixin(_Base):
         traceback (`fictive.http`).
         """
         init_error_handlers(app, self.metadatas, retry_after=retry_after)
+
+    def _find_replicas(self, app: flask.Flask, settings: Settings) -> None:
+        """Pair each primary's engine with those of its replicas, which are made where they are given as URLs."""
+        if not settings.replicas:
+            return
+        engines = self._app_engines[app]
+        for key, names in settings.replicas:
+            if key not in engines:
+                raise ConfigurationError(f"FICTIVE_REPLICAS: there is no bind {key!r}.")
+            members = []
+            for number, name in enumerate(names, 1):
+                bind = name if isinstance(name, str) and name in engines else f"{key or 'default'} replica {number}"
+                if bind not in engines:
+                    engines[bind] = self._make_engine(bind, {"url": _replica_url(name)}, app)
+                members.append(engines[bind])
+            set_replicas(engines[key], members)
+        tokens = Tokens(app, settings, lambda: self._app_engines[app])
+        app.extensions["fictive.tokens"] = tokens
+        install_tokens(app, tokens, settings)
+
+    def primary(self) -> contextlib.AbstractContextManager[None]:
+        """`with db.primary():` or `@db.primary()`: reads go to the primary, and not to a replica."""
+        return on_primary()
+
+    def token(self) -> str:
+        """A signed text that says how far to see, for a job or another request: `db.using_token(token)`.
+
+        It stands for all that was committed in this request, job or session, so take it after the commit, as in
+        `on_commit`. Sends nothing, but for one round trip where something was written outside a transaction. Raises
+        `ConfigurationError` where the app has no `FICTIVE_REPLICAS`.
+        """
+        return self._tokens().make(positions_of(self.session.info))
+
+    def using_token(self, token: str | None) -> contextlib.AbstractContextManager[None]:
+        """`with db.using_token(token):` reads see at least what was committed when the token was made.
+
+        A token older than `FICTIVE_REPLICA_TOKEN_AGE`, or None, changes nothing. Raises `InvalidToken` for one that
+        this app has not made.
+        """
+        return self._tokens().using(token)
+
+    def _tokens(self) -> Tokens:
+        tokens = flask.current_app.extensions.get("fictive.tokens")
+        if not isinstance(tokens, Tokens):
+            raise ConfigurationError("The app has no FICTIVE_REPLICAS, and so no tokens.")
+        return tokens
 
     def _undo_init_app(self, app: flask.Flask) -> None:
         """Leave an app whose engines could not be made as it was, for a second try with another configuration."""
@@ -409,6 +459,13 @@ class OptInTransactionMixin(_Base):
                     session.report_committed()
         finally:
             super()._teardown_session(exc)
+
+
+def _replica_url(name: str | sa.URL) -> sa.URL:
+    try:
+        return sa.make_url(name)
+    except sa.exc.ArgumentError:
+        raise ConfigurationError("FICTIVE_REPLICAS: expected bind keys and database URLs.") from None
 
 
 def _tell_of_poolers(engines: Mapping[str | None, sa.Engine], settings: Settings, environment: Environment) -> None:

@@ -1,0 +1,299 @@
+"""Read replicas: which of them a read goes to, and what is known of each. Nothing is asked of a server for it.
+
+A position in the write-ahead log (LSN) is a plain number here. A session knows the position of its last commit, which
+comes back in COMMIT's own message; the check that a replica has replayed it rides in front of the read, and is a
+division by zero where it has not. That answer, and a lost connection, are all that is learnt of a replica's health.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import random
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from ..errors import ConfigurationError
+from ..session import private
+
+__all__ = [
+    "BEHIND",
+    "COMMIT_POSITION",
+    "Positions",
+    "Replica",
+    "ReplicaState",
+    "Replicas",
+    "check_position",
+    "current_positions",
+    "format_lsn",
+    "on_primary",
+    "parse_lsn",
+    "positions_of",
+    "replicas_of",
+    "set_replicas",
+    "using_positions",
+    "wants_primary",
+]
+
+COMMIT_POSITION = "SELECT pg_catalog.pg_current_wal_insert_lsn()"
+"""Right behind COMMIT: a position that a replica with this transaction has replayed."""
+
+BEHIND = "22012"
+"""The SQLSTATE by which a replica answers that it has not replayed the position; division_by_zero."""
+
+_FIRST_DOWN, _LONGEST_DOWN = 1.0, 30.0  # seconds for which a replica that failed is left out
+_FIRST_LAG, _SHORTEST_LAG, _LONGEST_LAG = 0.1, 0.005, 1.0  # seconds for which one that is behind is not asked again
+
+
+def parse_lsn(text: str) -> int:
+    """The number of a position as PostgreSQL writes it, `"16/B374D848"`. Raises `ValueError`."""
+    high, _, low = text.partition("/")
+    return (int(high, 16) << 32) | int(low, 16)
+
+
+def format_lsn(position: int) -> str:
+    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
+
+
+def check_position(position: int) -> str:
+    """What goes in front of a read. On a server that never was a replica it passes."""
+    lsn = f"'{format_lsn(position)}'::pg_catalog.pg_lsn"
+    return f"SELECT 1/(pg_catalog.pg_last_wal_replay_lsn() >= {lsn})::pg_catalog.int4"
+
+
+# -- what was written ------------------------------------------------------------------------------------------------
+
+
+class Positions:
+    """How far each primary had written when what must be seen was committed, in one request, job or session."""
+
+    __slots__ = ("__weakref__", "_known", "_unknown", "changed")
+
+    def __init__(self, known: Mapping[sa.Engine, int] | None = None) -> None:
+        self._known: dict[sa.Engine, int] = dict(known or {})
+        self._unknown: set[sa.Engine] = set()
+        self.changed = False
+        """Whether anything was written since it was made."""
+
+    def written(self, engine: sa.Engine, position: int | None) -> None:
+        """A commit on `engine`, up to `position`; None where nobody has asked for it."""
+        self.changed = True
+        if position is None:
+            self._unknown.add(engine)
+        else:
+            self.raise_to(engine, position)
+
+    def raise_to(self, engine: sa.Engine, position: int) -> None:
+        """See at least what was there at `position`."""
+        if position > self._known.get(engine, 0):
+            self._known[engine] = position
+
+    def needs_primary(self, engine: sa.Engine) -> bool:
+        """Whether something was written of which no position is known."""
+        return engine in self._unknown
+
+    def __getitem__(self, engine: sa.Engine) -> int:
+        """The position; 0 where nothing was written."""
+        return self._known.get(engine, 0)
+
+    def complete(self, ask: Callable[[sa.Engine], int]) -> Mapping[sa.Engine, int]:
+        """All positions, after one look at each primary whose is not known."""
+        while self._unknown:
+            engine = next(iter(self._unknown))
+            self.raise_to(engine, ask(engine))
+            self._unknown.discard(engine)
+        return self._known
+
+
+_current: contextvars.ContextVar[Positions | None] = contextvars.ContextVar("fictive_positions", default=None)
+_KEY = "fictive.positions"
+
+
+def positions_of(info: dict[Any, Any]) -> Positions:
+    """Those of the request or job, where there is one; else those of the session whose `info` it is."""
+    found = _current.get()
+    if found is None:
+        found = info.get(_KEY)
+        if found is None:
+            found = info[_KEY] = Positions()
+    return found
+
+
+def current_positions() -> Positions | None:
+    return _current.get()
+
+
+@contextlib.contextmanager
+def using_positions(positions: Positions) -> Iterator[Positions]:
+    """All sessions used in the block share `positions`."""
+    token = _current.set(positions)
+    try:
+        yield positions
+    finally:
+        _current.reset(token)
+
+
+_primary: contextvars.ContextVar[bool] = contextvars.ContextVar("fictive_primary", default=False)
+
+
+@contextlib.contextmanager
+def on_primary() -> Iterator[None]:
+    """Reads in the block go to the primary. Also a decorator."""
+    token = _primary.set(True)
+    try:
+        yield
+    finally:
+        _primary.reset(token)
+
+
+wants_primary: Callable[[], bool] = _primary.get
+"""Whether reads have to go to the primary now."""
+
+
+# -- who reads -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplicaState:
+    """What is known of a replica, for those who look."""
+
+    url: sa.URL
+    is_down: bool
+    is_behind: bool
+    busy: int
+    """Reads under way."""
+    reads: int
+    """Reads that it has answered."""
+    behind: int
+    """Reads that it could not answer because it had not replayed enough."""
+    failures: int
+    """Reads that failed on it and went to the primary."""
+
+
+class Replica:
+    """One replica, and what its answers have told."""
+
+    def __init__(self, engine: sa.Engine, clock: Callable[[], float] = time.monotonic) -> None:
+        self.engine = engine
+        self.busy: deque[None] = deque()  # its length is the count: appending and popping are atomic
+        self.reads = self.behind = self.failures = 0
+        self._clock = clock
+        self._down_until = 0.0
+        self._down_pause = _FIRST_DOWN
+        self._behind_position = 0
+        self._behind_until = 0.0
+        self._lag_pause = _FIRST_LAG
+
+    def may_have(self, position: int, now: float) -> bool:
+        """Whether a read that has to see `position` is worth a try."""
+        if now < self._down_until:
+            return False
+        return not position or now >= self._behind_until or position < self._behind_position
+
+    def passed(self, position: int) -> None:
+        """It has answered a read, and so has replayed `position`."""
+        self.reads += 1
+        if self._down_pause > _FIRST_DOWN:
+            self._down_pause = _FIRST_DOWN
+        if self._behind_position and position >= self._behind_position:
+            self._behind_position, self._behind_until = 0, 0.0
+            self._lag_pause = max(self._lag_pause / 4, _SHORTEST_LAG)
+
+    def was_behind(self, position: int) -> None:
+        """It has not replayed `position`: reads that need it go to the primary for a moment, without asking."""
+        self.behind += 1
+        now = self._clock()
+        if now < self._behind_until:
+            self._behind_position = min(self._behind_position, position)
+            return
+        self._behind_position = position
+        self._behind_until = now + self._lag_pause
+        self._lag_pause = min(self._lag_pause * 2, _LONGEST_LAG)
+
+    def failed(self, *, lost: bool) -> None:
+        """A read failed on it. After a lost or refused connection it is left out for a while."""
+        self.failures += 1
+        if lost:
+            self._down_until = self._clock() + self._down_pause
+            self._down_pause = min(self._down_pause * 2, _LONGEST_DOWN)
+
+    def state(self) -> ReplicaState:
+        now = self._clock()
+        return ReplicaState(
+            self.engine.url,
+            now < self._down_until,
+            now < self._behind_until,
+            len(self.busy),
+            self.reads,
+            self.behind,
+            self.failures,
+        )
+
+
+class Replicas:
+    """The replicas of one primary."""
+
+    def __init__(
+        self,
+        engines: Sequence[sa.Engine],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        order: Callable[[], float] = random.random,
+    ) -> None:
+        self.members = [Replica(engine, clock) for engine in engines]
+        self._clock = clock
+        self._order = order
+
+    def choose(self, position: int = 0) -> Replica | None:
+        """The least busy of those that may have `position`, any of equals; None for the primary."""
+        now = self._clock()
+        found = None
+        least = 0.0
+        for replica in self.members:
+            if replica.may_have(position, now):
+                rank = len(replica.busy) + self._order()
+                if found is None or rank < least:
+                    found, least = replica, rank
+        return found
+
+    def states(self) -> list[ReplicaState]:
+        return [replica.state() for replica in self.members]
+
+    def __repr__(self) -> str:
+        return f"<Replicas {[replica.engine.url for replica in self.members]!r}>"
+
+
+_replicas: weakref.WeakKeyDictionary[sa.Engine, Replicas] = weakref.WeakKeyDictionary()
+
+
+def set_replicas(engine: sa.Engine, replicas: Sequence[sa.Engine]) -> Replicas:
+    """Let opt-in sessions on `engine` read from `replicas`, engines on streaming replicas of its server.
+
+    What reads outside a transaction goes to the least busy of them; all else goes to `engine`. A session sees its own
+    writes: a replica that has not replayed them does not answer, and the primary does. In a Flask app the setting
+    `FICTIVE_REPLICAS` does it. An empty list ends it. Sends nothing.
+
+    Raises `ConfigurationError` for engines that are not PostgreSQL's or have another driver.
+    """
+    for each in (engine, *replicas):
+        if each.dialect.name != "postgresql" or each.dialect.driver != engine.dialect.driver:
+            raise ConfigurationError(
+                f"set_replicas(): {each.url!r}: primary and replicas have to be PostgreSQL with the same driver."
+            )
+    found = Replicas(replicas)
+    if replicas:
+        _replicas[private.root_engine(engine)] = found
+    else:
+        _replicas.pop(private.root_engine(engine), None)
+    return found
+
+
+def replicas_of(engine: sa.Engine) -> Replicas | None:
+    """The replicas of an engine; None where it has none."""
+    return _replicas.get(engine) if _replicas else None
