@@ -173,6 +173,45 @@ def test_i6_file_names(tmp_path: Path) -> None:
     assert "abc_orders_have_a_note.py" in files()
 
 
+TEMPLATES = ["%%(year)d-%%(month).2d-%%(day).2d_%%(slug)s", "%%(slug)s", "%%(year)d/%%(slug)s"]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("guarded_by", ["dated_file_names", "run"])
+def test_i6_no_migration_takes_the_place_of_another_whatever_the_template(
+    template: str, guarded_by: str, tmp_path: Path
+) -> None:
+    app = Flask(__name__, instance_path=str(tmp_path))
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///x.db"
+    db = DB(app)
+    if guarded_by == "run":
+        project: Project = Guarded(app, db, tmp_path)
+        project.init()  # type: ignore[attr-defined]
+    else:
+        project = Project(app, db, tmp_path)
+        project.flask("init")
+        project.migrate.configure(fictive.migrations.dated_file_names)
+    ini = project.directory / "alembic.ini"
+    options = f"file_template = {template}\nrevision_environment = true\nrecursive_version_locations = true"
+    ini.write_text(ini.read_text().replace("[alembic]", f"[alembic]\n{options}", 1))
+    versions = project.directory / "versions"
+    before = datetime.date.today()
+    project.flask("revision", "-m", "Orders have a Note!")
+    (first,) = versions.rglob("*.py")
+    written = first.read_text()
+    project.flask("revision", "-m", "orders have a note", fails=before == datetime.date.today())
+    assert first.read_text() == written
+    project.flask("revision", "-m", "something else")
+    assert len(list(versions.rglob("*.py"))) >= 2
+    with app.app_context():
+        db.engine.dispose()
+
+
+def test_i6_file_names_of_what_is_no_configuration() -> None:
+    with pytest.raises(TypeError, match="Alembic's Config"):
+        fictive.migrations.dated_file_names("alembic.ini")
+
+
 def test_i6_file_names_in_plain_alembic(tmp_path: Path) -> None:
     config = Config()
     config.set_main_option("script_location", str(tmp_path / "alembic"))

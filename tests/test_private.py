@@ -127,11 +127,14 @@ def test_nothing_else_in_fictive_touches_sqlalchemys_underscores() -> None:
     # extension points: of SQLAlchemy's pools (documented for subclasses) and of Flask-SQLAlchemy's class
     allowed = {
         "drivers/sqlite.py": {"super()._do_get", "super()._do_return_conn"},
+        "cli.py": {"current_app._get_current_object", "db._engine_options"},
         "flask_sqlalchemy.py": {
             "session._app_ctx_id",
             "super()._make_declarative_base", "super()._make_session_factory",
-            "super()._make_engine", "super()._teardown_session",
+            "super()._make_engine", "super()._teardown_session", "super()._apply_driver_defaults",
         },
+        "report/guards.py": {"sys._current_frames"},
+        "report/requests.py": {"request_ctx._get_current_object"},
         "session/callers.py": {"sys._getframe"},
         "session/parking.py": {"super()._do_get"},
     }  # fmt: skip

@@ -8,10 +8,12 @@ from contextlib import AbstractContextManager
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask import Flask
+from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from typing_extensions import assert_type
 
+from fictive import migrations
 from fictive.errors import TransactionRequired
 from fictive.flask_sqlalchemy import BulkMixin, FilterByOrCreateMixin, OptInTransactionMixin
 from fictive.models import Repository
@@ -57,6 +59,10 @@ class DB(OptInTransactionMixin, FilterByOrCreateMixin, SQLAlchemy):
 db = DB(model_class=Base)
 app = Flask(__name__)
 db.init_app(app)
+
+
+migrate = Migrate(app, db, **migrations.options())
+migrate.configure(migrations.dated_file_names)
 
 
 def view(id_: int) -> str:

@@ -16,6 +16,7 @@ from ..errors import ConfigurationError, LockTimeout
 from ..locks.advisory import advisory_lock, lock_key
 from ..session.durations import Duration, timeout_in_ms
 from .blockers import holders_of, identity_of, who_holds_tables
+from .files import keep_files
 from .watching import Watch
 
 __all__ = ["KEY", "run"]
@@ -71,6 +72,7 @@ def run(
             f"run(): expected the engines that are migrated, as in run(run_migrations_online, get_engine()), "
             f"not {engines!r}."
         )
+    keep_files(context.script)
     postgresql = [engine for engine in engines if engine.dialect.name == "postgresql"]
     if not postgresql or context.is_offline_mode() or not _changes_something():
         migrations()

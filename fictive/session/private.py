@@ -364,6 +364,12 @@ def pool_settings(pool: sa.Pool) -> dict[str, Any]:
     return found
 
 
+def exclusions_of(constraint: Any) -> Sequence[Any]:
+    """The expressions of a PostgreSQL `ExcludeConstraint`, each a tuple that begins with it."""
+    found: Sequence[Any] = constraint._render_exprs
+    return found
+
+
 def has_listeners(mapper: sa_orm.Mapper[Any], *events: str) -> bool:
     """Whether anyone listens to one of these events of the mapper, its superclasses or all mappers.
 
