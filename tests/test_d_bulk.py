@@ -214,11 +214,11 @@ def test_d8_what_is_sent(app: Flask, wire: Wire, look: Look, driver: str) -> Non
     assert sent(lambda: Page.insert_many([])) == []
     assert sent(lambda: Page.upsert_many(iter(()), key="slug")) == []
     assert sent(lambda: Page.update_many(())) == []
-    several = {"psycopg2": ["BEGIN+INSERT", "COMMIT"], "psycopg": ["BEGIN", "+".join(["INSERT"] * 9), "COMMIT"]}
-    assert sent(lambda: Page.insert_many(_pages(9))) == several[driver]
+    assert sent(lambda: Page.insert_many(_pages(9))) == ["BEGIN+INSERT", "COMMIT"]
     Page.insert_many(_pages(90, first=9))
-    assert sent(lambda: Page.insert_many(_pages(12_000, first=1000))) == ["BEGIN", "COPY", "COMMIT"]
-    assert sent(lambda: Page.insert_many(iter(_pages(12_000, first=20_000)))) == ["BEGIN", "COPY", "COMMIT"]
+    copied = ["BEGIN+SELECT", "COPY", "COMMIT"]  # what kind of relation it is comes with BEGIN
+    assert sent(lambda: Page.insert_many(_pages(12_000, first=1000))) == copied
+    assert sent(lambda: Page.insert_many(iter(_pages(12_000, first=20_000)))) == copied
     assert sent(lambda: Page.upsert_many(_pages(300, "new"), key="slug")) == ["BEGIN+INSERT", "COMMIT"]
     assert sent(lambda: Page.upsert_many(_pages(700, "newer"), key="slug")) == [
         "BEGIN+CREATE",
@@ -228,7 +228,7 @@ def test_d8_what_is_sent(app: Flask, wire: Wire, look: Look, driver: str) -> Non
     ]
     assert sent(lambda: Page.update_many([{"id": 1, "title": "u"}])) == ["BEGIN+UPDATE", "COMMIT"]
     many = [{"id": number, "title": "v"} for number in range(1, 50)]
-    assert sent(lambda: Page.update_many(many)) == ["BEGIN+CREATE", "COPY", "UPDATE", "COMMIT"]
+    assert sent(lambda: Page.update_many(many)) == ["BEGIN+CREATE", "COPY", "WITH", "COMMIT"]
     assert look("select count(*) from page") == [24_700]
     assert look("select count(*) from pg_class where relname like 'fictive%'") == [0]
 
@@ -351,7 +351,7 @@ def test_d8_commit_every_says_what_stays(app: Flask, look: Look, wire: Wire) -> 
     assert look("select count(*) from page") == [1000]
     with wire.record() as log:
         assert Page.insert_many(_pages(300, first=20_000), commit_every=200) == 300
-    assert own_verbs(log) == ["BEGIN", "COPY", "COMMIT", "BEGIN", "COPY", "COMMIT"]
+    assert own_verbs(log) == ["BEGIN", "SELECT", "COPY", "COMMIT"] * 2
     with db.session.begin(), pytest.raises(TransactionAlreadyBegun, match="commit_every=5"):
         Page.insert_many(_pages(1), commit_every=5)
     session = sa_orm.Session(db.engine)
@@ -401,7 +401,7 @@ def test_d8_a_batch_that_copy_cannot_take_goes_by_insert(app: Flask, look: Look,
     for many in (50, 200):
         with pytest.raises(TypeError, match=r"Page\.title is given an SQL expression"):
             Page.insert_many([{"slug": f"{n}", "title": sa.func.now()} for n in range(many)])
-    with pytest.raises(ValueError, match="NUL"):
+    with pytest.raises((ValueError, sa.exc.DataError), match="NUL"):  # as in a flush on either driver
         Page.insert_many([{"slug": f"{n}", "title": "a\0b"} for n in range(200)])
     assert look("select count(*) from page") == [0]
     table = sa.Table("spans", sa.MetaData(), sa.Column("id", sa.Integer), sa.Column("span", postgresql.INT4RANGE))
@@ -483,7 +483,7 @@ def test_d8_upsert(app: Flask, look: Look, wire: Wire, more: int) -> None:
     )
     nodes = [{"a": n, "b": "b", "maybe": None, "extra": {"n": n}} for n in range(more + 5)]
     assert Node.upsert_many(nodes, key="maybe", duplicates="last") == Upserted(more + 5, 0, 0)
-    assert Node.upsert_many(nodes, key=["a", "b"]) == Upserted(0, more + 5, 0)
+    assert Node.upsert_many(nodes, key=["a", "b"]) == Upserted(0, 0, more + 5)
 
 
 @pytest.mark.parametrize("count", [3, 700], ids=["values", "staged"])
@@ -577,7 +577,7 @@ def test_d8_bad_input_raises_before_anything_is_sent(app: Flask, wire: Wire) -> 
         (ValueError, "commit_every='all'", lambda: Page.insert_many(rows, commit_every="all")),
         (ValueError, "duplicates='first'", lambda: Page.upsert_many(rows, key="slug", duplicates="first")),
         (TypeError, "iterable of dicts or of Page", lambda: Page.insert_many(rows[0])),
-        (TypeError, "neither a dict nor a Page", lambda: Page.insert_many([Post(slug="a")])),
+        (TypeError, "neither a dict nor a Page", lambda: Page.insert_many([Animal()])),
         (TypeError, "not a mapped class", lambda: insert_many(db.session, Base, rows)),
         (TypeError, r"db\.session", lambda: insert_many(db, Page, rows)),
     ]  # fmt: skip

@@ -11,15 +11,28 @@ from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, composite, mapped_column, relationship, synonym
 
 from fictive.errors import UnknownAttribute, UnsavedObject
-from fictive.rows.creating import insert_unless_there, serialise, upsert
-from fictive.rows.lookups import key_for, lookup_of
-from fictive.rows.values import check_names
+from fictive.rows import lookups, unique_keys
+from fictive.rows.get_or_create_sql import insert_unless_there, lock_lookup, upsert
+from fictive.rows.lookups import Lookup
+from fictive.rows.new_objects import check_names
+from fictive.rows.unique_keys import UniqueKey
 
 PARTIAL = sa.text("deleted_at IS NULL")
 
 
+DIALECT = postgresql.dialect()
+
+
 class Base(DeclarativeBase):
     pass
+
+
+def lookup_of(mapper: Any, filter_by: dict[str, Any]) -> Lookup:
+    return lookups.lookup_of(mapper, filter_by, DIALECT)
+
+
+def key_for(lookup: Lookup) -> UniqueKey | None:
+    return unique_keys.key_for(lookup.mapper.tables, lookup.columns, lookup.expressions, "postgresql")
 
 
 class Point:
@@ -93,7 +106,7 @@ sa.Index("ux_z_state", sa.func.coalesce(table.c.state, ""), table.c.title, uniqu
 
 def target(**lookup: Any) -> list[str] | None:
     """The conflict target of a lookup, as SQL."""
-    key = key_for(lookup_of(sa.inspect(Place), lookup), "postgresql")
+    key = key_for(lookup_of(sa.inspect(Place), lookup))
     if key is None:
         return None
     parts = [*key.elements, *([] if key.where is None else [key.where])]
@@ -153,19 +166,19 @@ def test_d4_an_expression() -> None:
     mapper = sa.inspect(Named)
     sa.Index("ux_named", sa.func.lower(Named.__table__.c.name).desc(), unique=True)
     for lookup in ({"name": "X"}, {"folded": "x"}):
-        key = key_for(lookup_of(mapper, lookup), "postgresql")
+        key = key_for(lookup_of(mapper, lookup))
         assert key is not None
         statement = insert_unless_there(mapper, {Named.__table__.c.name: "X"}, key, "postgresql")
         assert "ON CONFLICT ((lower(name))) DO NOTHING" in str(statement.compile(dialect=postgresql.dialect()))
     sa.Index("ux_nullif", sa.func.nullif(Named.__table__.c.name, ""), unique=True)  # NULL may come of it
     Named.__table__.indexes = {index for index in Named.__table__.indexes if index.name == "ux_nullif"}
-    assert key_for(lookup_of(mapper, {"name": "X"}), "postgresql") is None
+    assert key_for(lookup_of(mapper, {"name": "X"})) is None
 
 
 def test_d4_values_in_the_target_are_in_the_text() -> None:
     mapper = sa.inspect(Place)
     lookup = lookup_of(mapper, {"title": "t", "state": None})
-    key = key_for(lookup, "postgresql")
+    key = key_for(lookup)
     assert key is not None
     statement = insert_unless_there(mapper, {table.c.title: "t"}, key, "postgresql")
     text = str(statement.compile(dialect=postgresql.dialect(), compile_kwargs={"render_postcompile": True}))
@@ -175,17 +188,17 @@ def test_d4_values_in_the_target_are_in_the_text() -> None:
 
 def test_d7_key_columns_are_not_set() -> None:
     lookup = lookup_of(sa.inspect(Place), {"code": "x"})
-    key = key_for(lookup, "postgresql")
+    key = key_for(lookup)
     assert key is not None
     values = {table.c["the code"]: "x", table.c.a: 1}
-    text = str(upsert(lookup, values, {table.c.a: 1}, key).compile(dialect=postgresql.dialect()))
+    text = str(upsert(lookup, values, {table.c.a: 1}, key, DIALECT).compile(dialect=postgresql.dialect()))
     setting = text.split("DO UPDATE SET ")[1].split(" WHERE ")[0]
     assert setting == "a = excluded.a"
 
 
 def test_d5_the_lock_is_of_the_table_and_the_names() -> None:
     def lock(**lookup: Any) -> str:
-        statement = serialise(lookup_of(sa.inspect(Place), lookup))
+        statement = lock_lookup(lookup_of(sa.inspect(Place), lookup), DIALECT)
         return str(statement.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True}))
 
     assert lock(a=1, b=2) == lock(b=2, a=1)

@@ -15,7 +15,7 @@ from flask import Flask
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from fictive.errors import ConfigurationError, TransactionRequired, UnsupportedDialect
-from fictive.rows.links import linked_by
+from fictive.rows.link_sql import linked_by
 from fictive.sqlalchemy import LinkChanges, OptInSession, m2m_add, m2m_clear, m2m_remove, m2m_set
 from fictive.testing.wire import Wire
 from tests.conftest import MakeApp

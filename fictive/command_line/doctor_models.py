@@ -12,9 +12,10 @@ from typing import Any
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
+from sqlalchemy.dialects import postgresql
 
 from ..errors import FictiveError
-from ..rows.lookups import Lookup, key_for, lookup_of
+from ..rows.lookups import Lookup, lookup_of
 from .findings import Finding, Severity
 
 __all__ = ["lookup_findings", "table_findings"]
@@ -103,7 +104,7 @@ def lookup_findings(
         for call in _calls(path):
             for mapper in by_name.get(call.model, ()):
                 lookup = _lookup(mapper, call)
-                if lookup is None or key_for(lookup, dialect_name) is not None:
+                if lookup is None or lookup.key(dialect_name) is not None:
                     continue
                 said = (call.file, call.line, mapper.class_)
                 if said in seen:
@@ -119,6 +120,9 @@ def lookup_findings(
                 )
 
 
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+
 def _lookup(mapper: sa_orm.Mapper[Any], call: _Call) -> Lookup | None:
     """What the call looks up, with a value that stands for any; None where that cannot be told."""
     columns: dict[sa.Column[Any], Any] = {}
@@ -131,7 +135,7 @@ def _lookup(mapper: sa_orm.Mapper[Any], call: _Call) -> Lookup | None:
         else:
             plain[name] = value
     try:
-        lookup = lookup_of(mapper, plain) if plain else Lookup(mapper, (), {}, (), {}, {})
+        lookup = lookup_of(mapper, plain, _DIALECT) if plain else Lookup(mapper, (), {}, (), {}, {})
     except (FictiveError, sa.exc.SQLAlchemyError, TypeError, ValueError, AttributeError):
         return None
     return dataclasses.replace(lookup, columns={**lookup.columns, **columns})

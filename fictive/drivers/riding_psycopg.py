@@ -132,6 +132,9 @@ class _CarryingCursor(psycopg.Cursor[Any]):
         """Where psycopg sends a statement, once its values are converted."""
         if not self._riding:
             return (yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary))
+        for value in pgq.params or ():
+            if value is not None:
+                memoryview(value)  # of what libpq would refuse, before the pipeline begins, which could not be left
         pgconn = self._pgconn
         commands: deque[Any] = deque(
             partial(pgconn.send_query_params, command.encode(), None) for command in self._riding

@@ -12,8 +12,8 @@ import sqlalchemy.orm as sa_orm
 from ..config import WritesOutside
 from ..errors import ConfigurationError, NotFoundError
 from ..rows import bulk
-from ..rows.columns import mapper_of, unknown_attribute
-from ..session.given import session_of, together
+from ..rows.attributes import mapper_of, unknown_attribute
+from ..session.given import dialect_of, session_of, together
 from ..session.optin import OptInSession
 from . import keyset
 
@@ -176,13 +176,15 @@ class Repository(Generic[_M]):
             raise ValueError(f"keyset_page(size={size}): it begins with 1.")
         if after is not None and before is not None:
             raise ValueError("keyset_page(after=..., before=...): one or the other.")
-        keys = keyset.keys_of(self._mapper, _several(order_by))
-        towards = [key.backwards() for key in keys] if before is not None else keys
-        statement = self._select(where, equal).order_by(*(key.order for key in towards)).limit(size + 1)
+        order = keyset.order_of(self._mapper, _several(order_by))
+        keys, backwards = order.keys, before is not None
+        statement = self._select(where, equal).order_by(*order.order_by(backwards=backwards)).limit(size + 1)
         cursor = after if before is None else before
-        if cursor is not None:
-            statement = statement.where(keyset.beyond(towards, keyset.decode(keys, cursor)))
-        found = _List(self.session.scalars(statement).unique())
+        parameters = None if cursor is None else order.parameters(cursor)
+        if parameters is not None:
+            dialect = dialect_of(self.session, self._mapper)
+            statement = statement.where(order.beyond(dialect, backwards=backwards))
+        found = _List(self.session.scalars(statement, parameters).unique())
         more, items = len(found) > size, found[:size]
         if before is not None:
             items.reverse()

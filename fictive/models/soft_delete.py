@@ -13,7 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column
 
-from ..rows.columns import WITH_DELETED
+from ..rows.attributes import WITH_DELETED
 from ..session import private
 from ..session.optin import OptInSession
 from .timestamps import LAST

@@ -11,23 +11,22 @@ import sqlalchemy as sa
 
 from ..errors import UnsupportedDialect
 from ..session.given import dialect_of
-from .batches import Batch
-from .calls import Call, Progress
-from .duplicates import Duplicates, check_duplicates, raise_on_duplicate, telling_duplicates, without_duplicates
-from .fills import fills_of
-from .merging import Merge
-from .routes import Route, refuse_expressions
+from .bulk_input import Batch
+from .bulk_operation import BulkOperation, Progress
+from .copy_loader import copy_into_table, insert_rows, staged, statements_for
+from .duplicates import Duplicates, check_duplicates, conflicts_explained, raise_on_duplicate, without_duplicates
+from .upsert_sql import Upsert
 
 __all__ = ["BATCH_SIZE", "Upserted", "insert_many", "update_many", "upsert_many"]
 
 BATCH_SIZE = 2000
-"""Of bigger ones less of the making and the server's taking happens at the same time; smaller ones cost more each."""
+"""Larger batches overlap less encoding with the server's work; smaller ones cost more each."""
 COPY_FROM = 20
 """Fewer rows than that go by INSERT, which is one message less on psycopg2; from about here COPY is faster."""
-STAGE_FROM = 500
-"""Fewer rows than that are upserted from the statement: making and dropping a temporary table takes about as long."""
+STAGE_ABOVE = 500
+"""Up to so many rows are upserted from the statement: making and dropping a temporary table takes about as long."""
 UPDATE_EACH = 4
-"""So many rows at most are updated by an UPDATE each."""
+"""Up to so many rows are updated by an UPDATE each."""
 
 _M = TypeVar("_M")
 
@@ -90,27 +89,22 @@ def insert_many(
     Raises `RowsDiffer`, `UnknownAttribute` or `TypeError` before anything of the batch is sent. 2 round trips for less
     than 20 rows outside on psycopg2, otherwise 3.
     """
-    call = Call(session, model, rows, "insert_many()", batch_size, commit_every, progress)
+    operation = BulkOperation(session, model, rows, "insert_many()", batch_size, commit_every, progress)
     if returning is not None:
-        return _insert_returning(call, model, returning)
+        return _insert_returning(operation, model, returning)
 
     def work(connection: sa.Connection, batches: Iterator[Batch], is_alone: bool) -> None:
-        def insert(batch: Batch) -> None:
-            refuse_expressions(call.mapper, batch)
-            call.session.execute(sa.insert(model), batch.mappings())
+        if operation.is_single_table():
+            few = operation.is_small(COPY_FROM)
+            if few or not copy_into_table(operation, connection, batches, is_alone=is_alone):
+                _insert_values(operation, connection, batches)
+            return
+        for batch in operation.tracked(batches):
+            batch.check_values(model.__name__)
+            operation.session.execute(sa.insert(model), batch.mappings())
 
-        route = None
-        if call.is_single_table() and not call.is_small(COPY_FROM):
-            route = Route.into_table(call, connection)
-        if route is None:
-            for batch in batches:
-                insert(batch)
-                call.sent(batch.read)
-        else:
-            route.send(connection, call.tracked(batches), insert, is_alone=is_alone)
-
-    call.run(work)
-    return call.done
+    operation.run(work)
+    return operation.done
 
 
 def upsert_many(
@@ -145,43 +139,41 @@ def upsert_many(
     SQLite; on SQLite it is one INSERT a batch, keys are remembered to tell duplicates, and all rows that are not
     inserted count as updated.
     """
-    call = Call(session, model, rows, "upsert_many()", batch_size, commit_every, progress)
-    dialect = dialect_of(call.session, call.mapper)
+    operation = BulkOperation(session, model, rows, "upsert_many()", batch_size, commit_every, progress)
+    dialect = dialect_of(operation.session, operation.mapper)
     if dialect.name not in ("postgresql", "sqlite"):
         raise UnsupportedDialect(f"upsert_many() needs PostgreSQL or SQLite; this session is on {dialect.name}.")
-    call.need_single_table()
+    operation.need_single_table()
     check_duplicates(duplicates)
-    keys = call.attributes(key, "key")
-    updates = None if update is None else call.attributes(update, "update", may_be_empty=True)
+    keys = operation.attributes(key, "key")
+    updates = None if update is None else operation.attributes(update, "update", may_be_empty=True)
     if both := set(keys) & set(updates or ()):
         raise ValueError(f"upsert_many(): {', '.join(sorted(both))} is in key, and so cannot be in update as well.")
     totals = [0, 0]
 
     def work(connection: sa.Connection, batches: Iterator[Batch], is_alone: bool) -> None:
-        names = call.names_of_head()
-        call.need_names(names, keys, "key")
-        call.need_names(names, updates or (), "update")
+        names = operation.names_of_head()
+        operation.need_names(names, keys, "key")
+        operation.need_names(names, updates or (), "update")
         setting = [name for name in names if name not in keys] if updates is None else updates
-        merge = call.merge_into_live(keys, setting)
-        route = None
-        if dialect.name == "postgresql" and not call.is_small(STAGE_FROM):
-            route = Route.into_stage(call, connection)
-        if route is None:
-            _upsert_from_values(call, connection, batches, merge, keys, duplicates, totals)
-            return
-        with route.staged(connection, without_duplicates(batches, keys, duplicates), is_alone=is_alone) as stage:
-            if duplicates == "error" and not merge.update:
-                raise_on_duplicate(call, connection, merge, stage)
-            with telling_duplicates(call, keys):
-                found = connection.execute(merge.upsert_from(stage, last_wins=duplicates == "last")).one()
-            if merge.live is not None and found[2] is not None:
-                call.refuse_deleted(merge, [found[3:]])
+        upsert = operation.upsert_into_live(keys, setting, connection.dialect)
+        with conflicts_explained(operation, keys, connection.dialect):
+            if operation.is_small(STAGE_ABOVE + 1) or upsert.by_row or not operation.may_stage(connection):
+                _upsert_from_values(operation, connection, batches, upsert, keys, duplicates, totals)
+                return
+            batches = without_duplicates(batches, keys, duplicates)
+            with staged(operation, connection, batches, upsert, is_alone=is_alone) as stage:
+                if duplicates == "error" and not upsert.update:
+                    raise_on_duplicate(operation, connection, upsert, stage)
+                found = connection.execute(upsert.upsert_from(stage, last_wins=duplicates == "last")).one()
+        if upsert.live is not None and found[2] is not None:
+            operation.refuse_deleted(upsert, [found[3:]])
         totals[0] += found[0]
         totals[1] += found[1] - found[0]
 
-    call.run(work)
-    call.expire_loaded()
-    return Upserted(totals[0], totals[1], call.done - sum(totals))
+    operation.run(work)
+    operation.expire_loaded()
+    return Upserted(totals[0], totals[1], operation.done - sum(totals))
 
 
 def update_many(
@@ -208,104 +200,114 @@ def update_many(
     Up to 4 rows are an UPDATE each; more go by COPY into a temporary table and are one UPDATE, 4 round trips outside.
     Elsewhere than on PostgreSQL they are an UPDATE each.
     """
-    call = Call(session, model, rows, "update_many()", batch_size, commit_every, progress)
+    operation = BulkOperation(session, model, rows, "update_many()", batch_size, commit_every, progress)
     check_duplicates(duplicates)
-    primary = [call.mapper.get_property_by_column(column).key for column in call.mapper.primary_key]
-    keys = primary if key is None else call.attributes(key, "key")
-    if not call.is_single_table() and set(keys) != set(primary):
-        call.need_single_table()
-    dialect = dialect_of(call.session, call.mapper)
+    mapper = operation.mapper
+    primary = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+    keys = primary if key is None else operation.attributes(key, "key")
+    if not operation.is_single_table() and set(keys) != set(primary):
+        operation.need_single_table()
     updated = 0
 
     def work(connection: sa.Connection, batches: Iterator[Batch], is_alone: bool) -> None:
         nonlocal updated
-        names = call.names_of_head()
-        call.need_names(names, keys, "key")
+        names = operation.names_of_head()
+        operation.need_names(names, keys, "key")
         others = [name for name in names if name not in keys]
         if not others:
             raise ValueError(f"update_many(): the rows give {', '.join(names)}, which is the key, and nothing to set.")
-        route = None
-        if not call.is_single_table():
-            for batch in without_duplicates(batches, keys, duplicates):
-                call.session.execute(sa.update(model), batch.mappings())
+        batches = without_duplicates(batches, keys, duplicates)
+        if not operation.is_single_table():
+            for batch in operation.tracked(batches):
+                operation.session.execute(sa.update(model), batch.mappings())
                 updated += batch.size
-                call.sent(batch.read)
             return
-        merge = call.merge(keys, others)
-        if dialect.name == "postgresql" and not call.is_small(UPDATE_EACH + 1):
-            route = Route.into_stage(call, connection, only_given=True)
-        if route is None:
-            statement = merge.update_one()
-            for batch in without_duplicates(batches, keys, duplicates):
-                refuse_expressions(call.mapper, batch)
-                for row in call.by_column(batch):
-                    updated += connection.execute(statement, merge.update_parameters(row)).rowcount
-                call.sent(batch.read)
+        upsert = operation.upsert(keys, others, connection.dialect)
+        if operation.is_small(UPDATE_EACH + 1) or not operation.may_stage(connection):
+            for batch in operation.tracked(batches):
+                batch.check_values(model.__name__)
+                updated += _update_rows(operation, connection, batch, upsert)
             return
-        with route.staged(connection, without_duplicates(batches, keys, duplicates), is_alone=is_alone) as stage:
-            if duplicates == "error" and call.batches_sent > 1:
-                raise_on_duplicate(call, connection, merge, stage)
-            updated += connection.execute(merge.update_from(stage, last_wins=duplicates == "last")).rowcount
+        with staged(operation, connection, batches, upsert, is_alone=is_alone) as stage:
+            if duplicates == "error" and operation.batches_sent > 1:
+                raise_on_duplicate(operation, connection, upsert, stage)
+            updated += connection.execute(upsert.update_from(stage, last_wins=duplicates == "last")).rowcount
 
-    call.run(work)
-    call.expire_loaded()
+    operation.run(work)
+    operation.expire_loaded()
     return updated
 
 
-def _insert_returning(call: Call, model: Any, returning: str) -> list[Any]:
+def _insert_values(operation: BulkOperation, connection: sa.Connection, batches: Iterator[Batch]) -> None:
+    given, fixed = operation.given_columns(), operation.insert_defaults().fixed
+    for batch in operation.tracked(batches):
+        batch.check_values(operation.mapper.class_.__name__)
+        values = [*batch.columns, *([value] * batch.size for value in fixed.values())]
+        insert_rows(connection, operation.table, [*given, *fixed], values, batch.size)
+
+
+def _insert_returning(operation: BulkOperation, model: Any, returning: str) -> list[Any]:
     if returning not in ("keys", "objects"):
         raise ValueError(f'insert_many(): returning={returning!r}: expected "keys", "objects" or None.')
-    keys = [getattr(model, call.mapper.get_property_by_column(column).key) for column in call.mapper.primary_key]
+    mapper = operation.mapper
+    keys = [getattr(model, mapper.get_property_by_column(column).key) for column in mapper.primary_key]
     wanted = [model] if returning == "objects" else keys
     statement = sa.insert(model).returning(*wanted, sort_by_parameter_order=True)
     found: list[Any] = []
 
     def work(connection: sa.Connection, batches: Iterator[Batch], is_alone: bool) -> None:
-        for batch in batches:
-            refuse_expressions(call.mapper, batch)
-            result = call.session.execute(statement, batch.mappings())
-            found.extend(result.scalars() if len(wanted) == 1 else map(tuple, result))
-            call.sent(batch.read)
+        for batch in operation.tracked(batches):
+            rows = batch.mappings()
+            if batch.check_values(model.__name__):  # NULL in a statement of its own for each row
+                one = sa.insert(model).returning(*wanted)
+                results = [operation.session.execute(one.values(**row)) for row in rows]
+            else:
+                results = [operation.session.execute(statement, rows)]
+            for result in results:
+                found.extend(result.scalars() if len(wanted) == 1 else map(tuple, result))
 
-    call.run(work)
+    operation.run(work)
     return found
 
 
+def _update_rows(operation: BulkOperation, connection: sa.Connection, batch: Batch, upsert: Upsert) -> int:
+    """An UPDATE for each row, in the order of the key."""
+    rows = list(operation.by_column(batch))
+    with contextlib.suppress(TypeError):  # keys that Python cannot compare
+        rows.sort(key=operator.itemgetter(*upsert.key))
+    updated = 0
+    for row in rows:
+        by_row = operation.update_defaults(row).values if upsert.by_row else {}
+        besides = {column: value for column, value in by_row.items() if column in upsert.by_row}
+        updated += connection.execute(upsert.update_row(row, besides)).rowcount
+    return updated
+
+
 def _upsert_from_values(
-    call: Call, connection: sa.Connection, batches: Iterator[Batch], merge: Merge, keys: list[str],
+    operation: BulkOperation, connection: sa.Connection, batches: Iterator[Batch], upsert: Upsert, keys: list[str],
     duplicates: Duplicates, totals: list[int],
 ) -> None:  # fmt: skip
     on_postgresql = connection.dialect.name == "postgresql"
-    statement = merge.upsert(connection.dialect.name)
-    if on_postgresql:
-        statement = merge.counting(statement)
-    elif merge.live is not None:
-        statement = statement.returning(*merge.deleted_key())
-    fills = fills_of(call.mapper, [call.column(name) for name in call.names_of_head()])
-    added = {
-        column: values for column, values in fills.values.items()
-        if column is call.mapper.polymorphic_on or column is call.mapper.version_id_col
-    }  # fmt: skip
+    given, fixed = operation.given_columns(), operation.insert_defaults().fixed
+    columns = [*given, *fixed]
     seen: set[Any] | None = None if on_postgresql else set()
-    for batch in without_duplicates(batches, keys, duplicates, seen):
-        refuse_expressions(call.mapper, batch)
-        constants = {column.key: values(1)[0] for column, values in added.items()}
-        rows = [{**{c.key: value for c, value in row.items()}, **constants} for row in call.by_column(batch)]
-        with contextlib.suppress(TypeError):  # keys that Python cannot compare
-            rows.sort(key=operator.itemgetter(*(column.key for column in merge.key)))
-        before = None if on_postgresql else connection.scalar(sa.select(sa.func.count()).select_from(merge.table))
-        with telling_duplicates(call, keys):
-            result = connection.execute(statement, rows)
-            written = result.all() if on_postgresql or merge.live is not None else []
-            if on_postgresql:
-                fresh = [row[0] for row in written]
-                totals[0] += sum(fresh)
-                totals[1] += len(fresh) - sum(fresh)
-        if merge.live is not None:
+    for batch in operation.tracked(without_duplicates(batches, keys, duplicates, seen)):
+        batch.check_values(operation.mapper.class_.__name__)
+        before = None if on_postgresql else connection.scalar(sa.select(sa.func.count()).select_from(upsert.table))
+        written: list[Any] = []
+        for each, part in operation.by_update_defaults(upsert, batch.sorted_by(keys)):
+            values = [*part.columns, *([value] * part.size for value in fixed.values())]
+            for statement, rows in statements_for(each.upsert(), columns, values):
+                result = connection.execute(statement, rows)
+                written += result.all() if on_postgresql or upsert.live is not None else []
+        if on_postgresql:
+            fresh = sum(row[0] for row in written)
+            totals[0] += fresh
+            totals[1] += len(written) - fresh
+        if upsert.live is not None:
             at = 1 if on_postgresql else 0
-            call.refuse_deleted(merge, (row[at + 1 :] for row in written if row[at] is not None))
+            operation.refuse_deleted(upsert, (row[at + 1 :] for row in written if row[at] is not None))
         if before is not None:
-            inserted = connection.execute(sa.select(sa.func.count()).select_from(merge.table)).scalar_one() - before
+            inserted = connection.execute(sa.select(sa.func.count()).select_from(upsert.table)).scalar_one() - before
             totals[0] += inserted
-            totals[1] += batch.size - inserted if merge.update else 0
-        call.sent(batch.read)
+            totals[1] += batch.size - inserted if upsert.update else 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol, TypeVar, cast, overload
 
 from .bulk import Upserted, insert_many, update_many, upsert_many
-from .calls import Progress
+from .bulk_operation import Progress
 from .duplicates import Duplicates
 
 __all__ = ["InsertManyDescriptor", "UpdateManyDescriptor", "UpsertManyDescriptor"]

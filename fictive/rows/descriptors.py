@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import sqlalchemy.orm as sa_orm
 
 from .find_or_create import get_or_create, update_or_create
-from .values import Defaults
+from .new_objects import Defaults
 
 __all__ = ["FindOrCreateDescriptor", "GetOrCreateDescriptor", "UpdateOrCreateDescriptor"]
 

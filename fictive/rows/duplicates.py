@@ -9,15 +9,17 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from ..drivers import sqlstate
-from ..errors import DuplicateRows
-from .batches import Batch
-from .calls import Call
-from .merging import Merge, Stage
+from ..errors import ConfigurationError, DuplicateRows
+from .bulk_input import Batch
+from .bulk_operation import BulkOperation
+from .unique_keys import unique_keys
+from .upsert_sql import StagingTable, Upsert
 
-__all__ = ["Duplicates", "check_duplicates", "raise_on_duplicate", "telling_duplicates", "without_duplicates"]
+__all__ = ["Duplicates", "check_duplicates", "conflicts_explained", "raise_on_duplicate", "without_duplicates"]
 
 Duplicates = Literal["error", "last"]
 _CARDINALITY_VIOLATION = "21000"
+_NO_SUCH_KEY = "42P10"
 
 
 def check_duplicates(duplicates: str) -> None:
@@ -65,22 +67,34 @@ def _duplicate(keys: Sequence[str], key: Any) -> str:
     return f'Two rows have the key {shown}. Pass duplicates="last" for the last one to win.'
 
 
-def raise_on_duplicate(call: Call, connection: sa.Connection, merge: Merge, stage: Stage) -> None:
-    found = connection.execute(merge.duplicate_in(stage)).first()
+def raise_on_duplicate(
+    operation: BulkOperation, connection: sa.Connection, upsert: Upsert, stage: StagingTable
+) -> None:
+    found = connection.execute(upsert.duplicate_in(stage)).first()
     if found is not None:
-        names = [call.mapper.get_property_by_column(column).key for column in merge.key]
+        names = [operation.mapper.get_property_by_column(column).key for column in upsert.key]
         raise DuplicateRows(_duplicate(names, tuple(found) if len(names) > 1 else found[0]))
 
 
 @contextlib.contextmanager
-def telling_duplicates(call: Call, keys: Sequence[str]) -> Iterator[None]:
-    """Say in our words that PostgreSQL met a key twice: in batches apart, or equal to it and not to Python."""
+def conflicts_explained(operation: BulkOperation, keys: Sequence[str], dialect: sa.Dialect) -> Iterator[None]:
+    """Say in our words that PostgreSQL met a key twice, in batches apart, or equal to it and not to Python; and that
+    it has no unique key like that."""
     try:
         yield
     except sa.exc.DBAPIError as error:
-        if sqlstate(error) != _CARDINALITY_VIOLATION:
+        if sqlstate(error) == _CARDINALITY_VIOLATION:
+            raise DuplicateRows(
+                f'{operation.function}: two rows have the same key ({", ".join(keys)}). Pass duplicates="last" for '
+                "the last one to win."
+            ) from error
+        if sqlstate(error) != _NO_SUCH_KEY:
             raise
-        raise DuplicateRows(
-            f'{call.function}: two rows have the same key ({", ".join(keys)}). Pass duplicates="last" for the last '
-            "one to win."
+        known = [
+            ", ".join(str(getattr(element, "name", element)) for element in key.elements)
+            for key in unique_keys(operation.table, dialect.name)
+        ]
+        raise ConfigurationError(
+            f"{operation.function}: key={', '.join(keys)} is no unique key of {operation.table.fullname}. "
+            f"The model has: {'; '.join(f'({each})' for each in known) or 'none'}. Make a unique constraint or index."
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -15,10 +16,10 @@ from ..errors import KeyOfDeletedRow, UnsupportedDialect
 from ..session import private
 from ..session.given import dialect_of, session_of, together
 from ..session.optin import OptInSession
-from . import creating
-from .columns import mapper_of
-from .lookups import Lookup, UniqueKey, key_for, lookup_of
-from .values import (
+from . import get_or_create_sql
+from .attributes import mapper_of
+from .lookups import Lookup, lookup_of
+from .new_objects import (
     Defaults,
     check_names,
     columns_of,
@@ -29,6 +30,8 @@ from .values import (
     split,
     written_columns,
 )
+from .unique_keys import UniqueKey
+from .write_binding import execute_write, writing
 
 __all__ = ["get_or_create", "update_or_create"]
 
@@ -72,13 +75,22 @@ class _Call:
     def __init__(self, session: object, model: type[Any], method: str, filter_by: Mapping[str, Any]) -> None:
         self.session = session_of(session)
         self.mapper = mapper_of(model)
-        self.lookup: Lookup = lookup_of(self.mapper, filter_by)
         self.what = f"{model.__name__}.{method}()"
-        self.dialect = dialect_of(self.session, self.mapper).name
-        if self.dialect not in ("postgresql", "sqlite"):
-            raise UnsupportedDialect(f"{self.what} needs PostgreSQL or SQLite; this session is on {self.dialect}.")
-        self.key: UniqueKey | None = key_for(self.lookup, self.dialect)
+        self.dialect = dialect_of(self.session, self.mapper)
+        self.lookup: Lookup = lookup_of(self.mapper, filter_by, self.dialect)
+        if self.dialect.name not in ("postgresql", "sqlite"):
+            raise UnsupportedDialect(
+                f"{self.what} needs PostgreSQL or SQLite; this session is on {self.dialect.name}."
+            )
         self._made: dict[str, Any] | None = None
+
+    @functools.cached_property
+    def key(self) -> UniqueKey | None:
+        """The unique key that the lookup goes by; looked for on a miss only."""
+        return self.lookup.key(self.dialect.name)
+
+    def _write(self, statement: sa.Executable, what: str = "") -> Any:
+        return execute_write(self.session, statement, self.mapper, what=what)
 
     # -- outside and inside -------------------------------------------------------------------------------------------
 
@@ -106,9 +118,10 @@ class _Call:
 
     # -- finding ------------------------------------------------------------------------------------------------------
 
-    def find(self) -> Any:
+    def find(self, *, populate_existing: bool = False) -> Any:
         """The object, or None; raises `MultipleResultsFound`."""
-        return self.session.scalars(self.lookup.select()).unique().one_or_none()
+        options = {"populate_existing": True} if populate_existing else {}
+        return self.session.scalars(self.lookup.select(), execution_options=options).unique().one_or_none()
 
     def find_or_create(self, defaults: Defaults) -> tuple[Any, bool]:
         if (found := self.find()) is not None:
@@ -125,13 +138,13 @@ class _Call:
         if (
             self.key is not None
             and changes
-            and self.dialect == "postgresql"
+            and self.dialect.name == "postgresql"
             and self._is_plain("before_insert", "after_insert", "before_update", "after_update")
         ):
             values = self._values({**changes, **only_new})
             columns = self._columns(values)
             # PostgreSQL looks for NULLs before it looks for a conflict, and would refuse to update a row that is there
-            if not lacks(self.mapper.local_table, columns) and not _is_partitioned(self.mapper.local_table):
+            if not lacks(self.mapper.local_table, columns):
                 return self._update_or_create_by_key(changes, values, columns, self.key)
         with self._alone_with_lookup() as (aside, level):
             locking = self.lookup.select().with_for_update(key_share=True, of=self.mapper.class_)
@@ -171,14 +184,14 @@ class _Call:
         return new_object(self.mapper, *split(self.mapper, values))
 
     def _columns(self, values: Mapping[str, Any]) -> dict[sa.Column[Any], Any]:
-        table: Any = self.mapper.local_table
-        return written_columns(table, columns_of(self.mapper, self._new(values), self.lookup))
+        given = columns_of(self.mapper, self._new(values), self.lookup, self.dialect)
+        return written_columns(self.mapper, given, self.dialect)
 
     def _create_by_key(self, values: Mapping[str, Any], key: UniqueKey) -> tuple[Any, bool]:
         columns = self._columns(values)
-        unless_there = creating.insert_unless_there(self.mapper, columns, key, self.dialect)
+        unless_there = get_or_create_sql.insert_unless_there(self.mapper, columns, key, self.dialect.name)
         for _ in range(_ROUNDS):
-            created = self.session.scalars(unless_there).one_or_none()
+            created = self._write(unless_there).scalars().one_or_none()
             if created is not None:
                 return self._with_related(created, values), True
             if (found := self.find()) is not None:
@@ -191,7 +204,7 @@ class _Call:
         lookup, model = self.lookup, self.mapper.class_.__name__
         if lookup.live is None:
             return
-        deleted = creating.deleted_with_key(lookup, key)
+        deleted = get_or_create_sql.deleted_with_key(lookup, key)
         if self.session.execute(deleted, bind_arguments={"mapper": self.mapper}).first() is None:
             return
         shown = [
@@ -205,7 +218,7 @@ class _Call:
     def _insist(self, columns: Mapping[sa.Column[Any], Any], values: Mapping[str, Any]) -> Any:
         """Insert, and let the database say so where a row outside the lookup has the key, with another value in the
         rest of the lookup or of another class."""
-        return self._with_related(self.session.scalars(creating.insert(self.mapper, columns)).one(), values)
+        return self._with_related(self._write(get_or_create_sql.insert(self.mapper, columns)).scalars().one(), values)
 
     def _update_or_create_by_key(
         self,
@@ -215,13 +228,18 @@ class _Call:
         key: UniqueKey,
     ) -> tuple[Any, bool]:
         setting = set_columns(self.mapper, split(self.mapper, changes)[0])
-        statement = creating.upsert(self.lookup, columns, setting, key)
+        statement = get_or_create_sql.upsert(self.lookup, columns, setting, key, self.dialect)
         for _ in range(_ROUNDS):
-            row = self.session.execute(statement).unique().one_or_none()
+            row = self._write(statement, self.what).unique().one_or_none()
             if row is not None:
                 return self._with_related(row[0], values if row[1] else changes), bool(row[1])
+            if (found := self.find(populate_existing=True)) is not None:  # unchanged, and not seen by that statement
+                return self._with_related(found, changes), False
             self._refuse_key_of_deleted(key)
         return self._insist(columns, values), True
+
+    def _connection(self) -> sa.Connection:
+        return self.session.connection(bind_arguments=writing(self.mapper))
 
     # -- creating where no statement can do it alone --------------------------------------------------------------
 
@@ -232,13 +250,12 @@ class _Call:
         What is pending in the caller's session stays as it is, whatever happens in here.
         """
         with together(self.session, self.what):
-            bind = {"mapper": self.mapper}
-            if self.dialect == "sqlite":
+            if self.dialect.name == "sqlite":
                 level = ""
-                self.session.execute(creating.write_lock(self.mapper), bind_arguments=bind)
+                self._write(get_or_create_sql.write_lock(self.mapper))
             else:
-                level = self.session.execute(creating.serialise(self.lookup), bind_arguments=bind).one()[1]
-            connection = self.session.connection(bind_arguments=bind)
+                level = self._write(get_or_create_sql.lock_lookup(self.lookup, self.dialect)).one()[1]
+            connection = self._connection()
             with sa_orm.Session(connection, **_ASIDE) as aside:
                 yield aside, level
 
@@ -248,7 +265,7 @@ class _Call:
         frozen = level in ("repeatable read", "serializable")
         if self.key is None:
             if frozen and self._exists_elsewhere():
-                self.session.execute(creating.serialization_failure(self.what))
+                self._write(get_or_create_sql.serialization_failure(self.what))
             if self._is_plain("before_insert", "after_insert"):
                 return self._insist(self._columns(values), values), True
         for left in reversed(range(_ROUNDS)):
@@ -263,7 +280,7 @@ class _Call:
                 if (found := self.find()) is not None:
                     return found, False
                 if frozen and self._exists_elsewhere():
-                    self.session.execute(creating.serialization_failure(self.what))
+                    self._write(get_or_create_sql.serialization_failure(self.what))
                 self._refuse_key_of_deleted(self.key)
                 if not left:
                     raise
@@ -276,9 +293,8 @@ class _Call:
 
         No statement of PostgreSQL's shows it to this transaction where there is no unique key to stumble over.
         """
-        engine = self.session.connection(bind_arguments={"mapper": self.mapper}).engine
-        with sa_orm.Session(engine) as elsewhere:
-            return elsewhere.scalar(creating.committed_elsewhere(self.lookup)) is not None
+        with sa_orm.Session(self._connection().engine) as elsewhere:
+            return elsewhere.scalar(get_or_create_sql.committed_elsewhere(self.lookup)) is not None
 
     # -- handing over -------------------------------------------------------------------------------------------------
 
@@ -312,11 +328,6 @@ class _Call:
                 if prop.back_populates in state.dict and not state.attrs[prop.back_populates].history.has_changes():
                     self.session.expire(related, [prop.back_populates])
         return loaded
-
-
-def _is_partitioned(table: Any) -> bool:
-    """Whether RETURNING cannot have `xmax`, by which a row just inserted is known."""
-    return table.dialect_options["postgresql"].get("partition_by") is not None
 
 
 def _is_duplicate(error: sa.exc.IntegrityError) -> bool:

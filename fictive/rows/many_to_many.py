@@ -15,12 +15,11 @@ from sqlalchemy.orm.attributes import instance_state
 from ..errors import ConfigurationError, UnsavedObject
 from ..other_names import also_named
 from ..session.given import require_postgresql, session_of, together
-from .keys import as_key, python_types
-from .links import Columns, Key, Links, linked_by
+from .link_sql import Columns, Key, Links, linked_by
+from .primary_keys import as_key, python_types
+from .write_binding import execute_write
 
 __all__ = ["LinkChanges", "m2m_add", "m2m_clear", "m2m_remove", "m2m_set"]
-
-_WRITES = {"fictive_writes": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,7 @@ def m2m_add(
     transaction.
     """
     work = _Work("m2m_add()", session, instance, relationship, related)
-    if ignore_conflicts and work.links.conflict_target() is None:
+    if ignore_conflicts and work.links.unique_key() is None:
         columns = ", ".join(column.name for column in (*work.links.owner, *work.links.own))
         raise ConfigurationError(
             f"ignore_conflicts=True needs to know a link that is there: {work.links.table.fullname} has no primary "
@@ -173,9 +172,7 @@ class _Work:
         owner = _reader(links.owner_mapper, links.owner.values())(sa.inspect(self._instance))
         wanted = self._wanted()
         self._check_shared(owner, wanted)
-        result = self.session.execute(
-            build(owner, wanted), bind_arguments={"mapper": links.related_mapper}, execution_options=_WRITES
-        )
+        result = execute_write(self.session, build(owner, wanted), links.related_mapper, table=links.table)
         rows = [tuple(row) for row in result]
         self._expire(itertools.chain(zip(*wanted, strict=True), (row[skip:] for row in rows)))
         return rows

@@ -16,7 +16,7 @@ from ..session.durations import Duration, timeout_in_ms
 from ..session.given import session_of, write_on
 from ..session.leases import connection_in_autocommit
 from ..session.optin import OptInSession
-from .columns import mapper_of
+from .attributes import mapper_of
 from .listening import State, Waiter, listen
 from .notify import announces_inserts
 

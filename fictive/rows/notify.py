@@ -19,7 +19,7 @@ from sqlalchemy.schema import ExecutableDDLElement
 
 from ..config import flag
 from ..session.given import commits_without_a_block, require_postgresql, session_of, together
-from .columns import mapper_of
+from .attributes import mapper_of
 
 __all__ = [
     "ANY_ROW",

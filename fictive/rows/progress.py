@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ConfigurationError
-from .calls import Progress
+from .bulk_operation import Progress
 
 __all__ = ["bar"]
 

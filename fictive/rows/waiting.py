@@ -17,10 +17,10 @@ from ..session.durations import Duration, timeout_in_ms
 from ..session.given import session_of, write_on
 from ..session.leases import connection_in_autocommit
 from ..session.optin import OptInSession
-from .columns import mapped_property, mapper_of, table_columns, unknown_attribute
-from .keys import as_key, python_types
+from .attributes import mapped_property, mapper_of, table_columns, unknown_attribute
 from .listening import Waiter, listen
 from .notify import announces, tables_of
+from .primary_keys import as_key, python_types
 
 __all__ = ["wait_for_row_change"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Iterator
 from typing import Any
@@ -84,7 +85,12 @@ def hybrid(mapper: sa_orm.Mapper[Any], name: str) -> Any:
 def composite_values(prop: sa_orm.CompositeProperty[Any], value: Any) -> Iterator[tuple[Any, Any]]:
     """The column properties of a composite, each with its part of `value`; all None for None."""
     parts = prop.props
-    given = (None,) * len(parts) if value is None else value.__composite_values__()
+    if value is None:
+        given: Any = (None,) * len(parts)
+    elif dataclasses.is_dataclass(value) and not hasattr(value, "__composite_values__"):
+        given = [getattr(value, field.name) for field in dataclasses.fields(value) if field.init]
+    else:
+        given = value.__composite_values__()
     return zip(parts, given, strict=True)
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
+from ..drivers import sqlstate
 from ..errors import KeyOfDeletedRow, TransactionAlreadyBegun
 from ..session.given import session_of, together
 from ..session.optin import OptInSession
-from .batches import Batch, Reader, attribute_named
-from .columns import live_attribute, mapper_of
-from .fills import on_update
-from .merging import Merge
+from .attributes import live_attribute, mapper_of
+from .bulk_input import Batch, RowReader, attribute_named, columns_by_attribute
+from .column_defaults import InsertDefaults, UpdateDefaults, discriminator, first_version
+from .relations import forget_relations
+from .upsert_sql import Upsert, of_class
+from .write_binding import asked_about_write, writing
 
-__all__ = ["Call", "Progress"]
+__all__ = ["BulkOperation", "Progress", "StagingRefused"]
 
 log = logging.getLogger("fictive.rows")
 
@@ -26,7 +30,16 @@ Progress = Callable[[int, int | None], object]
 """Told after each batch how many rows were sent so far, and how many there are, or None where that is not known."""
 
 
-class Call:
+# Engines whose role may not create temporary tables.
+_without_staging: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
+_INSUFFICIENT_PRIVILEGE = "42501"
+
+
+class StagingRefused(Exception):
+    """The role may not create a temporary table. Never leaves fictive: the call goes another way."""
+
+
+class BulkOperation:
     """One call of these functions: its arguments, checked, and how far it has come."""
 
     def __init__(
@@ -39,14 +52,11 @@ class Call:
         self.commit_every = None if commit_every is None else _positive(commit_every, "commit_every", function)
         size = _positive(batch_size, "batch_size", function)
         self._size = size if self.commit_every is None else min(size, self.commit_every)
-        self.reader = Reader(self.mapper, rows, self._size, function)
+        self.reader = RowReader(self.mapper, rows, self._size, function)
         self.done = 0
         self.batches_sent = 0
         self._progress = progress
-        self._columns = {
-            prop.key: column for prop in self.mapper.column_attrs
-            if isinstance(column := prop.columns[0], sa.Column)
-        }  # fmt: skip
+        self._columns = columns_by_attribute(self.mapper)
 
     # -- the model ----------------------------------------------------------------------------------------------------
 
@@ -71,24 +81,60 @@ class Call:
     def column(self, name: str) -> sa.Column[Any]:
         return self._columns[name]
 
-    def merge(self, keys: Sequence[str], updates: Sequence[str]) -> Merge:
-        table: Any = self.mapper.local_table
-        columns = [self.column(name) for name in updates]
-        key = [self.column(name) for name in keys]
-        return Merge(table, key, columns, on_update(self.mapper, {*columns, *key}))
+    @property
+    def table(self) -> sa.Table:
+        return self.mapper.local_table  # type: ignore[return-value]
 
-    def merge_into_live(self, keys: Sequence[str], updates: Sequence[str]) -> Merge:
-        """A merge that shows deleted rows it meets, unless the rows say themselves what is to become of those."""
+    def given_columns(self) -> list[sa.Column[Any]]:
+        """The columns that the rows give."""
+        return [self.column(name) for name in self.names_of_head()]
+
+    def insert_defaults(self) -> InsertDefaults:
+        return InsertDefaults(
+            self.table, set(self.given_columns()), {**first_version(self.mapper), **discriminator(self.mapper)}
+        )
+
+    def first_row(self) -> dict[sa.Column[Any], Any]:
+        head = self.reader.head()
+        assert head is not None
+        return {self.column(name): head.values(name)[0] for name in head.names}
+
+    def update_defaults(self, row: Mapping[sa.Column[Any], Any]) -> UpdateDefaults:
+        """`onupdate` and the version for this row."""
+        return UpdateDefaults(self.mapper, row)
+
+    def upsert(self, keys: Sequence[str], updates: Sequence[str], dialect: sa.Dialect) -> Upsert:
+        key, update = (list(map(self.column, names)) for names in (keys, updates))
+        row = {column: value for column, value in self.first_row().items() if column in {*key, *update}}
+        defaults = self.update_defaults(row)
+        only = of_class(self.mapper)
+        return Upsert(self.table, key, update, defaults.for_all, dialect, by_row=defaults.by_row, only=only)
+
+    def upsert_into_live(self, keys: Sequence[str], updates: Sequence[str], dialect: sa.Dialect) -> Upsert:
+        """An upsert that shows deleted rows it meets, unless the rows say themselves what is to become of those."""
         live = live_attribute(self.mapper)
-        merge = self.merge(keys, updates)
+        upsert = self.upsert(keys, updates, dialect)
         if live is None or live in self.names_of_head():
-            return merge
-        return dataclasses.replace(merge, live=self.column(live))
+            return upsert
+        return dataclasses.replace(upsert, live=self.column(live))
 
-    def refuse_deleted(self, merge: Merge, keys: Iterable[Sequence[Any]]) -> None:
+    def by_update_defaults(self, upsert: Upsert, batch: Batch) -> Iterator[tuple[Upsert, Batch]]:
+        """The rows of a batch by what their update sets besides, which is one for all rows of a statement."""
+        if not upsert.by_row:
+            yield upsert, batch
+            return
+        groups: dict[str, tuple[dict[Any, Any], list[int]]] = {}
+        for number, row in enumerate(self.by_column(batch)):
+            given = {column: value for column, value in row.items() if column in {*upsert.key, *upsert.update}}
+            besides = self.update_defaults(given).values
+            groups.setdefault(repr([besides[column] for column in upsert.by_row]), (besides, []))[1].append(number)
+        for besides, numbers in groups.values():
+            yield dataclasses.replace(upsert, besides=besides), batch.chosen(numbers)
+
+    def refuse_deleted(self, upsert: Upsert, keys: Iterable[Sequence[Any]]) -> None:
         """Raise for the key of a row that an upsert has met and that is deleted."""
         for key in keys:
-            names = [self.mapper.get_property_by_column(column).key for column in merge.key]
+            names = [self.mapper.get_property_by_column(column).key for column in upsert.key]
             shown = ", ".join(f"{name}={value!r}" for name, value in zip(names, key, strict=True))
             model = self.mapper.class_.__name__
             raise KeyOfDeletedRow(
@@ -145,11 +191,12 @@ class Call:
         committed = transactions = 0
         try:
             while self.reader.head() is not None:
-                with self._atomic() as (connection, is_alone):
-                    work(connection, self.reader.batches(self.commit_every), is_alone)
-                if self.commit_every is not None and self.session.in_transaction():
-                    self.session.commit()  # of a session that begins by itself
-                committed, transactions = self.done, transactions + 1
+                with contextlib.suppress(StagingRefused):  # nothing is read by then: the same rows go another way
+                    with self._atomic() as (connection, is_alone):
+                        work(connection, self.reader.batches(self.commit_every), is_alone)
+                    if self.commit_every is not None and self.session.in_transaction():
+                        self.session.commit()  # of a session that begins by itself
+                    committed, transactions = self.done, transactions + 1
         except BaseException as error:
             if self.commit_every is not None:
                 _note(
@@ -164,11 +211,31 @@ class Call:
         session = self.session
         is_alone = isinstance(session, OptInSession) and not session.in_transaction()
         with together(session, f"{self.function} of {self.mapper.class_.__name__}"):
-            connection = session.connection(bind_arguments={"mapper": self.mapper})
+            connection = session.connection(bind_arguments=writing(self.mapper))
             # a savepoint alone would be a transaction on SQLite, and commit at its end
             needless = is_alone or (connection.dialect.name == "sqlite" and not isinstance(session, OptInSession))
-            with contextlib.nullcontext() if needless else connection.begin_nested():
-                yield connection, is_alone
+            try:
+                with (
+                    asked_about_write(session, writing(self.mapper)),
+                    contextlib.nullcontext() if needless else connection.begin_nested(),
+                ):
+                    yield connection, is_alone
+            except sa.exc.DBAPIError:
+                forget_relations(connection)
+                raise
+
+    def may_stage(self, connection: sa.Connection) -> bool:
+        return connection.dialect.name == "postgresql" and connection.engine not in _without_staging
+
+    def create_staging(self, connection: sa.Connection, statement: sa.Executable) -> None:
+        """Create a temporary table; raises `StagingRefused` where the role may not."""
+        try:
+            connection.execute(statement)
+        except sa.exc.DBAPIError as error:
+            if sqlstate(error) != _INSUFFICIENT_PRIVILEGE:
+                raise
+            _without_staging.add(connection.engine)
+            raise StagingRefused from error
 
     def expire_loaded(self) -> None:
         """Let objects that are loaded in the session be loaded again; what was changed on them and not yet written

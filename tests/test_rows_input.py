@@ -1,27 +1,19 @@
-"""Rows read in batches, and written as COPY's text. No database."""
+"""Rows read in batches, and the bar that shows how far they are. No database."""
 
 from __future__ import annotations
 
-import datetime as dt
-import decimal
-import enum
 import io
-import uuid
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, synonym
 
-from fictive.drivers.copying import NotCopyable
 from fictive.errors import ConfigurationError, DuplicateRows, RowsDiffer, UnknownAttribute
 from fictive.rows import progress
-from fictive.rows.batches import Reader, attribute_named
-from fictive.rows.copying import Encoder, array_text, escaped
+from fictive.rows.bulk_input import RowReader, attribute_named
 from fictive.rows.duplicates import without_duplicates
-from fictive.rows.merging import can_compare
 
 
 class Base(DeclarativeBase):
@@ -59,8 +51,8 @@ class Pet(Base):
 MAPPER = sa.inspect(Pet)
 
 
-def _reader(rows: Any, size: int = 2) -> Reader:
-    return Reader(MAPPER, rows, size, "f()")
+def _reader(rows: Any, size: int = 2) -> RowReader:
+    return RowReader(MAPPER, rows, size, "f()")
 
 
 # Names
@@ -160,96 +152,6 @@ def test_d8_duplicates_in_a_batch() -> None:
     assert found("error", ["name", "age"], nulls) == found("last", ["name", "age"], nulls) == [nulls]
     with pytest.raises(DuplicateRows, match="name='a', age=1"):
         found("error", ["name", "age"], [*nulls, {"name": "a", "age": 1}, {"name": "a", "age": 1}])
-
-
-# COPY's text
-
-
-class Colour(enum.Enum):
-    RED = "r"
-
-
-class Size(enum.IntEnum):
-    BIG = 3
-
-
-class Word(str, enum.Enum):
-    NO = "n\to"
-
-
-class Backwards(sa.types.TypeDecorator[str]):
-    impl = sa.String
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> Any:
-        return value and value[::-1]
-
-
-def _refuse(value: Any) -> str:
-    raise NotCopyable
-
-
-def _block(type_: Any, *values: Any) -> str:
-    return Encoder(postgresql.dialect(), [sa.Column("c", type_)], _refuse).block([values])
-
-
-@pytest.mark.parametrize(
-    ("type_", "value", "text"),
-    [
-        (sa.Integer, 5, "5"),
-        (sa.Integer, Size.BIG, "3"),
-        (sa.Boolean, True, "t"),
-        (sa.Float, 0.1, "0.1"),
-        (sa.Float, float("-inf"), "-inf"),
-        (sa.Numeric, decimal.Decimal("1.10"), "1.10"),
-        (sa.Text, None, "\\N"),
-        (sa.Text, "", ""),
-        (sa.Text, "\\N", "\\\\N"),
-        (sa.Text, "\\.", "\\\\."),
-        (sa.Text, "a\tb\nc\rd\\e", "a\\tb\\nc\\rd\\\\e"),
-        (sa.Text, Word.NO, "n\\to"),
-        (Backwards, "a\t", "\\ta"),
-        (sa.Enum(Colour), Colour.RED, "RED"),
-        (sa.Date, dt.date(2024, 2, 29), "2024-02-29"),
-        (sa.DateTime, dt.datetime(2024, 2, 29, 1, 2, 3, 4), "2024-02-29T01:02:03.000004"),
-        (sa.DateTime, dt.datetime(2024, 1, 1, tzinfo=dt.timezone.utc), "2024-01-01T00:00:00+00:00"),
-        (sa.Interval, dt.timedelta(days=-1, microseconds=5), "-1 days 0.000005 seconds"),
-        (sa.Uuid, uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
-        (sa.ARRAY(sa.Text), ["a", None, 'q"\\', "null"], '{"a",NULL,"q\\\\"\\\\\\\\","null"}'),
-        (sa.ARRAY(sa.Integer), [[1, 2], [3, 4]], '{{"1","2"},{"3","4"}}'),
-        (sa.ARRAY(sa.Integer), [], "{}"),
-    ],
-)
-def test_the_text_of_a_value(type_: Any, value: Any, text: str) -> None:
-    assert _block(type_, value) == text + "\n"
-    # among others of its kind, and with NULLs
-    assert _block(type_, value, None, value) == f"{text}\n\\N\n{text}\n"
-
-
-def test_lines_of_several_columns() -> None:
-    columns = [sa.Column("a", sa.Integer), sa.Column("b", sa.Text)]
-    assert Encoder(postgresql.dialect(), columns, _refuse).block([[1, 2], ["x", "y\n"]]) == "1\tx\n2\ty\\n\n"
-
-
-def test_values_without_a_text() -> None:
-    with pytest.raises(NotCopyable):
-        _block(sa.Text, "a", object())
-    with pytest.raises(ValueError, match="A value for c has a NUL"):
-        _block(sa.Text, "a\0b", "c")
-
-
-def test_escaping_leaves_alone_what_is_fine() -> None:
-    fine = ["a", "b c"]
-    assert escaped(fine) is fine
-    assert escaped([]) == []
-    assert array_text([], str) == "{}"
-
-
-def test_types_that_can_be_compared() -> None:
-    assert can_compare(sa.ARRAY(Backwards()))
-    assert can_compare(postgresql.JSONB())
-    assert not can_compare(sa.JSON())
-    assert not can_compare(sa.types.NullType())
 
 
 # The bar

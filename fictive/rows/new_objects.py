@@ -10,8 +10,10 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..errors import UnknownAttribute
-from .columns import foreign_key_of, hybrid, mapped_property, table_columns, unknown_attribute
+from .attributes import foreign_key_of, hybrid, mapped_property, table_columns, unknown_attribute
+from .column_defaults import InsertDefaults, first_version
 from .lookups import Lookup
+from .stored_values import none_is_a_value
 
 __all__ = [
     "Defaults",
@@ -22,7 +24,6 @@ __all__ = [
     "new_object",
     "set_columns",
     "split",
-    "update_defaults",
     "written_columns",
 ]
 
@@ -92,7 +93,9 @@ def new_object(mapper: sa_orm.Mapper[Any], assigned: Mapping[str, Any], related:
     return created
 
 
-def columns_of(mapper: sa_orm.Mapper[Any], created: Any, nulls: Lookup) -> dict[sa.Column[Any], Any]:
+def columns_of(
+    mapper: sa_orm.Mapper[Any], created: Any, nulls: Lookup, dialect: sa.Dialect
+) -> dict[sa.Column[Any], Any]:
     """What an INSERT of `created` would say, as the ORM's does: None stands for a column's default, except where the
     lookup asks for NULL."""
     given = sa.inspect(created).dict
@@ -105,10 +108,7 @@ def columns_of(mapper: sa_orm.Mapper[Any], created: Any, nulls: Lookup) -> dict[
                     values[column] = value
     for column, value in nulls.columns.items():
         if value is None and column.computed is None:
-            values[column] = sa.null()
-    version = mapper.version_id_col
-    if isinstance(version, sa.Column) and callable(mapper.version_id_generator):
-        values.setdefault(version, mapper.version_id_generator(None))
+            values[column] = None if none_is_a_value(column.type, dialect) else sa.null()
     return values
 
 
@@ -123,57 +123,34 @@ def set_columns(mapper: sa_orm.Mapper[Any], assigned: Mapping[str, Any]) -> dict
     }
 
 
-def written_columns(table: sa.Table, values: Mapping[sa.Column[Any], Any]) -> dict[sa.Column[Any], Any]:
-    """`values` and the defaults of the other columns.
-
-    SQLAlchemy evaluates those in Python for an INSERT that is the statement itself, not within a WITH; and where an
-    object is loaded from it, a default function cannot ask for the other values.
-    """
+def written_columns(
+    mapper: sa_orm.Mapper[Any], values: Mapping[sa.Column[Any], Any], dialect: sa.Dialect
+) -> dict[sa.Column[Any], Any]:
+    """`values` and the defaults of the other columns: SQLAlchemy does not evaluate them for an INSERT within a WITH,
+    or with the context of the row where an object is loaded from it. A type that stores something for None is asked
+    where there is no default, as in a flush."""
+    table: sa.FromClause = mapper.local_table
     found = dict(values)
-    context = _Context(found)
+    found |= InsertDefaults(table, found, first_version(mapper)).row(found)
     for column in table.columns:
-        if column not in found and column.default is not None and not column.default.is_sequence:
-            found[column] = _default_value(column.default, context)
+        assert isinstance(column, sa.Column)
+        if column not in found and not _is_made(column, table) and none_is_a_value(column.type, dialect):
+            found[column] = None
     return found
+
+
+def _is_made(column: sa.Column[Any], table: Any) -> bool:
+    """Whether the server makes a value for the column where none is given."""
+    made = column.server_default is not None or column.identity is not None or column.computed is not None
+    return made or column is table.autoincrement_column
 
 
 def lacks(table: Any, values: Mapping[sa.Column[Any], Any]) -> bool:
     """Whether a row of `values` would have NULL where there must be a value."""
     return any(
         not column.nullable
-        and values.get(column) is None
-        and not (column.server_default or column.identity or column.default)
-        and column is not table.autoincrement_column
+        and (values.get(column) is None or values[column] is sa.null())
+        and not (column.type.should_evaluate_none and column in values)
+        and not (column.default or _is_made(column, table))
         for column in table.columns
     )
-
-
-def update_defaults(table: sa.Table, values: Mapping[sa.Column[Any], Any]) -> dict[sa.Column[Any], Any]:
-    """What `onupdate` sets besides `values`; the ORM and Core do it in an UPDATE, but not in ON CONFLICT."""
-    context = _Context(values)
-    return {
-        column: _default_value(column.onupdate, context)
-        for column in table.columns
-        if column.onupdate is not None and column not in values
-    }
-
-
-def _default_value(default: Any, context: _Context) -> Any:
-    if default.is_sequence:
-        return default.next_value()
-    return default.arg(context) if default.is_callable else default.arg
-
-
-class _Context:
-    """What a default function with a parameter sees (SQLAlchemy documentation, "Context-Sensitive Default
-    Functions")."""
-
-    def __init__(self, values: Mapping[sa.Column[Any], Any]) -> None:
-        self._values = values
-
-    @property
-    def current_parameters(self) -> dict[str, Any]:
-        return {column.key: value for column, value in self._values.items()}
-
-    def get_current_parameters(self, isolate_multiinsert_groups: bool = True) -> dict[str, Any]:
-        return self.current_parameters

@@ -12,9 +12,20 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..errors import RowsDiffer
-from .columns import hybrid, mapped_property, table_columns, unknown_attribute
+from .attributes import hybrid, mapped_property, table_columns, unknown_attribute
+from .stored_values import is_sql
 
-__all__ = ["Batch", "Reader", "attribute_named"]
+__all__ = ["Batch", "RowReader", "attribute_named", "columns_by_attribute"]
+
+
+def columns_by_attribute(mapper: sa_orm.Mapper[Any]) -> dict[str, sa.Column[Any]]:
+    """The column of each attribute of the class, and of those of its subclasses that are rows of its table."""
+    found: dict[str, sa.Column[Any]] = {}
+    for each in mapper.self_and_descendants:
+        for prop in each.column_attrs if each is mapper or each.local_table is mapper.local_table else ():
+            if table_columns(prop):
+                found.setdefault(prop.key, prop.columns[0])  # type: ignore[arg-type]
+    return found
 
 
 def attribute_named(mapper: sa_orm.Mapper[Any], name: Any, where: str) -> str:
@@ -57,13 +68,35 @@ class Batch:
         """One column."""
         return self.columns[self.names.index(name)]
 
+    def sorted_by(self, names: Sequence[str]) -> Batch:
+        """The rows in the order of these attributes, so that two statements take their locks in the same order."""
+        try:
+            keys = list(zip(*map(self.values, names), strict=True))
+            return self.chosen(sorted(range(self.size), key=keys.__getitem__))
+        except TypeError:  # keys that Python cannot compare
+            return self
+
+    def check_values(self, model: str) -> bool:
+        """Raise `TypeError` for an SQL expression. True where SQL's NULL is among the values, written `sa.null()`."""
+        has_null = False
+        for name, column in zip(self.names, self.columns, strict=True):
+            for kind in set(map(type, column)):
+                if kind is sa.sql.elements.Null:
+                    has_null = True
+                elif is_sql(kind) or issubclass(kind, sa.ClauseElement):
+                    raise TypeError(
+                        f"{model}.{name} is given an SQL expression; rows are values. Make it a default of the "
+                        "column, or execute an insert() or update() of your own."
+                    )
+        return has_null
+
     def chosen(self, indexes: Sequence[int]) -> Batch:
         """Those rows of it."""
         columns = [[column[index] for index in indexes] for column in self.columns]
         return Batch(self.names, columns, len(indexes), self.first, self.read)
 
 
-class Reader:
+class RowReader:
     """The rows of one call, read `size` at a time and never all at once.
 
     Rows are mappings of attribute names, or objects of the model, of which the attributes that are set count. All
@@ -131,7 +164,8 @@ class Reader:
 
     def _learn(self, row: Mapping[Any, Any]) -> None:
         self._keys = frozenset(row)
-        names = tuple(attribute_named(self._mapper, key, "a row") for key in row)
+        known = columns_by_attribute(self._mapper)
+        names = tuple(key if key in known else attribute_named(self._mapper, key, "a row") for key in row)
         for name, key in zip(names, row, strict=True):
             if names.count(name) > 1:
                 raise RowsDiffer(f"A row gives {self._mapper.class_.__name__}.{name} twice, once as {key!r}.")
@@ -148,14 +182,21 @@ class Reader:
         if isinstance(row, Mapping):
             return dict(row)
         state = sa.inspect(row, raiseerr=False)
-        if not isinstance(state, sa_orm.InstanceState) or state.mapper is not self._mapper:
+        if not isinstance(state, sa_orm.InstanceState) or not state.mapper.isa(self._mapper):
             raise TypeError(
                 f"Row {self.read + number + 1} is neither a dict nor a {self._mapper.class_.__name__}: {row!r}."
             )
-        keys = {attr.key for attr in self._mapper.column_attrs if table_columns(attr)}
+        if state.mapper.local_table is not self._mapper.local_table:
+            raise TypeError(
+                f"Row {self.read + number + 1} is a {state.mapper.class_.__name__}, which has other tables than "
+                f"{self._mapper.class_.__name__}: call it on {state.mapper.class_.__name__}."
+            )
         own = {self._mapper.get_property_by_column(column).key for column in self._mapper.primary_key}
         held = state.dict
-        return {key: held[key] for key in keys & held.keys() if not (key in own and held[key] is None)}
+        return {
+            prop.key: held[prop.key] for prop in state.mapper.column_attrs
+            if prop.key in held and table_columns(prop) and not (prop.key in own and held[prop.key] is None)
+        }  # fmt: skip
 
     def _difference(self, part: list[Any]) -> RowsDiffer:
         for number, row in enumerate(part):

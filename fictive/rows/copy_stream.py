@@ -12,19 +12,20 @@ from sqlalchemy import event
 from ..drivers import driver_for
 from ..drivers.copying import CopyWriter
 from ..session import private
+from .relations import table_name
 
-__all__ = ["CopyIn", "copy_statement"]
+__all__ = ["CopyStream", "copy_statement"]
 
 
-def copy_statement(dialect: sa.Dialect, table: sa.Table, columns: Sequence[str]) -> str:
-    """`COPY table (columns) FROM STDIN`, all names quoted as needed."""
-    prepare = dialect.identifier_preparer
-    names = ", ".join(map(prepare.quote, columns))
+def copy_statement(connection: sa.Connection, table: sa.Table, columns: Sequence[sa.Column[Any]]) -> str:
+    """`COPY table (columns) FROM STDIN`, names quoted as needed, in the schema that `schema_translate_map` says."""
+    prepare = connection.dialect.identifier_preparer
+    names = ", ".join(prepare.quote(column.name) for column in columns)
     # the drivers take it as it is, where SQLAlchemy's statements have their % doubled
-    return f"COPY {prepare.format_table(table)} ({names}) FROM STDIN".replace("%%", "%")
+    return f"COPY {table_name(connection, table)} ({names}) FROM STDIN".replace("%%", "%")
 
 
-class CopyIn:
+class CopyStream:
     """Sends blocks of lines by COPY on `connection`.
 
     Asking for the next block may run the caller's code, and that may use the connection, which can do nothing else

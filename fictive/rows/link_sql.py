@@ -16,7 +16,10 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import operators
 
-from .arrays import unnested
+from .array_parameters import unnested
+from .column_defaults import InsertDefaults
+from .stored_values import bound
+from .unique_keys import UniqueKey, key_over
 
 __all__ = ["Columns", "Key", "Links", "linked_by"]
 
@@ -48,27 +51,17 @@ class Links:
         """The related side's columns that are not the owner's too, as the tenant of both is."""
         return [column for column in self.related if column not in self.owner]
 
-    def conflict_target(self) -> list[sa.Column[Any]] | None:
-        """The columns of the unique constraint that a second row for the same link violates; None without one."""
-        wanted = {*self.owner, *self.related}
-        keys: list[Any] = [self.table.primary_key]
-        keys += [each for each in self.table.constraints if isinstance(each, sa.UniqueConstraint)]
-        keys += [
-            index
-            for index in self.table.indexes
-            if index.unique and index.dialect_options["postgresql"]["where"] is None
-        ]
-        for key in keys:
-            if set(key.columns) == wanted and not getattr(key, "deferrable", None):
-                return list(key.columns)
-        return None
+    def unique_key(self) -> UniqueKey | None:
+        """The unique key that a second row for the same link violates; None without one."""
+        key = key_over(self.table, {*self.owner, *self.related}, "postgresql")
+        return None if key is None or key.where is not None else key
 
     # -- statements -------------------------------------------------------------------------------------------------
 
     def insert(self, dialect: sa.Dialect, owner: Key, wanted: Columns, *, ignore_conflicts: bool) -> sa.Executable:
         """INSERT of links, returning the related side of those that are new."""
-        rows = self._wanted(dialect, wanted)
-        return self._insert(owner, rows, sa.true(), ignore_conflicts).returning(*self.related)
+        rows, for_all = self._wanted(dialect, owner, wanted)
+        return self._insert(owner, rows, for_all, sa.true(), ignore_conflicts).returning(*self.related)
 
     def delete(self, dialect: sa.Dialect, owner: Key, wanted: Columns) -> sa.Executable:
         """DELETE of links, returning the related side of those that were there."""
@@ -87,7 +80,7 @@ class Links:
         The differences are found in one pass over both; each row is written at most once (PostgreSQL documentation,
         "Data-Modifying Statements in WITH").
         """
-        rows = self._wanted(dialect, wanted)
+        rows, for_all = self._wanted(dialect, owner, wanted)
         there = sa.select(*_named(self.own), sa.true().label("is_there")).where(self._of(owner)).subquery("there")
         same = sa.and_(*(rows.c[_key(n)] == there.c[_linked(n)] for n in range(len(self.own))))
         is_new, is_old = there.c.is_there.is_(None), rows.c[_key(0)].is_(None)
@@ -103,7 +96,7 @@ class Links:
             .returning(*_named(self.related))
             .cte("removed")
         )
-        insert = self._insert(owner, different, different.c.is_there.is_(None), self.conflict_target() is not None)
+        insert = self._insert(owner, different, for_all, different.c.is_there.is_(None), self.unique_key() is not None)
         added = insert.returning(*_named(self.related)).cte("added")
         return sa.union_all(
             sa.select(sa.true().label("is_new"), *added.c), sa.select(sa.false().label("is_new"), *removed.c)
@@ -137,37 +130,43 @@ class Links:
         own = [(column, values) for column, values in sides if column not in self.owner]
         return [(_key(n), column.type, values) for n, (column, values) in enumerate(own)]
 
-    def _wanted(self, dialect: sa.Dialect, wanted: Columns) -> sa.FromClause:
-        """The keys, and beside each what Python makes for the other columns of its row."""
+    def _wanted(
+        self, dialect: sa.Dialect, owner: Key, wanted: Columns
+    ) -> tuple[sa.FromClause, dict[sa.Column[Any], Any]]:
+        """The keys, and beside each what Python makes for the other columns of its row; and the values that all rows
+        have: constants, and arrays, of which an array would be taken apart to its last element."""
         columns = self._key_columns(wanted)
-        for column in self._extra_columns():
-            if _is_made_for_each_row(column):
-                assert column.default is not None
-                values = [column.default.arg(_NewRow()) for _ in wanted[0]]  # type: ignore[attr-defined]
+        given: dict[Any, Sequence[Any]] = dict(zip(self.related, wanted, strict=True))
+        given |= {column: [value] * len(wanted[0]) for column, value in zip(self.owner, owner, strict=True)}
+        defaults = self._defaults()
+        for_all: dict[sa.Column[Any], Any] = {}
+        for column, values in zip(defaults.columns, defaults.values(given, len(wanted[0])), strict=True):
+            if column.default.is_callable and not isinstance(column.type, sa.ARRAY):  # type: ignore[union-attr]
                 columns.append((_extra(column), column.type, values))
-        return unnested(dialect, "wanted", columns)
+            else:
+                for_all[column] = bound(values[0] if values else None, column.type)
+        return unnested(dialect, "wanted", columns), for_all
 
     def _insert(
-        self, owner: Key, wanted: sa.FromClause, where: sa.ColumnElement[bool], ignore_conflicts: bool
+        self, owner: Key, wanted: sa.FromClause, for_all: Mapping[Any, Any], where: Any, ignore_conflicts: bool
     ) -> postgresql.Insert:
         filled: dict[sa.Column[Any], sa.ColumnElement[Any]] = dict(zip(self.owner, self._literals(owner), strict=True))
         filled.update((column, wanted.c[_key(n)]) for n, column in enumerate(self.own))
-        for column in self._extra_columns():
-            filled[column] = wanted.c[_extra(column)] if _is_made_for_each_row(column) else _default(column)
+        defaults = self._defaults()
+        for column in defaults.columns:
+            filled[column] = for_all[column] if column in for_all else wanted.c[_extra(column)]
+        for column in defaults.in_sql:
+            default: Any = column.default
+            filled[column] = default.next_value() if default.is_sequence else default.arg
         statement = postgresql.insert(self.table).from_select(
             list(filled), sa.select(*filled.values()).select_from(wanted).where(where), include_defaults=False
         )
-        if ignore_conflicts:
-            statement = statement.on_conflict_do_nothing(index_elements=self.conflict_target())
-        return statement
+        key = self.unique_key() if ignore_conflicts else None
+        return statement.on_conflict_do_nothing(**key.target) if key is not None else statement
 
-    def _extra_columns(self) -> list[sa.Column[Any]]:
-        """The columns beside the two sides whose default SQLAlchemy knows; the server knows the others."""
-        return [
-            column
-            for column in self.table.columns
-            if column not in self.owner and column not in self.related and column.default is not None
-        ]
+    def _defaults(self) -> InsertDefaults:
+        """Of the columns beside the two sides, those whose default SQLAlchemy knows; the server knows the others."""
+        return InsertDefaults(self.table, {*self.owner, *self.related})
 
 
 def linked_by(attribute: object) -> Links:
@@ -223,31 +222,6 @@ def _is_plain(condition: sa.ColumnElement[bool], number: int) -> bool:
         and isinstance(part.right, sa.ColumnClause)
         for part in parts
     )
-
-
-class _NewRow:
-    """What a default that is a Python function is given; SQLAlchemy gives it the context of the statement."""
-
-    def get_current_parameters(self, isolate_multiinsert_groups: bool = True) -> dict[str, Any]:
-        raise NotImplementedError(
-            "a default that looks at the other values of its row (get_current_parameters) cannot be used for links "
-            "that are written without loading; make it a server default."
-        )
-
-
-def _is_made_for_each_row(column: sa.Column[Any]) -> bool:
-    # an array of arrays would be taken apart to its last element
-    return bool(column.default is not None and column.default.is_callable) and not isinstance(column.type, sa.ARRAY)
-
-
-def _default(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
-    default: Any = column.default
-    if default.is_sequence:
-        return default.next_value()  # type: ignore[no-any-return]
-    if default.is_clause_element:
-        return default.arg  # type: ignore[no-any-return]
-    value = default.arg(_NewRow()) if default.is_callable else default.arg
-    return sa.bindparam(None, value, column.type, unique=True)
 
 
 def _named(columns: Iterable[sa.Column[Any]]) -> list[sa.ColumnElement[Any]]:

@@ -1,0 +1,147 @@
+"""Values that the ORM supplies for columns a row leaves out: defaults, `onupdate`, discriminator, version. Pure.
+
+One place for every way of writing, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+
+__all__ = ["InsertDefaults", "UpdateDefaults", "discriminator", "first_version"]
+
+Columns = Mapping[sa.Column[Any], Sequence[Any]]
+"""Rows by column."""
+
+
+class _RowContext:
+    """What a default function with a parameter is given (SQLAlchemy documentation, "Context-Sensitive Default
+    Functions"): the row's other values, looked up only where it asks."""
+
+    def __init__(self, columns: Columns, row: int = 0) -> None:
+        self._columns = columns
+        self.row = row
+        self.was_asked = False
+
+    @property
+    def current_parameters(self) -> dict[str, Any]:
+        self.was_asked = True
+        return {column.key: values[self.row] for column, values in self._columns.items()}
+
+    def get_current_parameters(self, isolate_multiinsert_groups: bool = True) -> dict[str, Any]:
+        return self.current_parameters
+
+
+class InsertDefaults:
+    """What is added to rows of `given` columns in one table.
+
+    `columns` are those that Python has values for. Of the others with a default, an SQL expression or a sequence,
+    `has_sql` says that there are some: an INSERT of SQLAlchemy's writes them.
+    """
+
+    def __init__(
+        self, table: sa.FromClause, given: Collection[Any], fixed: Mapping[sa.Column[Any], Any] | None = None
+    ) -> None:
+        self._fixed = {column: value for column, value in (fixed or {}).items() if column not in given}
+        missing: list[Any] = [each for each in table.columns if each not in given and each not in self._fixed]
+        with_default = [each for each in missing if each.default is not None and not each.default.is_sentinel]
+        self.in_sql = [each for each in with_default if each.default.is_sequence or each.default.is_clause_element]
+        self._in_python = [each for each in with_default if each not in self.in_sql]
+        self.columns: list[sa.Column[Any]] = [*self._fixed, *self._in_python]
+
+    @property
+    def has_sql(self) -> bool:
+        return bool(self.in_sql)
+
+    @property
+    def fixed(self) -> Mapping[sa.Column[Any], Any]:
+        """The discriminator and the first version, which no INSERT of SQLAlchemy Core's adds."""
+        return self._fixed
+
+    def values(self, given: Columns, size: int) -> list[Sequence[Any]]:
+        """For so many rows, the values of `columns` in their order. A function is called for each row, and sees what
+        was given and what other defaults made before."""
+        found: dict[Any, Sequence[Any]] = {**given, **{column: [v] * size for column, v in self._fixed.items()}}
+        for column in self._in_python:
+            default: Any = column.default
+            if default.is_callable:
+                context = _RowContext(dict(found))
+                made = []
+                for context.row in range(size):
+                    made.append(default.arg(context))
+                found[column] = made
+            else:
+                found[column] = [default.arg] * size
+        return [found[column] for column in self.columns]
+
+    def row(self, given: Mapping[sa.Column[Any], Any]) -> dict[sa.Column[Any], Any]:
+        """For one row, all of it in the statement: values, SQL expressions, the next number of a sequence."""
+        made = self.values({column: [value] for column, value in given.items()}, 1)
+        found = {column: value for column, (value,) in zip(self.columns, made, strict=True)}
+        for column in self.in_sql:
+            default: Any = column.default
+            found[column] = default.next_value() if default.is_sequence else default.arg
+        return found
+
+
+def discriminator(mapper: sa_orm.Mapper[Any]) -> dict[sa.Column[Any], Any]:
+    """The column of a hierarchy that says which class a row is, and its value for this one."""
+    column: Any = mapper.polymorphic_on
+    known = isinstance(column, sa.Column) and mapper.polymorphic_identity is not None
+    return {column: mapper.polymorphic_identity} if known else {}
+
+
+def first_version(mapper: sa_orm.Mapper[Any]) -> dict[sa.Column[Any], Any]:
+    """The version of a new row, where Python counts."""
+    column: Any = mapper.version_id_col
+    counted = isinstance(column, sa.Column) and callable(mapper.version_id_generator)
+    return {column: mapper.version_id_generator(None)} if counted else {}  # type: ignore[operator, misc]
+
+
+class UpdateDefaults:
+    """What an UPDATE that sets `given` sets too: `onupdate` of the other columns, and the next version. Not the
+    columns in `besides`, which the statement names otherwise.
+
+    `values` are those for the one row that is given. A function is called for each of many rows only if it looks at
+    its row: `by_row` are those columns. The others hold for all.
+    """
+
+    def __init__(
+        self, mapper: sa_orm.Mapper[Any], given: Mapping[sa.Column[Any], Any], besides: Collection[Any] = ()
+    ) -> None:
+        self.values: dict[sa.Column[Any], Any] = {}
+        self.by_row: list[sa.Column[Any]] = []
+        for column in mapper.local_table.columns:
+            if not isinstance(column, sa.Column) or column in given or column in besides:
+                continue
+            default: Any = column.onupdate
+            if column is mapper.version_id_col:
+                if isinstance(column.type, sa.Integer) and mapper.version_id_generator is not False:
+                    self.values[column] = column + 1
+                elif callable(mapper.version_id_generator):
+                    self.values[column] = mapper.version_id_generator(None)
+            elif default is not None and default.is_callable:
+                context = _RowContext({each: [value] for each, value in given.items()})
+                self.values[column] = default.arg(context)
+                if context.was_asked:
+                    self.by_row.append(column)
+            elif default is not None:
+                self.values[column] = default.next_value() if default.is_sequence else default.arg
+
+    @property
+    def for_all(self) -> dict[sa.Column[Any], Any]:
+        return {column: value for column, value in self.values.items() if column not in self.by_row}
+
+    def rows(self, given: Columns, size: int) -> list[Sequence[Any]]:
+        """For so many rows, the values of the columns in `by_row`."""
+        found: list[Sequence[Any]] = []
+        for column in self.by_row:
+            context = _RowContext(given)
+            made = []
+            for context.row in range(size):
+                made.append(column.onupdate.arg(context))  # type: ignore[union-attr]
+            found.append(made)
+        return found

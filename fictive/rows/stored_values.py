@@ -1,0 +1,121 @@
+"""A value as its column stores it: rounded, padded or cast as an INSERT would. Pure functions; nothing is sent."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.sql.expression import ClauseElement
+
+__all__ = [
+    "PaddedText", "as_stored", "bound", "database_type", "images_differ", "is_sql", "none_is_a_value", "texts_differ",
+]  # fmt: skip
+
+
+class PaddedText(sa.types.UserDefinedType[Any]):
+    """`char(n)` of any length: it compares without trailing blanks, which text does not."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "bpchar"
+
+
+class _Record(sa.types.UserDefinedType[Any]):
+    """PostgreSQL's type for any row (PostgreSQL documentation, "Composite Type Comparison")."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "record"
+
+
+_RECORD = _Record()
+
+
+def is_sql(value: object) -> bool:
+    """Whether a value is an SQL expression."""
+    return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
+
+
+def database_type(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+    """The type that the database has for `type_`: variants and decorators looked through, and not what the driver's
+    dialect makes of it, which is VARCHAR for CHAR."""
+    found: Any = type_
+    while True:
+        if variant := found._variant_mapping.get(dialect.name):
+            found = variant
+        elif isinstance(found, sa.types.TypeDecorator) and not isinstance(found, sa.Interval):
+            found = found.load_dialect_impl(dialect)
+        else:
+            return found  # type: ignore[no-any-return]
+
+
+def bound(value: Any, type_: sa.types.TypeEngine[Any]) -> Any:
+    """`value` as a parameter of that type, which is asked about None too; an SQL expression is itself."""
+    return value if is_sql(value) else sa.bindparam(None, value, type_, unique=True)
+
+
+def none_is_a_value(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> bool:
+    """Whether a decorator stores something for None. JSON's null is not meant: None in a lookup asks for NULL."""
+    if not isinstance(type_, sa.types.TypeDecorator) or isinstance(database_type(type_, dialect), sa.JSON):
+        return False
+    process = type_.dialect_impl(dialect).bind_processor(dialect)
+    try:
+        return process is not None and process(None) is not None
+    except Exception:  # the processor's business; it says so where the value is written
+        return False
+
+
+# Values of these classes are stored as they are, whatever length or precision the type has.
+_EXACT: tuple[tuple[type, frozenset[type]], ...] = (
+    (sa.Boolean, frozenset({bool})),
+    (sa.Integer, frozenset({int})),
+    (sa.Uuid, frozenset({uuid.UUID})),
+    (sa.LargeBinary, frozenset({bytes})),
+    (sa.Date, frozenset({datetime.date})),
+)
+
+
+def as_stored(value: Any, type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Any:
+    """`value`, to be compared with a column of that type as if it had been stored there and read back.
+
+    A cast to the type is what an INSERT does, except that a cast cuts what is longer than `varchar(n)`, where an
+    INSERT refuses it unless the rest is blanks (PostgreSQL documentation, "Character Types").
+    """
+    if dialect.name != "postgresql" or type_._isnull:
+        return bound(value, type_)
+    stored: Any = database_type(type_, dialect)
+    if isinstance(stored, sa.String) and not isinstance(stored, sa.Enum):
+        if isinstance(stored, sa.CHAR):
+            return sa.cast(bound(value, type_), PaddedText()) if stored.length else bound(value, type_)
+        if isinstance(value, str) and stored.length and not value[stored.length :].strip(" "):
+            value = value[: stored.length]
+        is_text = isinstance(value, str) or is_sql(value)
+        return bound(value, type_) if is_text else sa.cast(bound(value, type_), sa.Text())
+    for kind, exact in _EXACT:
+        if isinstance(stored, kind) and (type(value) in exact or isinstance(value, sa.BindParameter)):
+            return bound(value, type_)
+    return sa.cast(bound(value, type_), type_)
+
+
+def images_differ(columns: Any, others: Any) -> sa.ColumnElement[bool]:
+    """Whether rows of the same types differ in any byte: what `=` takes for equal, as citext does, may differ all the
+    same, and some types have no `=`."""
+    ours, theirs = (sa.cast(sa.func.row(*each), _RECORD) for each in (columns, others))
+    return ours.op("*<>", is_comparison=True, return_type=sa.Boolean())(theirs)
+
+
+def texts_differ(column: sa.ColumnElement[Any], value: Any, dialect: sa.Dialect) -> sa.ColumnElement[bool]:
+    """Whether a column has another value than `value` would be there, by the text of both: as close to bytes as a
+    value comes that is no column's."""
+    if dialect.name != "postgresql":
+        return column.is_distinct_from(bound(value, column.type))
+    return sa.cast(_plain(column), sa.Text).is_distinct_from(sa.cast(as_stored(value, column.type, dialect), sa.Text))
+
+
+def _plain(column: sa.ColumnElement[Any]) -> Any:
+    """A column without what its type does to it in a SELECT."""
+    return sa.type_coerce(column, sa.types.NullType())

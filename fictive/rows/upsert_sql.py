@@ -1,0 +1,261 @@
+"""The SQL of upserts and of updates by key: from values in the statement, or from a staging table. Pure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import ClauseElement, Executable
+
+from .stored_values import as_stored, bound, images_differ, texts_differ
+from .unique_keys import conflict_target
+
+__all__ = ["EXCLUDED", "WAS_INSERTED", "CreateStaging", "DropStaging", "StagingTable", "Upsert", "insert_into",
+           "of_class", "on_conflict_update"]  # fmt: skip
+
+EXCLUDED: Any = object()
+"""Instead of a value: what the row to insert has for the column."""
+
+# Whether a row that comes back was inserted. `xmax` would tell, but a partitioned table, a view, and a role with
+# privileges on some columns have none. So an update leaves a mark for the RETURNING of its row, which takes it off.
+_MARK: Any = sa.literal_column("set_config('fictive.met', '1', true) = '1'", sa.Boolean)
+WAS_INSERTED: sa.ColumnElement[bool] = sa.literal_column(
+    "CASE WHEN current_setting('fictive.met', true) = '1'"
+    " THEN set_config('fictive.met', '', true) <> '' ELSE true END",
+    sa.Boolean,
+)
+
+
+def insert_into(table: Any, dialect_name: str) -> Any:
+    """An INSERT that can have ON CONFLICT."""
+    return (sqlite if dialect_name == "sqlite" else postgresql).insert(table)
+
+
+def of_class(mapper: sa_orm.Mapper[Any]) -> list[sa.ColumnElement[bool]]:
+    """The condition that rows are of this class, in a table that it shares with others."""
+    column: Any = mapper.polymorphic_on
+    if not mapper.single or column is None:
+        return []
+    return [column.in_([each.polymorphic_identity for each in mapper.self_and_descendants])]
+
+
+def on_conflict_update(
+    insert: Any,
+    target: Mapping[str, Any],
+    setting: Mapping[sa.Column[Any], Any],
+    besides: Mapping[sa.Column[Any], Any],
+    dialect: sa.Dialect,
+    *,
+    also_where: Iterable[Any] = (),
+    only_where: Iterable[Any] = (),
+) -> Any:
+    """`INSERT … ON CONFLICT DO UPDATE` that sets `setting` and, where that changes a byte of the row, `besides`.
+
+    A row in which nothing would change is not written. `also_where`: nor kept as it is where this is true;
+    `only_where`: nor touched where this is false.
+    """
+    same = [column for column, value in setting.items() if value is EXCLUDED]
+    excluded = [insert.excluded[column.key] for column in same]
+    values: dict[Any, Any] = dict(zip(same, excluded, strict=True))
+    differences: list[Any] = []
+    if same and dialect.name == "postgresql":
+        differences.append(images_differ(same, excluded))
+    elif same:
+        differences += [column.is_distinct_from(value) for column, value in values.items()]
+    for column, value in setting.items():
+        if value is not EXCLUDED:
+            values[column] = bound(value, column.type)
+            differences.append(texts_differ(column, value, dialect))
+    values |= {column: bound(value, column.type) for column, value in besides.items()}
+    changes = sa.and_(sa.or_(*differences, *also_where), *only_where)
+    if dialect.name == "postgresql":
+        changes = sa.case((changes, _MARK), else_=sa.false())
+    return insert.on_conflict_do_update(**target, set_=values, where=changes)
+
+
+# -- staging ----------------------------------------------------------------------------------------------------------
+
+_numbers = itertools.count(1)
+
+
+class StagingTable:
+    """A temporary table with some columns of another one, of exactly their types, and the number of each row.
+
+    It goes with its transaction; names are never used twice in a process, since a transaction may have several.
+    """
+
+    def __init__(self, table: sa.Table, columns: Sequence[sa.Column[Any]]) -> None:
+        self.columns = list(columns)
+        own = [sa.Column(column.name, column.type, key=column.key) for column in columns]
+        number = "fictive_row"
+        while number in {column.name for column in columns}:
+            number += "_"
+        self.number: sa.Column[int] = sa.Column(number, sa.BigInteger)
+        # with the schema's name, so that no `schema_translate_map` takes it for the model's
+        name = f"fictive_stage_{next(_numbers)}"
+        self.table = sa.Table(name, sa.MetaData(), *own, self.number, schema="pg_temp")
+
+    def __getitem__(self, column: sa.Column[Any]) -> sa.Column[Any]:
+        return self.table.c[column.key]
+
+
+class CreateStaging(Executable, ClauseElement):
+    """`CREATE TEMPORARY TABLE … ON COMMIT DROP AS SELECT … WITH NO DATA`: the types are the database's own."""
+
+    inherit_cache = False
+
+    def __init__(self, stage: StagingTable) -> None:
+        self.table = stage.table
+        columns = [sa.type_coerce(column, sa.types.NullType()).label(column.name) for column in stage.columns]
+        self.select = sa.select(*columns, sa.cast(sa.null(), sa.BigInteger).label(stage.number.name))
+
+
+class DropStaging(Executable, ClauseElement):
+    inherit_cache = False
+
+    def __init__(self, stage: StagingTable) -> None:
+        self.table = stage.table
+
+
+@compiles(CreateStaging)
+def _create_staging(element: CreateStaging, compiler: Any, **kwargs: Any) -> str:
+    select = compiler.process(element.select, **kwargs)
+    name = compiler.preparer.quote(element.table.name)
+    return f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {select} WITH NO DATA"
+
+
+@compiles(DropStaging)
+def _drop_staging(element: DropStaging, compiler: Any, **kwargs: Any) -> str:
+    return f"DROP TABLE pg_temp.{compiler.preparer.quote(element.table.name)}"
+
+
+# -- upserts and updates ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Upsert:
+    """How rows meet those that are there: by `key`, setting `update` from the row, and `besides` to what it says."""
+
+    table: sa.Table
+    key: Sequence[sa.Column[Any]]
+    update: Sequence[sa.Column[Any]]
+    besides: Mapping[sa.Column[Any], Any]
+    dialect: sa.Dialect
+    by_row: Sequence[sa.Column[Any]] = ()
+    """Further columns that an update sets from the row, without counting as a change."""
+    only: Sequence[sa.ColumnElement[bool]] = ()
+    """Other rows are left as they are."""
+    live: sa.Column[Any] | None = None
+    """NULL in rows that live: an upsert that meets another one writes it as well, and says so, to be taken back."""
+
+    def upsert(self) -> Any:
+        """`INSERT … ON CONFLICT`, its values not yet given. On PostgreSQL a row comes back for each that was written:
+        whether it was inserted, and `deleted_key`."""
+        upsert = self._on_conflict(insert_into(self.table, self.dialect.name))
+        returned = self.deleted_key() if self.dialect.name == "sqlite" else [WAS_INSERTED, *self.deleted_key()]
+        return upsert.returning(*returned) if returned else upsert
+
+    def upsert_from(self, stage: StagingTable, *, last_wins: bool) -> Any:
+        """The counts (inserted, written) of an upsert of what is staged.
+
+        In the order of the key, so that two of them at the same time wait for each other and do not deadlock.
+        """
+        source: Any = self._last_of_each(stage).subquery("last") if last_wins else stage.table
+        select = sa.select(*(source.c[column.key] for column in stage.columns)).order_by(*self._order(source))
+        insert = postgresql.insert(self.table).from_select([column.key for column in stage.columns], select)
+        done = self._on_conflict(insert).returning(WAS_INSERTED.label("fresh"), *self.deleted_key()).cte("done")
+        counts = [sa.func.count().filter(done.c.fresh), sa.func.count()]
+        for column in list(done.c)[1:]:  # none, or those of deleted_key()
+            texts: Any = sa.func.array_agg(sa.cast(column, sa.Text)).filter(done.c.fictive_live.is_not(None))
+            counts.append(sa.type_coerce(texts, sa.ARRAY(sa.Text))[1])
+        return sa.select(*counts).select_from(done)
+
+    def deleted_key(self) -> list[Any]:
+        """For RETURNING: `live` and the key of the row; nothing where no row can be a deleted one.
+
+        Not whether `live` is NULL, which SQLite 3.40 gets wrong where a partial index has it in its condition.
+        """
+        if self.live is None:
+            return []
+        return [self.live.label("fictive_live"), *(c.label(f"fictive_key_{n}") for n, c in enumerate(self.key))]
+
+    def _on_conflict(self, insert: Any) -> Any:
+        target = conflict_target(self.table, self.key, self.dialect.name)
+        deleted = [] if self.live is None else [self.live.is_not(None)]
+        if not self.update and not deleted:
+            return insert.on_conflict_do_nothing(**target)
+        setting = dict.fromkeys(self.update, EXCLUDED)
+        if not self.update:
+            assert self.live is not None
+            return on_conflict_update(insert, target, {}, {self.live: self.live}, self.dialect, also_where=deleted)
+        return on_conflict_update(
+            insert, target, setting, self.besides, self.dialect, also_where=deleted, only_where=self.only
+        )
+
+    def update_row(self, row: Mapping[sa.Column[Any], Any], by_row: Mapping[sa.Column[Any], Any]) -> Any:
+        """`UPDATE` of the row with this key."""
+        where = [column == as_stored(row[column], column.type, self.dialect) for column in self.key]
+        changed = [texts_differ(column, row[column], self.dialect) for column in self.update]
+        besides = {column: bound(value, column.type) for column, value in {**self.besides, **by_row}.items()}
+        values = {column: bound(row[column], column.type) for column in self.update}
+        return sa.update(self.table).where(*where, *self.only).values(values | _if_changed(changed, besides))
+
+    def update_from(self, stage: StagingTable, *, last_wins: bool) -> Any:
+        """`UPDATE … FROM` what is staged. It locks the rows in the order of the key before it writes the first, so
+        that two of them at the same time wait for each other and do not deadlock."""
+        source: Any = self._last_of_each(stage).cte("last") if last_wins else stage.table
+        same = [column == source.c[column.key] for column in self.key]
+        joined = self.table.join(source, sa.and_(*same))
+        locking: Any = sa.select(sa.literal_column("1").label("one")).select_from(joined)
+        locked = (
+            locking.where(*self.only)
+            .order_by(*self._order(source))
+            .with_for_update(key_share=True, of=self.table)
+            .cte("locked")
+        )
+        there = [source.c[column.key] for column in self.update]
+        besides: dict[Any, Any] = {column: bound(value, column.type) for column, value in self.besides.items()}
+        besides |= {column: source.c[column.key] for column in self.by_row}
+        values = dict(zip(self.update, there, strict=True))
+        first = sa.select(sa.func.count()).select_from(locked).scalar_subquery() >= 0
+        update = sa.update(self.table).where(first, *same, *self.only)
+        return update.values(values | _if_changed([images_differ(self.update, there)], besides))
+
+    # -- duplicates ---------------------------------------------------------------------------------------------------
+
+    def duplicate_in(self, stage: StagingTable) -> Any:
+        """A key that is staged twice."""
+        keys = [stage[column] for column in self.key]
+        given = [key.is_not(None) for key in keys]
+        return sa.select(*keys).where(*given).group_by(*keys).having(sa.func.count() > 1).limit(1)
+
+    def _last_of_each(self, stage: StagingTable) -> Any:
+        """What is staged, without rows whose key comes again; a key with a NULL in it is like no other."""
+        keys = [stage[column] for column in self.key]
+        rank = sa.func.row_number().over(partition_by=keys, order_by=stage.number.desc()).label("fictive_rank")
+        ranked = sa.select(*(stage[column] for column in stage.columns), rank).subquery("ranked")
+        nullable = [ranked.c[column.key].is_(None) for column in self.key if column.nullable]
+        return sa.select(*(ranked.c[column.key] for column in stage.columns)).where(
+            sa.or_(ranked.c.fictive_rank == 1, *nullable)
+        )
+
+    def _order(self, source: Any) -> list[Any]:
+        """By the key; texts by code point, as Python sorts, so that a statement with values takes its locks in the
+        same order."""
+        order = []
+        for column in self.key:
+            stored = column.type.impl_instance if isinstance(column.type, sa.types.TypeDecorator) else column.type
+            is_text = isinstance(stored, sa.String) and not isinstance(stored, sa.Enum)
+            order.append(sa.collate(source.c[column.key], "C") if is_text else source.c[column.key])
+        return order
+
+
+def _if_changed(changed: Sequence[Any], besides: Mapping[Any, Any]) -> dict[Any, Any]:
+    """`besides` for a row that gets another value than it has; the row is counted as updated in any case."""
+    return {column: sa.case((sa.or_(*changed), value), else_=column) for column, value in besides.items()}
