@@ -34,6 +34,7 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 
 html_theme = "furo"
+html_theme_options = {"top_of_page_buttons": []}
 html_title = f"fictive {release}"
 html_show_sphinx = False
 highlight_language = "python3"
@@ -70,7 +71,26 @@ class WireDirective(CodeBlock):
         return super().run()
 
 
+def make_accessible(app: Sphinx, error: Exception | None) -> None:
+    """Add to the pages what axe-core misses in Furo's."""
+    if error or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        old = new = path.read_text(encoding="utf-8")
+        for part, better in (
+            ('<p class="caption" role="heading">', '<p class="caption" role="heading" aria-level="2">'),
+            ('<aside class="sidebar-drawer">', '<aside class="sidebar-drawer" aria-label="Pages">'),
+            ('<aside class="toc-drawer">', '<aside class="toc-drawer" aria-label="On this page">'),
+            ('<aside class="toc-drawer no-toc">', '<aside class="toc-drawer no-toc" aria-label="On this page">'),
+            ("<pre>", '<pre tabindex="0">'),  # it scrolls, so the keyboard has to reach it
+        ):
+            new = new.replace(part, better)
+        if new != old:
+            path.write_text(new, encoding="utf-8")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("wire", WireDirective)
     app.add_lexer("wire", WireLexer)
+    app.connect("build-finished", make_accessible)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -6,7 +6,6 @@ fictive untouched; the classes here speak of how the session was used.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,26 +109,11 @@ class CommitOutcomeUnknown(FictiveError, sa_exc.OperationalError):
         self.add_detail("COMMIT was sent and not answered: look whether its changes are there before doing it again.")
 
 
-if sys.version_info >= (3, 11):
-    from builtins import ExceptionGroup
-
-    _Group = ExceptionGroup[Exception]
-else:
-
-    class _Group(Exception):
-        def __init__(self, message: str, exceptions: Sequence[Exception]) -> None:
-            super().__init__(message, exceptions)
-            self.message, self.exceptions = message, tuple(exceptions)
-
-        def __str__(self) -> str:
-            return f"{self.message} ({len(self.exceptions)} sub-exceptions)"
-
-
-class HooksFailed(FictiveError, _Group):
+class HooksFailed(FictiveError, ExceptionGroup[Exception]):
     """Hooks raised, after all of them had run. What happened to the transaction stays: committed, or rolled back.
 
-    `exceptions` are what they raised, in the order of the hooks; the first is also `__cause__`. From Python 3.11 on an
-    `ExceptionGroup`, so that `except*` takes it apart.
+    `exceptions` are what they raised, in the order of the hooks; the first is also `__cause__`. An `ExceptionGroup`:
+    `except*` takes it apart.
     """
 
     def derive(self, excs: Sequence[Exception]) -> HooksFailed:  # type: ignore[override]

@@ -1,6 +1,6 @@
 """Fixtures for all tests: a server for the run, a database for each test, and the wire between.
 
-`FICTIVE_TEST_DRIVERS` (comma list of psycopg2, psycopg, sqlite; default all) narrows a run to some drivers.
+`--drivers` (comma list of psycopg2, psycopg, sqlite; default all) narrows a run to some drivers.
 """
 
 from __future__ import annotations
@@ -32,15 +32,21 @@ from tests.models import opt_in
 __all__ = ["node_database", "nodes", "pooler"]  # fixtures
 
 DRIVERS = ("psycopg2", "psycopg")
-CHOSEN = frozenset(os.environ.get("FICTIVE_TEST_DRIVERS", "psycopg2,psycopg,sqlite").split(","))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--drivers", default="psycopg2,psycopg,sqlite", help="those whose tests are run; default: %(default)s"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what belongs to a driver that was not chosen."""
+    chosen = config.getoption("drivers").split(",")
 
     def wanted(item: pytest.Item) -> bool:
         driver = getattr(item, "callspec", None) and item.callspec.params.get("driver")  # type: ignore[attr-defined]
-        return driver is None or driver in CHOSEN
+        return driver is None or driver in chosen
 
     unwanted = [item for item in items if not wanted(item)]
     if unwanted:

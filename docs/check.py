@@ -1,0 +1,149 @@
+"""Opens each page of the built docs in headless Chromium, as readers do: `./run check-docs`.
+
+Each page, at 1280 and 390 px, light and dark, has no error box and no horizontal overflow, and axe-core finds nothing.
+No link within the docs is dead. The search finds what SEARCHES says. Screenshots of ten pages go to
+docs/_build/screenshots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import http.server
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urldefrag, urljoin
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Error, Page, sync_playwright
+
+WIDTHS = (1280, 390)
+SCHEMES = ("light", "dark")
+# What readers search for, and a page that has to be among the results.
+SEARCHES = {"n+1": "lazy-loads", "deadlock": "locks", "skip locked": "how-to-queue", "writes_outside": "configuration"}
+SCREENSHOTS = (
+    *("index", "start", "transactions", "round-trips", "find-or-create", "configuration", "moving-over"),
+    *("reference", "reference/transactions", "benchmarks"),
+)
+FOUND = """() => ({
+    errors: [...document.querySelectorAll(".system-message, .problematic, .admonition.error, .highlight .err")]
+        .map(each => each.textContent.trim().slice(0, 100)),
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+})"""
+LINKS = """() => ({
+    links: [...document.querySelectorAll("a[href], link[href], img[src], script[src]")]
+        .map(each => each.getAttribute("href") ?? each.getAttribute("src")),
+    ids: [...document.querySelectorAll("[id]")].map(each => each.id),
+})"""
+
+
+class Trouble(list[str]):
+    """What is wrong, a line each."""
+
+    def add(self, page: str, text: str) -> None:
+        self.append(f"{page}: {text}")
+
+
+@contextlib.contextmanager
+def served(directory: Path) -> Iterator[str]:
+    """Serve `directory` on loopback; yield its URL."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(directory))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def check(page: Page, name: str, url: str, screenshots: Path, trouble: Trouble) -> dict[str, list[str]]:
+    """Look at one page in all its shapes; return its links and ids."""
+    page.goto(url + name)
+    seen = set()
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        for scheme in SCHEMES:
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+            place = f"{name} ({width} px, {scheme})"
+            # Of the navigation, which is the same on each page, the front page's is enough, and colours are all that
+            # changes in the dark: most of the time goes here.
+            context = {} if name == "index.html" else {"exclude": [[".sidebar-drawer"], [".toc-drawer"]]}
+            options = {} if scheme == "light" else {"runOnly": ["color-contrast"]}
+            found = page.evaluate(FOUND)
+            for error in found["errors"]:
+                trouble.add(place, f"error box: {error}")
+            if found["overflow"] > 0:
+                trouble.add(place, f"{found['overflow']} px wider than the window")
+            for violation in Axe().run(page, context, options).response["violations"]:
+                for node in violation["nodes"][:3]:
+                    line = f"axe {violation['id']}: {node['html'][:120]}"
+                    if line not in seen:  # said once for each page
+                        seen.add(line)
+                        trouble.add(place, line)
+            stem = name.removesuffix(".html")
+            if stem in SCREENSHOTS:
+                page.screenshot(path=screenshots / f"{stem.replace('/', '-')}-{width}-{scheme}.png")
+    return page.evaluate(LINKS)  # type: ignore[no-any-return]
+
+
+def check_links(pages: dict[str, dict[str, list[str]]], directory: Path, trouble: Trouble) -> None:
+    for name, found in pages.items():
+        for link in found["links"]:
+            target, anchor = urldefrag(urljoin(f"docs:///{name}", link))
+            if not target.startswith("docs:///"):
+                continue
+            target = unquote(target.removeprefix("docs:///").partition("?")[0]) or name
+            if not (directory / target).exists():
+                trouble.add(name, f"dead link: {link}")
+            elif anchor and target in pages and unquote(anchor) not in pages[target]["ids"]:
+                trouble.add(name, f"dead link: {link} (there is no such id)")
+
+
+def check_searches(page: Page, url: str, trouble: Trouble) -> None:
+    for words, wanted in SEARCHES.items():
+        page.goto(f"{url}search.html?q={quote(words, safe='')}")
+        try:
+            page.wait_for_selector(f'ul.search a[href*="{wanted}.html"]', timeout=10_000)
+        except Error:
+            trouble.add("search.html", f"{words!r} does not find {wanted}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="./run check-docs", description=__doc__)
+    parser.add_argument("html", type=Path, help="the directory of the built docs")
+    parser.add_argument("names", nargs="*", help="pages to look at; default: all")
+    options = parser.parse_args(arguments)
+    screenshots = options.html.parent / "screenshots"
+    screenshots.mkdir(exist_ok=True)
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        print("There is no Chromium to look at the docs with: apt-get install chromium", file=sys.stderr)
+        return 1 if os.environ.get("CI") else 0
+    names = [str(path.relative_to(options.html)) for path in sorted(options.html.rglob("*.html"))]
+    names = [name for name in names if not name.startswith("_modules/")]
+    trouble, started = Trouble(), time.monotonic()
+    with served(options.html) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        chosen = [name for name in names if not options.names or name.removesuffix(".html") in options.names]
+        pages = {name: check(page, name, url, screenshots, trouble) for name in chosen}
+        check_links(pages, options.html, trouble)
+        check_searches(page, url, trouble)
+        browser.close()
+    print("\n".join(trouble) or "nothing is wrong")
+    print(f"{len(pages)} pages in {time.monotonic() - started:.0f} s; screenshots in {screenshots}")
+    return 1 if trouble else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
