@@ -347,9 +347,9 @@ def test_i1_deleted_at_can_be_read_before_the_flush(hiding: Any) -> None:
     with hiding() as session:
         session.add(line := Line(name="a"))
         session.commit()
-        before = datetime.datetime.now(datetime.timezone.utc)
+        before = datetime.datetime.now(datetime.UTC)
         line.soft_delete()
-        assert before <= line.deleted_at <= datetime.datetime.now(datetime.timezone.utc)
+        assert before <= line.deleted_at <= datetime.datetime.now(datetime.UTC)
         assert line.deleted_at.isoformat().endswith("+00:00")
         for again in (copy.deepcopy(line.deleted_at), pickle.loads(pickle.dumps(line.deleted_at))):
             assert again == line.deleted_at

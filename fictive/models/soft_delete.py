@@ -78,7 +78,7 @@ class SoftDeleteMixin:
         """Mark the row deleted, with the next flush, by the server's clock. Until then `deleted_at` is this process's
         time. Of a row that is deleted already the time stays."""
         if self.deleted_at is None:
-            self.deleted_at = _Now.now(datetime.timezone.utc)
+            self.deleted_at = _Now.now(datetime.UTC)
 
     def restore(self) -> None:
         """Let the row live again, with the next flush. A unique key that was given again meanwhile raises there."""
