@@ -170,6 +170,9 @@ SELECTS: dict[str, Any] = {
     "joined inheritance": lambda: sa.select(Gift.id),
     "single-table inheritance": lambda: sa.select(Discount.id),
     "join": lambda: sa.select(Line.id).select_from(Order).join(Order.lines).order_by(Line.id),
+    "join by its name": lambda: sa.select(Order.id).join(Order.lines),
+    "join of an alias": lambda: sa.select(Order.id).join(Order.lines.of_type(sa_orm.aliased(Line))),
+    "outer join": lambda: sa.select(Order.id).join(Order.lines, isouter=True),
     "count": lambda: sa.select(sa.func.count()).select_from(Line),
     "subquery": lambda: sa.select(Order.id).where(Order.id.in_(sa.select(Line.order_id).where(Line.name == "gone"))),
     "union": lambda: sa.union_all(sa.select(Line.id), sa.select(Line.id)).order_by("id"),
@@ -180,11 +183,13 @@ SELECTS: dict[str, Any] = {
 }
 LIVE: dict[str, list[int]] = {
     "entity": [2], "whole entity": [2], "alias": [2], "joined inheritance": [], "single-table inheritance": [],
-    "join": [2], "count": [1], "subquery": [], "union": [2, 2], "lambda": [2], "any": [], "has": [1], "not any": [1],
+    "join": [2], "join by its name": [1], "join of an alias": [1], "outer join": [1], "count": [1],
+    "subquery": [], "union": [2, 2], "lambda": [2], "any": [], "has": [1], "not any": [1],
 }  # fmt: skip
 ALL: dict[str, list[int]] = {
     "entity": [1, 2, 3, 4], "whole entity": [1, 2, 3, 4], "alias": [1, 2, 3, 4], "joined inheritance": [3],
-    "single-table inheritance": [4], "join": [1, 2], "count": [4], "subquery": [1],
+    "single-table inheritance": [4], "join": [1, 2], "join by its name": [1, 1], "join of an alias": [1, 1],
+    "outer join": [1, 1], "count": [4], "subquery": [1],
     "union": [1, 1, 2, 2, 3, 3, 4, 4], "any": [1], "not any": [], "has": [1],
 }  # fmt: skip
 

@@ -18,8 +18,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fictive.errors import ConfigurationError, InvalidCursor, NotFoundError, TransactionRequired, UnknownAttribute
 from fictive.models import Repository, SoftDeleteMixin, hide_deleted, keyset
+from fictive.sqlalchemy import OptInSession
 from fictive.testing.wire import Wire
-from tests.models import Booking, Child, Dog, Item, db
+from tests.models import Booking, Child, Dog, Item, Tag, db
 from tests.wirelog import verbs
 
 
@@ -272,3 +273,184 @@ def test_i3_cursors_of_every_type(database_url: str) -> None:
         with pytest.raises(ConfigurationError, match=r"Event\.blob.*no text form"):
             events.keyset_page(order_by=Event.blob)
     engine.dispose()
+
+
+# -- options, locks, joins, and other ways of calling -----------------------------------------------------------------
+
+
+@pytest.fixture
+def family(app: Flask) -> None:
+    """Items a, b and c; a and b have children of the sizes 1, 2 and 3, 4, c has none; a has the tags x and y."""
+    for at, name in enumerate("abc"):
+        db.session.add(item := Item(name=name))
+        item.children = [Child(size=2 * at + size) for size in (1, 2)] if name != "c" else []
+        item.tags = [Tag(label=label) for label in "xy"] if name == "a" else []
+    db.session.add_all([Dog(breed="pug"), Booking(seat=1)])
+    db.session.commit()
+    db.session.remove()
+
+
+@pytest.mark.parametrize("load", [sa_orm.selectinload, sa_orm.joinedload])
+def test_i3_options_load_along(load: Any, family: None, session: Any, wire: Wire) -> None:
+    items = Repository[Item](session)
+    options = [load(Item.children)]
+    ways: list[tuple[Any, str]] = [
+        (lambda: [items.get(1, options=options)], "a"),
+        (lambda: [items.get_or_raise(1, options=options)], "a"),
+        (lambda: items.list(order_by=Item.name, options=options), "abc"),
+        (lambda: items.get_all(order_by=Item.name, limit=2, options=options), "ab"),
+        (lambda: [items.first(order_by=Item.name.desc(), options=options)], "c"),
+        (lambda: items.page(1, 2, order_by=Item.name.desc(), options=options).items, "cb"),
+        (lambda: items.page(2, 2, order_by=Item.name.desc(), options=options).items, "a"),
+        (lambda: items.keyset_page(2, order_by=Item.name, options=options).items, "ab"),
+    ]
+    for way, expected in ways:
+        session.rollback()
+        session.expunge_all()
+        found = way()
+        assert names(found) == expected
+        with wire.record() as log:
+            assert [len(item.children) for item in found] == [0 if item.name == "c" else 2 for item in found]
+        assert log.round_trips == 0
+    page = items.page(9, 2, options=[sa_orm.joinedload(Item.children)])
+    assert (page.items, page.total) == ([], 3)
+
+
+def test_i3_rows_are_locked(family: None, session: Any, look: Any) -> None:
+    def locked(table: str) -> list[int]:
+        every = set(look(f"select id from {table}"))
+        return sorted(every - set(look(f"select id from {table} for update skip locked")))
+
+    items, children, dogs = Repository[Item](session), Repository[Child](session), Repository[Dog](session)
+    with session.begin():
+        items.get(1, with_for_update=True)
+        assert locked("item") == [1]
+        items.get_or_raise(1, with_for_update={"nowait": True}, options=[sa_orm.joinedload(Item.children)])
+        items.list(Item.id > 2, with_for_update=True)
+        assert locked("item") == [1, 3]
+        # of the model alone, though other tables take part
+        assert children.first(Item.name == "a", join=Child.item, order_by=Child.size, with_for_update=True)
+        items.list(Child.size == 3, join=Item.children, with_for_update={"key_share": True})
+        assert (locked("item"), locked("child")) == ([1, 2, 3], [1])
+        assert dogs.list(with_for_update=True)  # joined inheritance: both tables
+        assert locked("animal") == [1]
+    assert locked("item") == []
+    if isinstance(session, OptInSession):
+        for outside in (lambda: items.get(1, with_for_update=True), lambda: items.first(with_for_update=True)):
+            with pytest.raises(TransactionRequired):
+                outside()
+    for wrong in ("yes", 1, [True]):
+        with pytest.raises(TypeError, match="with_for_update"):
+            items.get(1, with_for_update=wrong)
+
+
+def test_i3_a_row_that_somebody_holds(family: None, session: Any) -> None:
+    items = Repository[Item](session)
+    with sa_orm.Session(db.engine) as other:
+        other.execute(sa.select(Item).where(Item.id == 1).with_for_update())
+        with session.begin():
+            assert names(items.list(order_by=Item.id, with_for_update={"skip_locked": True})) == "bc"
+        with pytest.raises(sa.exc.OperationalError), session.begin():
+            items.get(1, with_for_update={"nowait": True})
+
+
+def test_i3_conditions_and_orders_of_other_models(family: None, session: Any, wire: Wire) -> None:
+    items, children = Repository[Item](session), Repository[Child](session)
+    with wire.record() as log:
+        assert names(items.list(Child.size > 0, join=Item.children, order_by=Item.name.desc())) == "ba"
+        assert names(items.list(Child.size > 0, join=Item.children, order_by=Item.name, limit=1)) == "a"
+        assert items.count(Child.size > 1, join=Item.children) == 2
+        assert items.exists(Child.size == 4, join=[Item.children])
+        assert not items.exists(Child.size == 5, join=[Item.children])
+        assert names(items.list(Tag.label.in_(["x", "y"]), join=Item.tags)) == "a"
+        page = items.page(1, 1, Child.size > 0, join=Item.children, order_by=Item.name.desc())
+        assert (names(page.items), page.total) == ("b", 2)
+        keyset_page = items.keyset_page(1, Child.size > 0, join=Item.children, order_by=Item.name)
+        assert (names(keyset_page.items), keyset_page.next is None) == ("a", False)
+        sizes = [child.size for child in children.list(join=Child.item, order_by=[Item.name.desc(), Child.size])]
+        assert sizes == [3, 4, 1, 2]
+        assert children.count(Item.name == "b", join=Child.item) == 2
+        found = children.page(2, 1, Item.name == "b", join=Child.item, order_by=[Item.name, Child.size.desc()])
+        assert ([child.size for child in found.items], found.total) == ([3], 2)
+        path = children.list(Tag.label == "x", join=[Child.item, Item.tags], order_by=Child.size)
+        assert [child.size for child in path] == [1, 2]
+    assert len([each for each in verbs(log) if each == "SELECT"]) == 12
+    for wrong in (Item.name, "children", Child, [Item.children, "tags"]):
+        with pytest.raises(TypeError, match="join"):
+            items.list(join=wrong)
+
+
+def test_i3_an_order_loses_no_row_without_a_related_one(app: Flask, look: Any) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Owner(SoftDeleteMixin, Base):
+        __tablename__ = "owner"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+
+    class Pet(Base):
+        __tablename__ = "pet"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        owner_id: Mapped[int | None] = mapped_column(sa.ForeignKey("owner.id"))
+        owner: Mapped[Owner | None] = sa_orm.relationship()
+
+    Base.metadata.create_all(db.engine)
+    with OptInSession(db.engine) as session:
+        session.add_all([Pet(id=1), Pet(id=2, owner=Owner(name="b")), Pet(id=3, owner=Owner(name="a"))])
+        session.add(Pet(id=4, owner=(gone := Owner(name="0"))))
+        gone.soft_delete()
+        session.commit()
+        pets = Repository(session, Pet)
+        assert [pet.id for pet in pets.list(join=Pet.owner, order_by=[Owner.name, Pet.id])] == [3, 2, 1, 4]
+        assert pets.page(join=Pet.owner, order_by=Owner.name).total == 4
+        assert pets.count(Owner.name == "0", join=Pet.owner) == 0  # hidden
+
+
+def test_i3_hidden_rows_are_not_written(app: Flask, look: Any) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Note(SoftDeleteMixin, Base):
+        __tablename__ = "note"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        text: Mapped[str]
+
+    Base.metadata.create_all(db.engine)
+    hiding = sa_orm.sessionmaker(db.engine)
+    hide_deleted(hiding)
+    for make in (OptInSession, lambda engine: OptInSession(engine, writes_outside="begin"), lambda engine: hiding()):
+        with make(db.engine) as session:
+            notes = Repository(session, Note)
+            note = notes.create(text="a")
+            key = note.id
+            note.soft_delete()
+            session.commit()
+            session.expunge_all()
+            with pytest.raises(NotFoundError):
+                notes.update(key, text="b")
+            assert notes.delete(key) is False
+            assert notes.get(key) is None
+            session.commit()
+        assert look("select text from note") == ["a"]
+        look("delete from note")
+
+
+def test_i3_other_ways_of_calling(app: Flask, look: Any) -> None:
+    items = Repository(db.session, Item)
+    assert items.create(Item(name="a")).id
+    assert items.create(name="b").id
+    assert names(items.get_all(order_by=Item.name)) == "ab"
+    assert Repository[Item](db.session, Item).count() == 2
+    for wrong, error in (
+        (lambda: Repository(db.session), ConfigurationError),
+        (lambda: Repository(db.session, db.Model), TypeError),
+        (lambda: Items(db.session, Child), ConfigurationError),  # type: ignore[arg-type]
+        (lambda: items.create(Child()), TypeError),  # type: ignore[arg-type]
+        (lambda: items.create(Item(name="c"), name="d"), TypeError),
+        (lambda: items.create(Item), TypeError),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(error):
+            wrong()
+    assert look("select count(*) from item") == [2]
+    assert not db.session.new

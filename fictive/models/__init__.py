@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .filters import FilterSet
 from .keys import PublicIdMixin, UUIDMixin, UUIDv7Mixin, uuid7
 from .lazy_loads import allow_lazy_loads, set_lazy_loads
 from .naming import check_names, naming_convention
@@ -12,6 +13,7 @@ from .versions import ConcurrentModificationError, VersionMixin
 
 __all__ = [
     "ConcurrentModificationError",
+    "FilterSet",
     "KeysetPage",
     "Page",
     "PublicIdMixin",

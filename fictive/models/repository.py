@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -16,8 +16,12 @@ from ..rows.attributes import mapper_of, unknown_attribute
 from ..session.given import dialect_of, session_of, together
 from ..session.optin import OptInSession
 from . import keyset
+from .filters import FilterSet
 
-__all__ = ["KeysetPage", "Page", "Repository"]
+__all__ = ["ForUpdate", "KeysetPage", "Page", "Repository"]
+
+ForUpdate: TypeAlias = "bool | Mapping[str, Any] | None"
+"""Whether to lock the rows, and how: the arguments of `Select.with_for_update()`."""
 
 _M = TypeVar("_M")
 _List = list  # a method has that name
@@ -59,11 +63,18 @@ class Repository(Generic[_M]):
 
     Takes any session, or a `scoped_session` such as `db.session`, of which it uses the current one. Each method sends
     one query, but for those of many rows. One that writes does it outside in a transaction of its own and inside in
-    the open one, like the session itself. Conditions are SQL expressions, or keywords for equality:
-    `items.list(Item.size > 3, color="red")`.
+    the open one, like the session itself. `Repository(session, Item)` is one too.
+
+    Conditions are SQL expressions, keywords for equality, and `FilterSet`s: `items.list(Item.size > 3, color="red")`.
+    `join` names relationships, one or a path of several, whose attributes the conditions and the order go by:
+    `items.list(Owner.name == "Ada", join=Item.owner)`. An object is found once, however many related rows match; by a
+    relationship to many rows there is no order.
+
+    `options` are loader options such as `selectinload(Item.tags)`. `with_for_update` locks the rows of the model until
+    the transaction ends: True, or the arguments of `Select.with_for_update` as a dict, `{"skip_locked": True}`.
     """
 
-    model: ClassVar[type[Any]]
+    model: type[Any]
     _bound: ClassVar[dict[type[Any], type[Any]]]
 
     def __class_getitem__(cls, model: Any) -> Any:
@@ -77,9 +88,15 @@ class Repository(Generic[_M]):
             cls._bound[model] = type(f"{cls.__name__}[{model.__name__}]", (cls,), {"model": model})
         return cls._bound[model]
 
-    def __init__(self, session: sa_orm.Session | sa_orm.scoped_session[Any]) -> None:
+    def __init__(self, session: sa_orm.Session | sa_orm.scoped_session[Any], model: type[_M] | None = None) -> None:
+        name = type(self).__name__
+        if model is not None:
+            mapper_of(model)
+            if getattr(self, "model", model) is not model:
+                raise ConfigurationError(f"{name} is a repository of {self.model.__name__}, not of {model.__name__}.")
+            self.model = model
         if not hasattr(self, "model"):
-            raise ConfigurationError(f"{type(self).__name__} of what? Write {type(self).__name__}[Model](session).")
+            raise ConfigurationError(f"{name} of what? Write {name}[Model](session).")
         if not isinstance(session, (sa_orm.Session, sa_orm.scoped_session)):
             session_of(session)  # raises; that of a scope is not asked for before it is needed
         self._given = session
@@ -91,42 +108,79 @@ class Repository(Generic[_M]):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def get(self, key: Any) -> _M | None:
+    def get(self, key: Any, *, options: Sequence[Any] = (), with_for_update: ForUpdate = None) -> _M | None:
         """The object with that primary key, a tuple if it has several columns, or None. An object that is loaded
-        already is handed out without a query."""
-        found: _M | None = self.session.get(self.model, key)
+        already is handed out without a query, unless it is to be locked."""
+        lock = self._lock(with_for_update)
+        found: _M | None = self.session.get(
+            self.model, key, options=_several(options, "options"), with_for_update=lock
+        )
         return found
 
-    def get_or_raise(self, key: Any) -> _M:
+    def get_or_raise(self, key: Any, *, options: Sequence[Any] = (), with_for_update: ForUpdate = None) -> _M:
         """The same; raises `NotFoundError`."""
-        found = self.get(key)
+        found = self.get(key, options=options, with_for_update=with_for_update)
         if found is None:
             raise NotFoundError(f"There is no {self.model.__name__} with the key {key!r}.")
         return found
 
     def list(
-        self, *where: Any, order_by: Any = (), limit: int | None = None, offset: int | None = None, **equal: Any
+        self,
+        *where: Any,
+        order_by: Any = (),
+        limit: int | None = None,
+        offset: int | None = None,
+        join: Any = (),
+        options: Sequence[Any] = (),
+        with_for_update: ForUpdate = None,
+        **equal: Any,
     ) -> _List[_M]:
         """All objects that meet the conditions."""
-        statement = self._select(where, equal).order_by(*_several(order_by)).limit(limit).offset(offset)
+        query = self._query(where, equal, order_by, join)
+        statement = query.select(self.model).order_by(*query.order).limit(limit).offset(offset)
+        statement = statement.options(*_several(options, "options"))
+        if (lock := self._lock(with_for_update)) is not None:
+            statement = statement.with_for_update(**lock)
         return _List(self.session.scalars(statement).unique())
 
-    def first(self, *where: Any, order_by: Any = (), **equal: Any) -> _M | None:
+    get_all = list
+    """`list`, by another name."""
+
+    def first(
+        self,
+        *where: Any,
+        order_by: Any = (),
+        join: Any = (),
+        options: Sequence[Any] = (),
+        with_for_update: ForUpdate = None,
+        **equal: Any,
+    ) -> _M | None:
         """The first one in the order, or None."""
-        found = self.list(*where, order_by=order_by, limit=1, **equal)
+        found = self.list(
+            *where, order_by=order_by, limit=1, join=join, options=options, with_for_update=with_for_update, **equal
+        )
         return found[0] if found else None
 
-    def count(self, *where: Any, **equal: Any) -> int:
+    def count(self, *where: Any, join: Any = (), **equal: Any) -> int:
         """How many there are."""
-        statement = sa.select(sa.func.count()).select_from(self.model).where(*self._conditions(where, equal))
-        return int(self.session.scalar(statement) or 0)
+        query = self._query(where, equal, (), join)
+        return int(self.session.scalar(query.select(sa.func.count(), of=self.model)) or 0)
 
-    def exists(self, *where: Any, **equal: Any) -> bool:
+    def exists(self, *where: Any, join: Any = (), **equal: Any) -> bool:
         """Whether there is one."""
-        conditions = self._conditions(where, equal)
-        return bool(self.session.scalar(sa.select(sa.select(self.model).where(*conditions).exists())))
+        query = self._query(where, equal, (), join)
+        return bool(self.session.scalar(sa.select(query.select(self.model).exists())))
 
-    def page(self, number: int = 1, size: int = 20, *where: Any, order_by: Any = (), **equal: Any) -> Page[_M]:
+    def page(
+        self,
+        number: int = 1,
+        size: int = 20,
+        *where: Any,
+        order_by: Any = (),
+        join: Any = (),
+        options: Sequence[Any] = (),
+        **equal: Any,
+    ) -> Page[_M]:
         """Page `number` of `size` objects, with the total. One query, on a page beyond the end as well.
 
         The database reads all rows before the page; for far pages of large tables there is `keyset_page`. Without
@@ -134,23 +188,25 @@ class Repository(Generic[_M]):
         """
         if number < 1 or size < 1:
             raise ValueError(f"page(number={number}, size={size}): both begin with 1.")
-        conditions = self._conditions(where, equal)
-        order = _several(order_by) or tuple(self._mapper.primary_key)
+        query = self._query(where, equal, order_by, join)
+        order = query.order or self._key
+        position = sa.func.row_number().over(order_by=order).label("fictive_position")
         rows = (
-            sa.select(self.model, sa.func.row_number().over(order_by=order).label("fictive_position"))
-            .where(*conditions)
+            query.select(*self._key, position, of=self.model)
             .order_by(*order)
             .limit(size)
             .offset((number - 1) * size)
             .subquery()
         )
-        total = sa.select(sa.func.count().label("total")).select_from(self.model).where(*conditions).subquery()
-        item = sa_orm.aliased(self.model, rows)
+        total = query.select(sa.func.count().label("total"), of=self.model).subquery()
+        same = sa.and_(*(own == found for own, found in zip(self._key, rows.c, strict=False)))
         statement = (
-            sa.select(total.c.total, item)
+            sa.select(total.c.total, self.model)
             .select_from(total)
-            .outerjoin(item, sa.true())
+            .outerjoin(rows, sa.true())
+            .outerjoin(self.model, same)
             .order_by(rows.c.fictive_position)
+            .options(*_several(options, "options"))
         )
         found = self.session.execute(statement).unique().all()
         items = [row[1] for row in found if row[1] is not None]
@@ -163,6 +219,8 @@ class Repository(Generic[_M]):
         after: str | None = None,
         before: str | None = None,
         order_by: Any = (),
+        join: Any = (),
+        options: Sequence[Any] = (),
         **equal: Any,
     ) -> KeysetPage[_M]:
         """The `size` objects after, or before, a cursor of a neighbouring page; the first page without one.
@@ -176,9 +234,11 @@ class Repository(Generic[_M]):
             raise ValueError(f"keyset_page(size={size}): it begins with 1.")
         if after is not None and before is not None:
             raise ValueError("keyset_page(after=..., before=...): one or the other.")
-        order = keyset.order_of(self._mapper, _several(order_by))
+        query = self._query(where, equal, order_by, join)
+        order = keyset.order_of(self._mapper, query.order)
         keys, backwards = order.keys, before is not None
-        statement = self._select(where, equal).order_by(*order.order_by(backwards=backwards)).limit(size + 1)
+        statement = query.select(self.model).order_by(*order.order_by(backwards=backwards)).limit(size + 1)
+        statement = statement.options(*_several(options, "options"))
         cursor = after if before is None else before
         parameters = None if cursor is None else order.parameters(cursor)
         if parameters is not None:
@@ -197,17 +257,19 @@ class Repository(Generic[_M]):
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def create(self, **values: Any) -> _M:
-        """A new object, written."""
+    def create(self, instance: _M | None = None, /, **values: Any) -> _M:
+        """A new object, written: `instance`, or one made of `values`."""
+        if instance is not None and (values or not isinstance(instance, self.model)):
+            raise TypeError(f"create() takes one {self.model.__name__}, or its values by keyword.")
         session = self._session_that_may_write("create()")
-        created: _M = self.model(**values)
+        created: _M = self.model(**values) if instance is None else instance
         session.add(created)
         session.flush()
         return created
 
     def update(self, instance_or_key: Any, **values: Any) -> _M:
         """The object with `values`, written. By key it is one UPDATE that returns the row, and no version is compared;
-        raises `NotFoundError`."""
+        raises `NotFoundError`, also for a row that is marked deleted and hidden."""
         session = self._session_that_may_write("update()")
         if isinstance(instance_or_key, self.model):
             for name in values:
@@ -256,11 +318,36 @@ class Repository(Generic[_M]):
     def _mapper(self) -> sa_orm.Mapper[Any]:
         return mapper_of(self.model)
 
-    def _select(self, where: Iterable[Any], equal: dict[str, Any]) -> sa.Select[Any]:
-        return sa.select(self.model).where(*self._conditions(where, equal))
+    @property
+    def _key(self) -> _List[Any]:
+        """The attributes of the primary key."""
+        mapper = self._mapper
+        return [getattr(self.model, mapper.get_property_by_column(column).key) for column in mapper.primary_key]
 
-    def _conditions(self, where: Iterable[Any], equal: dict[str, Any]) -> _List[Any]:
-        return [*where, *(self._attribute(name) == value for name, value in equal.items())]
+    def _query(self, where: Iterable[Any], equal: dict[str, Any], order_by: Any, join: Any) -> _Query:
+        conditions: _List[Any] = []
+        order = _several(order_by)
+        relationships = [_relationship(each) for each in _several(join, "join")]
+        for each in where:
+            if isinstance(each, FilterSet):
+                conditions += each.where
+                order = order or tuple(each.order_by)
+                relationships += each.relationships
+            else:
+                conditions.append(each)
+        conditions += [self._attribute(name) == value for name, value in equal.items()]
+        unique = {id(each.property): each for each in relationships}
+        return _Query(self._key, conditions, order, _List(unique.values()))
+
+    def _lock(self, with_for_update: ForUpdate) -> dict[str, Any] | None:
+        """Of the model's rows alone, not of those that are loaded along."""
+        if with_for_update is None or with_for_update is False:
+            return None
+        if with_for_update is True:
+            return {"of": self.model}
+        if not isinstance(with_for_update, Mapping):
+            raise TypeError(f"with_for_update={with_for_update!r}: expected True or a dict of its arguments.")
+        return {"of": self.model, **with_for_update}
 
     def _attribute(self, name: str) -> Any:
         self._check(name)
@@ -281,9 +368,43 @@ class Repository(Generic[_M]):
         return [column == part for column, part in zip(columns, parts, strict=True)]
 
 
-def _several(order_by: Any) -> tuple[Any, ...]:
-    if isinstance(order_by, str):
-        raise TypeError(f"order_by={order_by!r}: expected a column such as Item.name or Item.name.desc(), or several.")
-    if isinstance(order_by, Sequence):
-        return tuple(order_by)
-    return (order_by,)
+@dataclasses.dataclass(frozen=True)
+class _Query:
+    """What a reading method was asked for."""
+
+    key: _List[Any]
+    conditions: _List[Any]
+    order: tuple[Any, ...]
+    relationships: _List[Any]
+
+    def select(self, *entities: Any, of: Any = None) -> sa.Select[Any]:
+        """A SELECT of `entities` that meet the conditions. `of` is the model, where `entities` do not name it."""
+        statement = sa.select(*entities)
+        if of is not None:
+            statement = statement.select_from(of)
+        if not any(each.property.uselist for each in self.relationships):
+            for each in self.relationships:
+                statement = statement.join(each, isouter=True)  # an order loses no row that has nothing to join
+            return statement.where(*self.conditions)
+        # by a relationship to many a row would come several times
+        found = sa.select(*self.key).correlate(None)
+        for each in self.relationships:
+            found = found.join(each)
+        found = found.where(*self.conditions)
+        return statement.where((sa.tuple_(*self.key) if len(self.key) > 1 else self.key[0]).in_(found))
+
+
+def _relationship(given: Any) -> Any:
+    prop = getattr(given, "property", None)
+    if not isinstance(given, sa_orm.QueryableAttribute) or not isinstance(prop, sa_orm.RelationshipProperty):
+        raise TypeError(f"join={given!r}: expected relationships such as Item.owner.")
+    return given
+
+
+def _several(given: Any, what: str = "order_by") -> tuple[Any, ...]:
+    if isinstance(given, str):
+        expected = "a column such as Item.name or Item.name.desc(), or several" if what == "order_by" else "no text"
+        raise TypeError(f"{what}={given!r}: expected {expected}.")
+    if isinstance(given, Sequence):
+        return tuple(given)
+    return (given,)

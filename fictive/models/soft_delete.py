@@ -156,6 +156,11 @@ def _may_read_deletable(statement: Any) -> bool:
         return LIVE not in options  # a lazy load has those of the SELECT that loaded its parent
     tables = {str(sa_orm.class_mapper(model).local_table) for model in _deletable if "__mapper__" in model.__dict__}
     for element in sa.sql.visitors.iterate(statement):
+        # of `join(Item.owner)` the condition is there, and not the table
+        table = getattr(element, "table", None)
+        table = getattr(table, "element", table)
+        if isinstance(table, sa.Table) and table.fullname in tables:
+            return True
         if isinstance(element, sa.Table):
             if element.fullname in tables:
                 return True
