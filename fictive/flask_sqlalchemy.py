@@ -9,12 +9,13 @@ import importlib.metadata
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import flask
 import flask_sqlalchemy
 import flask_sqlalchemy.cli
 import flask_sqlalchemy.extension
+import flask_sqlalchemy.query
 import flask_sqlalchemy.session
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -69,15 +70,25 @@ if TYPE_CHECKING:
 
     from .session.options import TransactionArguments
 
-    class _RowsModel(_FSAModel):
-        """What the mixins give a model; one class, since a database object with both has one type of Model."""
+    class ModelMethods:
+        """What Flask-SQLAlchemy and the mixins give a model, for type checkers: see the page "Types"."""
 
+        query: ClassVar[flask_sqlalchemy.query.Query]
         find_or_create: FindOrCreateDescriptor
+        """The object with these attributes, created where there is none: `find_or_create(defaults, name="x")`."""
         get_or_create: GetOrCreateDescriptor
+        """As `find_or_create`, returning `(object, created)`."""
         update_or_create: UpdateOrCreateDescriptor
+        """Set attributes on the object that is looked up, or create it; returns `(object, created)`."""
         insert_many: InsertManyDescriptor
+        """Insert rows from any iterable, by COPY where that is faster; returns how many."""
         upsert_many: UpsertManyDescriptor
+        """Insert rows, or update those whose `key` is there; returns how many of each."""
         update_many: UpdateManyDescriptor
+        """Update rows by their key; returns how many there were."""
+
+    class _RowsModel(ModelMethods, _FSAModel):
+        """One class, since a database object with both mixins has one type of Model."""
 
     _Arguments = ParamSpec("_Arguments")
     _Base = flask_sqlalchemy.SQLAlchemy

@@ -10,7 +10,7 @@ from .drivers.sqlite import TakeTurnsPool
 from .errors import NotFoundError
 from .locks.advisory import advisory_lock, lock_key
 from .locks.rows import claim
-from .locks.tables import LockMode, lock_tables
+from .locks.tables import LockMode, LockModeName, lock_tables
 from .rows.bulk import Upserted, insert_many, update_many, upsert_many
 from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
 from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
@@ -29,6 +29,7 @@ from .session.blocks import (
 )
 from .session.contexts import create_db_context, create_db_dependency
 from .session.optin import OptInSession
+from .session.options import IsolationLevel
 from .session.parking import ParkingPool
 from .session.scoped import OptInScopedSession, sessionmaker
 from .session.transaction import Rollback, Transaction, TransactionState
@@ -37,8 +38,10 @@ __all__ = [
     "FindOrCreateDescriptor",
     "GetOrCreateDescriptor",
     "InsertManyDescriptor",
+    "IsolationLevel",
     "LinkChanges",
     "LockMode",
+    "LockModeName",
     "NotFoundError",
     "OptInScopedSession",
     "OptInSession",

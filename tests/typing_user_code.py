@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import sqlalchemy as sa
@@ -16,12 +16,13 @@ from typing_extensions import assert_type
 from fictive import migrations
 from fictive.errors import TransactionRequired
 from fictive.flask_sqlalchemy import BulkMixin, FilterByOrCreateMixin, OptInTransactionMixin
-from fictive.models import Repository
+from fictive.models import Repository, naming_convention
 from fictive.rows import progress
 from fictive.sqlalchemy import (
     FindOrCreateDescriptor,
     GetOrCreateDescriptor,
     InsertManyDescriptor,
+    IsolationLevel,
     LockMode,
     OptInSession,
     Transaction,
@@ -34,6 +35,8 @@ from fictive.sqlalchemy import (
     claim,
     cleanup_tables,
     create_database,
+    create_db_context,
+    create_db_dependency,
     insert_many,
     lock_tables,
     sessionmaker,
@@ -80,6 +83,9 @@ def view(id_: int) -> str:
         assert_type(locked, sa_orm.Session)
         waiting = sa.select(Thing)
         assert_type(locked.scalars(claim(waiting, limit=3)).all(), Sequence[Thing])
+    claimed = db.session.execute(db.claim(sa.select(Thing.id, Thing.name), limit=3)).one()
+    assert_type((claimed[0], claimed[1]), tuple[int, str])
+    db.session.execute(claim(sa.select(Thing.id, Thing.name), skip_locked=False))
     assert_type(lock_tables(db.session, [Thing]), AbstractContextManager[sa_orm.Session])
     assert_type(advisory_lock(db.session, (1, 2), shared=True), AbstractContextManager[sa_orm.Session])
     assert_type(create_database("a", server_url="postgresql://", exist_ok=True), bool)
@@ -87,6 +93,46 @@ def view(id_: int) -> str:
     with db.pinned() as session:
         assert_type(session, OptInSession)
     return thing.name
+
+
+class OwnSession(Session):
+    def own(self) -> int:
+        return 1
+
+
+def contexts(engine: sa.Engine) -> None:
+    with create_db_context(sessionmaker(engine))() as session:
+        assert_type(session, OptInSession)
+    with create_db_context(db.session)() as session:
+        assert_type(session, OptInSession)
+    with create_db_context(sa_orm.sessionmaker(engine))() as plain:
+        assert_type(plain, Session)
+    with create_db_context(sa_orm.scoped_session(sa_orm.sessionmaker(engine, class_=OwnSession)))() as own:
+        assert_type(own.own(), int)
+    with create_db_context(lambda: OwnSession(engine))() as own:
+        assert_type(own, OwnSession)
+    with create_db_context(lambda: sa_orm.scoped_session(sa_orm.sessionmaker(engine, class_=OwnSession)))() as own:
+        assert_type(own, OwnSession)
+    assert_type(create_db_dependency(sessionmaker(engine))(), Iterator[OptInSession])
+
+
+def wrong(mode: str, engine: sa.Engine) -> None:
+    """Each line is an error, and is expected to be one."""
+    db.lock_tables([Thing], timout="5s")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    db.lock_tables([Thing], mode="SHAR")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    lock_tables(db.session, [Thing], mode=mode)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    db.advisory_lock("key", share=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    db.claim(sa.select(Thing), skiplocked=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    db.transaction(isolation_level="SERIAL")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    db.transaction(readonly=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    transaction(db.session, retires=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    db.on_commit(len, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    naming_convention("oracle")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def levels(level: IsolationLevel) -> None:
+    with db.transaction(isolation_level=level):
+        db.on_commit(print, 1, sep="")
 
 
 def script() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
@@ -13,7 +13,8 @@ from ..session import private
 
 __all__ = ["ClaimOptions", "Rows", "claim"]
 
-Rows = TypeVar("Rows", bound="sa.Select[Any]")
+# any Select: of SQLAlchemy 2.1's, which has a type variable for each column, Select[Any] is one of one column
+Rows = TypeVar("Rows", bound=sa.GenerativeSelect)
 
 
 class _PostgreSQLOnly(sa.TextClause):
@@ -88,8 +89,8 @@ def claim(
         )
     if private.locks_rows(statement):
         raise ConfigurationError("claim(): the statement has a with_for_update() already, which claim() adds itself.")
-    if limit is not None:
-        statement = statement.limit(limit)
-    return statement.with_for_update(
+    claiming: sa.Select[Any] = statement if limit is None else statement.limit(limit)
+    claiming = claiming.with_for_update(
         of=of, key_share=flag(key_share, "key_share"), nowait=nowait, skip_locked=skip_locked
-    ).suffix_with(_PostgreSQLOnly())
+    )
+    return cast(Rows, claiming.suffix_with(_PostgreSQLOnly()))

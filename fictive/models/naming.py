@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ExcludeConstraint
@@ -38,7 +38,7 @@ _CONVENTIONS: dict[str, dict[Any, Any]] = {
 }
 
 
-def naming_convention(style: str) -> dict[str, Any]:
+def naming_convention(style: Literal["postgresql", "prefixed"]) -> dict[str, Any]:
     """A naming convention for `sqlalchemy.MetaData(naming_convention=...)`.
 
     `"postgresql"`: the names that PostgreSQL itself gives, such as `users_pkey`, `users_email_key`,

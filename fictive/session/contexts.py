@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import sqlalchemy.orm as sa_orm
 
@@ -21,6 +21,20 @@ __all__ = ["create_db_context", "create_db_dependency", "finishing"]
 log = logging.getLogger("fictive.session")
 
 _OPEN = "fictive.context"
+
+_Session = TypeVar("_Session", bound=sa_orm.Session)
+
+
+@overload
+def create_db_context(
+    session_factory: Callable[[], _Session],
+) -> Callable[[], contextlib.AbstractContextManager[_Session]]: ...
+
+
+@overload
+def create_db_context(
+    session_factory: Callable[[], sa_orm.scoped_session[_Session]],
+) -> Callable[[], contextlib.AbstractContextManager[_Session]]: ...
 
 
 @also_named(session_maker="session_factory")
@@ -61,6 +75,16 @@ def create_db_context(
                 _remove(session_factory, session)
 
     return db_context
+
+
+@overload
+def create_db_dependency(session_factory: Callable[[], _Session]) -> Callable[[], Iterator[_Session]]: ...
+
+
+@overload
+def create_db_dependency(
+    session_factory: Callable[[], sa_orm.scoped_session[_Session]],
+) -> Callable[[], Iterator[_Session]]: ...
 
 
 @also_named(session_maker="session_factory")
