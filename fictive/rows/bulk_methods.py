@@ -20,31 +20,45 @@ class _InsertMany(Protocol[_M]):
     def __call__(
         self, rows: Iterable[Any], *, batch_size: int = ..., returning: None = ..., commit_every: int | None = ...,
         progress: Progress | None = ...,
-    ) -> int: ...  # fmt: skip
+    ) -> int:  # fmt: skip
+        """Insert `rows`, mappings or objects from any iterable, by COPY where that is faster; returns how many.
+
+        One transaction, unless `commit_every` is given. `returning="keys"` or `"objects"` returns those instead.
+        """
+
     @overload
     def __call__(
         self, rows: Iterable[Any], *, batch_size: int = ..., returning: Literal["keys"],
         commit_every: int | None = ..., progress: Progress | None = ...,
-    ) -> list[Any]: ...  # fmt: skip
+    ) -> list[Any]:  # fmt: skip
+        """Insert `rows` and return their primary keys, in the order of the rows."""
+
     @overload
     def __call__(
         self, rows: Iterable[Any], *, batch_size: int = ..., returning: Literal["objects"],
         commit_every: int | None = ..., progress: Progress | None = ...,
-    ) -> list[_M]: ...  # fmt: skip
+    ) -> list[_M]:  # fmt: skip
+        """Insert `rows` and return them as objects of the session, in the order of the rows."""
 
 
 class _UpsertMany(Protocol):
     def __call__(
         self, rows: Iterable[Any], *, key: Any, update: Sequence[Any] | None = None, duplicates: Duplicates = ...,
         batch_size: int = ..., commit_every: int | None = ..., progress: Progress | None = ...,
-    ) -> Upserted: ...  # fmt: skip
+    ) -> Upserted:  # fmt: skip
+        """Insert `rows`, and update those whose unique `key`, a name or several, is there; returns how many of each.
+
+        `update` names the attributes to update, all others by default. `duplicates="last"`: of rows with one key the
+        last wins; without it they raise `DuplicateRows`. One transaction, unless `commit_every` is given.
+        """
 
 
 class _UpdateMany(Protocol):
     def __call__(
         self, rows: Iterable[Any], *, key: Any = None, duplicates: Duplicates = ..., batch_size: int = ...,
         commit_every: int | None = ..., progress: Progress | None = ...,
-    ) -> int: ...  # fmt: skip
+    ) -> int:  # fmt: skip
+        """Update rows by their `key`, the primary key by default; returns how many there were."""
 
 
 class _Descriptor:
@@ -59,19 +73,24 @@ class InsertManyDescriptor(_Descriptor):
     """`Model.insert_many(rows, ...)`: `fictive.sqlalchemy.insert_many` of that model."""
 
     def __get__(self, instance: object, owner: type[_M]) -> _InsertMany[_M]:
-        bound: Any = functools.partial(insert_many, self._session(), owner)
-        return cast(_InsertMany[_M], bound)
+        return cast(_InsertMany[_M], _bound(insert_many, self._session(), owner))
 
 
 class UpsertManyDescriptor(_Descriptor):
     """`Model.upsert_many(rows, key=..., ...)`: `fictive.sqlalchemy.upsert_many` of that model."""
 
     def __get__(self, instance: object, owner: type[Any]) -> _UpsertMany:
-        return functools.partial(upsert_many, self._session(), owner)
+        return cast(_UpsertMany, _bound(upsert_many, self._session(), owner))
 
 
 class UpdateManyDescriptor(_Descriptor):
     """`Model.update_many(rows, ...)`: `fictive.sqlalchemy.update_many` of that model."""
 
     def __get__(self, instance: object, owner: type[Any]) -> _UpdateMany:
-        return functools.partial(update_many, self._session(), owner)
+        return cast(_UpdateMany, _bound(update_many, self._session(), owner))
+
+
+def _bound(function: Callable[..., Any], session: Any, owner: type[Any]) -> Any:
+    bound = functools.partial(function, session, owner)
+    bound.__doc__ = function.__doc__  # else it is that of partial()
+    return bound

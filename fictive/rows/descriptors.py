@@ -19,17 +19,26 @@ SessionSource = Callable[[], "sa_orm.Session | sa_orm.scoped_session[Any]"]
 
 
 class _FindOrCreate(Protocol[_T_co]):
-    def __call__(self, defaults: Defaults = None, **filter_by: Any) -> _T_co: ...
+    def __call__(self, defaults: Defaults = None, **filter_by: Any) -> _T_co:
+        """The object that has the attributes `filter_by`, created with `defaults` as well where there is none.
+
+        However many do it at once, there is one row. 1 round trip on a hit, 2 on a miss.
+        """
 
 
 class _GetOrCreate(Protocol[_T_co]):
-    def __call__(self, defaults: Defaults = None, **filter_by: Any) -> tuple[_T_co, bool]: ...
+    def __call__(self, defaults: Defaults = None, **filter_by: Any) -> tuple[_T_co, bool]:
+        """As `find_or_create`, returning `(object, created)`."""
 
 
 class _UpdateOrCreate(Protocol[_T_co]):
     def __call__(
         self, defaults: Mapping[str, Any], create_defaults: Mapping[str, Any] | None = None, **filter_by: Any
-    ) -> tuple[_T_co, bool]: ...
+    ) -> tuple[_T_co, bool]:
+        """Set `defaults` on the object that has the attributes `filter_by`, or create it; returns `(object, created)`.
+
+        A new one has `filter_by`, `defaults` and `create_defaults`, which win. 1 round trip.
+        """
 
 
 class _Descriptor:
@@ -66,6 +75,7 @@ class FindOrCreateDescriptor(_Descriptor):
         source = self._session
 
         def find_or_create(defaults: Defaults = None, **filter_by: Any) -> _T:
+            """The object that has these attributes, created on a miss; see `FindOrCreateDescriptor`."""
             return get_or_create(source(), owner, filter_by, defaults)[0]
 
         return find_or_create
@@ -78,6 +88,7 @@ class GetOrCreateDescriptor(_Descriptor):
         source = self._session
 
         def bound(defaults: Defaults = None, **filter_by: Any) -> tuple[_T, bool]:
+            """As `find_or_create`, returning `(object, created)`; see `GetOrCreateDescriptor`."""
             return get_or_create(source(), owner, filter_by, defaults)
 
         return bound
@@ -103,6 +114,7 @@ class UpdateOrCreateDescriptor(_Descriptor):
         def bound(
             defaults: Mapping[str, Any], create_defaults: Mapping[str, Any] | None = None, **filter_by: Any
         ) -> tuple[_T, bool]:
+            """Set `defaults` on what is found, or create it; see `UpdateOrCreateDescriptor`."""
             return update_or_create(source(), owner, filter_by, defaults, create_defaults)
 
         return bound
