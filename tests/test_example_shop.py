@@ -363,6 +363,8 @@ def test_the_server_that_run_shop_starts(pg: Server) -> None:
             url = serve.stdout.readline().removeprefix("curl ").strip()
             with urllib.request.urlopen(url, timeout=30) as response:
                 assert [each["name"] for each in json.load(response)["products"]] == ["Anchor", "Bell", "Compass"]
+            with urllib.request.urlopen(url.replace("/products", "/_fictive/"), timeout=30) as response:
+                assert "GET /products" in response.read().decode()
             serve.send_signal(signal.SIGINT)
             assert serve.wait(60) in (0, 130)
         finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import cProfile
 import json
 import logging
+import pstats
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +18,12 @@ from sqlalchemy.orm import selectinload
 
 from fictive.config import Settings
 from fictive.errors import ConfigurationError
+from fictive.report.collector import MOST_EVENTS, Collector
+from fictive.report.lines import is_library, register_application
+from fictive.report.relationships import relationships_of
+from fictive.report.report import Report
 from fictive.report.requests import reports_of
+from fictive.report.server_timing import server_timing
 from fictive.report.signals import request_reported, transaction_ended
 from fictive.testing.wire import Wire
 from tests.conftest import MakeApp
@@ -384,3 +391,120 @@ BAD = {
 def test_j1_bad_settings_are_named(name: str) -> None:
     with pytest.raises(ConfigurationError, match=name):
         Settings.from_mapping({name: BAD[name]})
+
+
+# -- the collector and what is derived, without a database -----------------------------------------------------------
+
+
+def told() -> Collector:
+    """A collector that was told of all there is; times in seconds from its start."""
+    collector = Collector()
+    at = collector.started
+
+    def statement(sql: str, since: float, until: float, transaction: int | None, *carried: str) -> None:
+        collector.statement(sql, {"n": since}, at + since, at + until, 2, 1, carried, transaction, None)
+
+    collector.waited_for_pool(at + 0.0, at + 0.5)
+    collector.retried(2, sa.exc.OperationalError("x", {}, ValueError("lost")))
+    collector.transaction_began(7)
+    statement("SELECT 1", 1.0, 1.1, 7, "BEGIN")
+    collector.command("ROLLBACK TO SAVEPOINT a", at + 1.3, at + 1.4, 1, 7)
+    statement("UPDATE t SET n = 1", 2.0, 2.5, 7)
+    collector.transaction_ended(7, "committed", at + 3.0, at + 3.1, 1)
+    collector.hook_ran("commit", at + 3.1, at + 3.4, ValueError("in a hook"))
+    collector.connection_lost()
+    statement("/* of mine */ SELECT 2", 4.0, 4.2, None)
+    collector.statement("DELETE FROM t", (), at + 5.0, at + 5.1, -1, 1, (), None, ValueError("refused\nin detail"))
+    return collector
+
+
+def test_j1_what_is_derived_from_the_events() -> None:
+    collector = told()
+    at = collector.started
+    report = Report.of(collector.events, started=at, ended=at + 6.0)
+    (transaction,) = report.transactions
+    idle = [(round(each.started - at, 6), round(each.ended - at, 6)) for each in transaction.idle]
+    assert idle == [(1.1, 1.3), (1.4, 2.0), (2.5, 3.0)]
+    assert (transaction.outcome, transaction.statements, transaction.retries) == ("committed", 2, 2)
+    assert transaction.seconds == pytest.approx(2.1)
+    assert report.summary() == {
+        "statements": 4,
+        "round_trips": 6,
+        "rows": 6,
+        "transactions": 1,
+        "seconds": 6.0,
+        "database_seconds": pytest.approx(0.1 + 0.1 + 0.5 + 0.1 + 0.2 + 0.1),
+        "pool_seconds": 0.5,
+        "idle_seconds": pytest.approx(1.3),
+        "held_seconds": pytest.approx(2.1 + 0.2 + 0.1),
+        "hooks": 1,
+        "retries": 1,
+        "lost": 1,
+        "errors": 1,
+        "findings": [],
+        "idle_where": report.longest_idle.where if report.longest_idle else "",
+    }
+    assert [each.kind for each in report.statements] == ["read", "write", "read", "write"]
+    assert report.statements[0].carried == ("BEGIN",)
+    assert report.statements[3].error == "ValueError: refused"
+    assert report.hooks[0][3] == "ValueError: in a hook"
+
+
+def test_j1_a_transaction_that_is_open_still() -> None:
+    collector = Collector()
+    collector.transaction_began(1)
+    assert list(collector.open) == [1]
+    report = Report.of(collector.events, started=collector.started, ended=collector.started + 1)
+    assert report.transactions[0].outcome == "open"
+    assert server_timing(report).startswith('db;dur=0.00;desc="0 statements, 0 round trips"')
+
+
+def test_j1_a_statement_costs_few_calls() -> None:
+    collector = Collector()
+    profile = cProfile.Profile()
+    arguments: Any = ("SELECT 1", None, 0.0, 1.0, 1, 1, (), None, None)
+    collector.statement(*arguments)
+    profile.enable()
+    collector.statement(*arguments)
+    profile.disable()
+    assert pstats.Stats(profile).total_calls <= 5  # type: ignore[attr-defined]
+
+
+def test_j1_the_last_events_of_many_are_kept() -> None:
+    collector = Collector()
+    for n in range(MOST_EVENTS + 5):
+        collector.statement(f"SELECT {n}", None, 0.0, 0.0, 1, 1, (), None, None)
+    assert len(collector.events) == MOST_EVENTS
+    assert Report.of(collector.events, started=0.0, ended=1.0).statements[-1].sql == f"SELECT {MOST_EVENTS + 4}"
+
+
+LIBRARY_FILES = [
+    sa.__file__, flask.__file__, json.__file__, "<frozen importlib._bootstrap>", "<string>",
+    "/srv/app/.venv/lib/python3.12/site-packages/some/module.py",
+    "/usr/lib/python3/dist-packages/other.py",
+]  # fmt: skip
+
+
+def test_j1_which_files_are_a_library_s() -> None:
+    assert [file for file in LIBRARY_FILES if not is_library(file)] == []
+    assert not is_library(__file__)
+    assert not is_library("/srv/app/views.py")
+    assert is_library("/opt/venv/lib/python3.12/site-packages/installed_app/views.py")
+    register_application("/opt/venv/lib/python3.12/site-packages/installed_app")
+    assert not is_library("/opt/venv/lib/python3.12/site-packages/installed_app/views.py")
+    assert is_library("/opt/venv/lib/python3.12/site-packages/another/views.py")
+
+
+def test_j1_which_relationship_a_statement_loads() -> None:
+    mappers = db.Model.registry.mappers
+
+    def load(sql: str) -> list[str]:
+        return relationships_of(sql, mappers)
+
+    assert load("SELECT child.id FROM child WHERE %(param_1)s = child.item_id") == ["Item.children"]
+    assert load("SELECT tag.id FROM tag, item_tag WHERE $1 = item_tag.item_id AND tag.id = item_tag.tag_id") == [
+        "Item.tags"
+    ]
+    assert load("SELECT item.id FROM item WHERE item.id = %(pk_1)s") == ["Child.item"]
+    assert load("SELECT 1") == []
+    assert load("SELECT x FROM elsewhere WHERE id = 1") == []

@@ -41,7 +41,7 @@ def _serve(port: int, driver: str) -> int:
         maintenance = sa.create_engine(pg.url(driver=driver), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
         with maintenance.connect() as connection:
             connection.execute(sa.text(f"create database {name}"))
-        app = create_app(SQLALCHEMY_DATABASE_URI=pg.url(name, driver=driver))
+        app = create_app(SQLALCHEMY_DATABASE_URI=pg.url(name, driver=driver), DEBUG=True)
         try:
             with db.context(app):
                 flask_migrate.upgrade()
@@ -53,6 +53,7 @@ def _serve(port: int, driver: str) -> int:
                 print(f"error: port {port}: {error.strerror}", file=sys.stderr)
                 return 1
             print(f"curl http://127.0.0.1:{server.port}/products", flush=True)
+            print(f"what each request did: http://127.0.0.1:{server.port}/_fictive/", flush=True)
             print(f"DATABASE_URL={pg.url(name, driver=driver)} flask --app examples.shop.app shop work", flush=True)
             server.serve_forever()
         finally:

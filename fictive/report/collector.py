@@ -140,4 +140,4 @@ def place_of_caller() -> Place | None:
 
 def _shown(error: BaseException) -> str:
     """An error as text: the error itself would keep its frames, and all that is in them."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
+    return f"{type(error).__name__.lstrip('_')}: {error}".partition("\n")[0]

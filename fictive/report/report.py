@@ -325,10 +325,10 @@ def _transactions(
             within.setdefault(each.transaction, []).append(each)
     for number, sent in within.items():
         sent.sort(key=lambda each: each.started)
-        since, place = starts.get(number, (sent[0].started if sent else ends[number][1], None))
+        end = ends.get(number)
+        since, place = starts.get(number, (0.0 if end is None else end[1], None))
         if sent:
             since = sent[0].started
-        end = ends.get(number)
         if place is None and sent and isinstance(sent[0], Statement):
             line = sent[0].line
         else:
