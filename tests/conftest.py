@@ -32,6 +32,8 @@ from tests.models import opt_in
 __all__ = ["node_database", "nodes", "pooler"]  # fixtures
 
 DRIVERS = ("psycopg2", "psycopg")
+POOLED = bool(os.environ.get("FICTIVE_TEST_POOLER"))
+"""Whether everything goes through a PgBouncer with two server connections; which tests cannot is in CONTRIBUTING."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -116,6 +118,8 @@ sqlite_connections: list[sqlite3.Connection] = []
 def _remember(dbapi: Any, record: Any) -> None:
     if isinstance(dbapi, sqlite3.Connection):
         sqlite_connections.append(dbapi)
+    if POOLED and hasattr(dbapi, "prepare_threshold"):
+        dbapi.prepare_threshold = None
 
 
 def _is_open(connection: sqlite3.Connection) -> bool:
@@ -162,15 +166,17 @@ def database_name(database: FreshDatabase) -> str:
 
 
 @pytest.fixture
-def database_url(pg: postgres.Server, database_name: str, driver: str) -> str:
+def database_url(pg: postgres.Server, database_name: str, driver: str, request: pytest.FixtureRequest) -> str:
     """Its URL, with the driver under test."""
-    return pg.url(database_name, driver=driver)
+    url = pg.url(database_name, driver=driver)
+    return request.getfixturevalue("pooler").url(url) if POOLED else url
 
 
 @pytest.fixture
-def wire(pg: postgres.Server) -> Iterator[Wire]:
+def wire(pg: postgres.Server, request: pytest.FixtureRequest) -> Iterator[Wire]:
     """The proxy through which what is tested connects."""
-    with Wire(pg.host, pg.port) as wire:
+    upstream = request.getfixturevalue("pooler") if POOLED else pg
+    with Wire(upstream.host, upstream.port) as wire:
         yield wire
 
 
@@ -219,6 +225,8 @@ def make_app(database_url: str, wire: Wire, backends: Callable[[], list[str]], t
     def make(db: Any = opt_in.db, **config: Any) -> Flask:
         app = Flask(__name__, instance_path=str(tmp_path))
         app.config["SQLALCHEMY_DATABASE_URI"] = wire.url(database_url)
+        if POOLED:
+            app.config["FICTIVE_POOLER"] = "transaction"
         app.config.update(config)
         db.init_app(app)
         made.append((db, app))

@@ -135,7 +135,7 @@ class Interrupt(BaseException):
 
 def raise_in(thread: threading.Thread, error: Any) -> None:
     """Raise `error` at the next bytecode of `thread`."""
-    if thread.ident is not None:
+    if thread.is_alive():  # another thread may have the identifier of one that has ended
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(error))
 
 

@@ -105,7 +105,7 @@ class Ledger:
             self.saw("never ended", op)
         if op.committed_hooks > 1 or op.rolled_back_hooks > 1:
             self.saw("hook twice", op)
-        if op.committed_hooks and not present:
+        if op.committed_hooks and op.parts and not present:
             self.saw("hook without its commit", op)
         if op.rolled_back_hooks and present:
             interrupted = "n interrupted" if op.outcome is Outcome.INTERRUPTED else ""

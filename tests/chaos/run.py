@@ -187,11 +187,11 @@ class _Run:
                     contextvars.Context().run(self._one, rng.choice(operations), rng)
 
     def _one(self, operation: Any, rng: random.Random) -> None:
-        with self.app.app_context():
-            try:
+        try:
+            with self.app.app_context():
                 operation(rng)
-            except Exception as error:  # none is expected here: the ledger has those of operations
-                self.ledger.saw("an error in the ledger", repr(error))
+        except Exception as error:  # those of the operation are in the ledger
+            self.ledger.saw("an error at the end of a context", repr(error))
 
     def _audit_pool(self) -> None:
         """The pool has as many connections as ever, and each is as a new one."""

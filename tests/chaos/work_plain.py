@@ -56,7 +56,6 @@ class Work:
                 raise
         except BaseException:
             session.rollback()
-            op.rolled_back_hooks += 1
             raise
         op.committed_hooks += 1
 

@@ -1,0 +1,83 @@
+"""L3: the primary dies, its synchronous standby takes over, and the application goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+
+from fictive.errors import CommitOutcomeUnknown
+from fictive.sqlalchemy import OptInSession
+from tests.fix_nodes import Nodes, started_nodes
+
+THREADS = 8
+
+
+@pytest.fixture
+def pair() -> Iterator[Nodes]:
+    with started_nodes() as pair:
+        pair.on_primary("alter system set synchronous_standby_names = 'standby'")
+        pair.on_primary("select pg_reload_conf()")
+        pair.on_primary("create table entry (token text)")
+        pair.catch_up()
+        yield pair
+
+
+def url_of(pair: Nodes, driver: str) -> str:
+    """Both servers, and whichever takes writes."""
+    hosts = [f"host={server.host}:{server.port}" for server in (pair.primary, pair.replica)]
+    return f"postgresql+{driver}://postgres@/postgres?{'&'.join(hosts)}&target_session_attrs=read-write"
+
+
+def test_l3_a_promotion_under_load(pair: Nodes, driver: str) -> None:
+    engine = sa.create_engine(url_of(pair, driver), pool_size=THREADS)
+    ended = threading.Event()
+    told: dict[str, str] = {}
+    failed_reads: list[Exception] = []
+    reads: Counter[int] = Counter()
+
+    def work(number: int) -> None:
+        with OptInSession(engine) as session:
+            turn = 0
+            while not ended.is_set():
+                turn += 1
+                token = f"{number}-{turn}"
+                try:
+                    with session.begin():
+                        session.execute(sa.text("insert into entry values (:token)"), {"token": token})
+                except CommitOutcomeUnknown:
+                    told[token] = "unknown"
+                except sa.exc.SQLAlchemyError:
+                    told[token] = "failed"
+                else:
+                    told[token] = "committed"
+                try:
+                    session.scalar(sa.text("select count(*) from entry"))
+                    reads[number] += 1
+                except sa.exc.SQLAlchemyError as error:
+                    failed_reads.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    while sum(reads.values()) < 200:
+        ended.wait(0.01)
+    pair.primary.stop("immediate")
+    assert pair.on_replica("select pg_promote()") == [(True,)]
+    pair.on_replica("alter system reset synchronous_standby_names")
+    pair.on_replica("select pg_reload_conf()")
+    after = sum(reads.values())
+    while sum(reads.values()) < after + 200:
+        ended.wait(0.01)
+    ended.set()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    engine.dispose()
+    there = {token for (token,) in pair.on_replica("select token from entry")}
+    assert {token for token, what in told.items() if what == "committed"} <= there
+    assert not {token for token, what in told.items() if what == "failed"} & there
+    assert failed_reads == []
