@@ -195,6 +195,7 @@ class Work:
         session = self.m.db.session
         text = rng.choice(["rollback", "commit", "/* x */ ROLLBACK"])
         with self.ledger.operation("ended") as op:
+            op.commits_by_itself = text == "commit"
             with session.begin():
                 self._add(op)
                 session.execute(sa.text(text))
