@@ -17,7 +17,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import options
+from . import options, replica_demo
 from .sides import AT_ONCE, CALLS, POOL_SIZE, Measurement, Side, answers_as_compared, both_sides, shortened
 
 BOLD, DIM, GREEN, YELLOW, RED = "1", "2", "32", "33", "31"
@@ -66,10 +66,13 @@ class Piece:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = options.parser("python -m examples.objects.demo", (__doc__ or "").partition(": ")[2])
+    parser.add_argument("--replica", action="store_true", help="show which of two servers answers each request")
     given = parser.parse_args(arguments)
     # Piped into something that does not speak UTF-8 the lines are less pretty, and nothing else.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
+    if given.replica:
+        return options.run(lambda: replica_demo.main(given.driver), given.driver)
     return options.run(lambda: compare(given.driver, given.api_ms / 1000, given.latency_ms / 1000), given.driver)
 
 

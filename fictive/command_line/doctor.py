@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from .doctor_connection import connection_findings, setting_findings, version_findings
 from .doctor_models import lookup_findings, table_findings
+from .doctor_replicas import replica_findings
 from .doctor_server import catalog_findings, session_findings
 from .findings import Finding, Severity
 from .settings import engine_settings
@@ -46,5 +47,6 @@ def _examine(target: Target, database: Database, patience: float) -> Iterator[Fi
         return
     known = any(name.endswith("DB_PGBOUNCER") for name in target.origins) or bool(target.config.get("FICTIVE_POOLER"))
     yield from connection_findings(database, pooler_is_known=known)
+    yield from replica_findings(database)
     yield from catalog_findings(database.engine)
     yield from session_findings(database.engine, patience=patience)

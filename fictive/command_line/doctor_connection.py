@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..connection.pooler import find_pooler, is_pooled
+from ..connection.replicas import is_replica
 from ..drivers import driver_for
 from ..report.watcher import WATCHER
 from ..session.optin import OptInSession
@@ -112,7 +113,7 @@ def connection_findings(database: Database, *, pooler_is_known: bool) -> Iterato
     elif url.username and user != url.username and database.options.get("creator"):
         yield Finding("creator", Severity.WARNING, f"The creator connects as {user!r}, and the URL says "
                       f"{url.username!r}.", "Let the URL say what the creator does.")  # fmt: skip
-    if read_only or standby:
+    if (read_only or standby) and not is_replica(engine):
         why = "is a standby" if standby else "has default_transaction_read_only"
         yield Finding(
             "read-only",

@@ -32,6 +32,7 @@ __all__ = [
     "check_position",
     "current_positions",
     "format_lsn",
+    "is_replica",
     "on_primary",
     "parse_lsn",
     "positions_of",
@@ -297,3 +298,8 @@ def set_replicas(engine: sa.Engine, replicas: Sequence[sa.Engine]) -> Replicas:
 def replicas_of(engine: sa.Engine) -> Replicas | None:
     """The replicas of an engine; None where it has none."""
     return _replicas.get(engine) if _replicas else None
+
+
+def is_replica(engine: sa.Engine) -> bool:
+    """Whether an engine is one of those that reads go to."""
+    return any(member.engine is engine for each in list(_replicas.values()) for member in each.members)
