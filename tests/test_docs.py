@@ -40,6 +40,7 @@ def page_wire(database_url: str, wire: Any, monkeypatch: pytest.MonkeyPatch, tmp
 def test_page_runs_and_shows_what_is_sent(
     page: Path, database_url: str, page_wire: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("REPLICA_URL", database_url)  # a replica that is never behind
     if "POOLER_URL" in page.read_text(encoding="utf-8"):
         monkeypatch.setenv("POOLER_URL", request.getfixturevalue("pooler").url(database_url))
         monkeypatch.setenv("DIRECT_URL", database_url)
