@@ -37,7 +37,7 @@ html_theme = "furo"
 html_theme_options = {"top_of_page_buttons": []}
 html_title = f"fictive {release}"
 html_show_sphinx = False
-highlight_language = "python3"
+highlight_language = "default"  # Python, where a literal block is that
 
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
@@ -82,7 +82,11 @@ def make_accessible(app: Sphinx, error: Exception | None) -> None:
             ('<aside class="sidebar-drawer">', '<aside class="sidebar-drawer" aria-label="Pages">'),
             ('<aside class="toc-drawer">', '<aside class="toc-drawer" aria-label="On this page">'),
             ('<aside class="toc-drawer no-toc">', '<aside class="toc-drawer no-toc" aria-label="On this page">'),
-            ("<pre>", '<pre tabindex="0">'),  # it scrolls, so the keyboard has to reach it
+            # What scrolls has to be within the keyboard's reach.
+            ("<pre>", '<pre tabindex="0">'),
+            ('<div class="table-wrapper', '<div tabindex="0" class="table-wrapper'),
+            ('<th class="head"></th>', '<td class="head"></td>'),  # over a table's first column
+            ('<div id="search-results"></div>', '<h1>Search</h1><div id="search-results"></div>'),
         ):
             new = new.replace(part, better)
         if new != old:

@@ -503,7 +503,7 @@ def _add_urls(app: flask.Flask, environment: Environment, class_options: Mapping
     ):
         raise DatabaseNotConfigured(
             "No database is configured. Before init_app() set SQLALCHEMY_DATABASE_URI or SQLALCHEMY_BINDS in "
-            "app.config, or DATABASE_URL in the environment (pip install 'fictive[settings]')."
+            "app.config, or DATABASE_URL in the environment (pip install pydantic-settings)."
         )
 
 

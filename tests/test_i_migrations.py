@@ -679,5 +679,5 @@ def test_i6_without_alembic(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("fictive.migrations")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "alembic.runtime.plugins", None)
-    with pytest.raises(ImportError, match=r"pip install 'fictive\[migrations\]'"):
+    with pytest.raises(ImportError, match=r"pip install flask-migrate 'alembic>=1.19.2'"):
         importlib.import_module("fictive.migrations")

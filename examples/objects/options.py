@@ -47,7 +47,7 @@ def run(main: Callable[[], int], driver: str) -> int:
     Ctrl-C and SIGTERM end it in order, so that the databases and the server are put away.
     """
     if importlib.util.find_spec(driver) is None:
-        print(f"error: {driver} is not installed: pip install 'fictive[{driver}]'", file=sys.stderr)
+        print(f"error: {driver} is not installed: ./run setup", file=sys.stderr)
         return 1
     # A shell starts background jobs with SIGINT ignored; Ctrl-C's signal is to end this one all the same.
     signal.signal(signal.SIGINT, signal.default_int_handler)

