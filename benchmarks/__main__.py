@@ -62,9 +62,7 @@ def measure(driver: str, scale: Scale, *, only: Sequence[str] | None = None, smo
         server = stack.enter_context(postgres.private_server())
         run = Run(smoke, driver, scale.rounds, report.machine(), {}, names)
         missing = [name for name in NAMES if name not in names]
-        run.failures += [
-            f"{name} is not installed: ./run setup" for name in missing
-        ]
+        run.failures += [f"{name} is not installed: ./run setup" for name in missing]
         databases = stack.enter_context(Databases(server.url(), driver))
         run.versions = report.versions(str(databases.ask("show server_version")))
         ways = {LOOPBACK: sa.make_url(server.url()), DELAYED: stack.enter_context(delayed(server.url(), DELAY))}

@@ -30,7 +30,7 @@ ENVIRONMENT = "fictive.environment"
 """The key in `app.extensions` of the `Environment`."""
 
 _URI, _OPTIONS, _BINDS = "SQLALCHEMY_DATABASE_URI", "SQLALCHEMY_ENGINE_OPTIONS", "SQLALCHEMY_BINDS"
-_NEEDED = "reading it needs pydantic-settings: pip install pydantic-settings"
+_NEEDED = "reading it needs pydantic-settings (extra fictive[settings]): pip install pydantic-settings"
 
 
 @dataclasses.dataclass(frozen=True)

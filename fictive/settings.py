@@ -19,7 +19,9 @@ try:
     from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError
     from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 except ImportError as error:
-    raise ImportError("fictive.settings needs pydantic-settings: pip install pydantic-settings.") from error
+    raise ImportError(
+        "fictive.settings needs pydantic-settings (extra fictive[settings]): pip install pydantic-settings."
+    ) from error
 
 from .databases.engine_options import startup_options
 from .databases.urls import EXAMPLE, database_url

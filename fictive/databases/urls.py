@@ -89,7 +89,9 @@ def _parsed(given: object, name: str) -> sa.URL:
 def _chosen(name: str, *, any_driver: bool) -> str:
     chosen = installed_driver(any_driver=any_driver)
     if chosen is None:
-        raise ConfigurationError(f"{name} needs a driver that is not installed: pip install 'psycopg[binary]'.")
+        raise ConfigurationError(
+            f"{name} needs a driver that is not installed (extra fictive[psycopg]): pip install 'psycopg[binary]'."
+        )
     return chosen
 
 
@@ -115,7 +117,8 @@ def _check_installed(url: sa.URL, dialect: type[sa.Dialect], name: str) -> None:
         other = installed_driver()
         remedy = f", or write postgresql:// for {other}, which is installed" if other else ""
         raise ConfigurationError(
-            f"{name} names {url.drivername}, and {driver} is not installed: pip install {_DRIVERS[driver]}{remedy}."
+            f"{name} names {url.drivername}, and {driver} is not installed (extra fictive[{driver}]):"
+            f" pip install {_DRIVERS[driver]}{remedy}."
         ) from error
 
 

@@ -8,7 +8,9 @@ try:
     import alembic.runtime.plugins as _plugins  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "fictive.migrations needs Alembic 1.19.2 or newer: pip install flask-migrate 'alembic>=1.19.2'", name="alembic"
+        "fictive.migrations needs Alembic 1.19.2 or newer (extra fictive[migrations]):"
+        " pip install flask-migrate 'alembic>=1.19.2'",
+        name="alembic",
     ) from error
 
 from .files import dated_file_names

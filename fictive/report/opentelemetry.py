@@ -37,7 +37,9 @@ def instrument(app: flask.Flask, *, tracer_provider: Any = None, meter_provider:
     try:
         from opentelemetry import metrics, trace
     except ImportError:
-        raise ConfigurationError("This needs OpenTelemetry: pip install opentelemetry-api.") from None
+        raise ConfigurationError(
+            "This needs OpenTelemetry (extra fictive[opentelemetry]): pip install opentelemetry-api."
+        ) from None
     if reports_of(app) is None:
         raise ConfigurationError("The app's requests are not watched: set FICTIVE_REPORT = True before init_app().")
     with app.app_context():

@@ -30,7 +30,9 @@ def export(app: flask.Flask, registry: Any = None) -> None:
     try:
         import prometheus_client
     except ImportError:
-        raise ConfigurationError("This needs prometheus_client: pip install prometheus-client.") from None
+        raise ConfigurationError(
+            "This needs prometheus_client (extra fictive[prometheus]): pip install prometheus-client."
+        ) from None
     if reports_of(app) is None:
         raise ConfigurationError("The app's requests are not watched: set FICTIVE_REPORT = True before init_app().")
     registry = registry if registry is not None else prometheus_client.REGISTRY

