@@ -30,6 +30,7 @@ from .databases.urls import database_url
 from .drivers.sqlite import TakeTurnsPool, is_memory_url
 from .errors import ConfigurationError, DatabaseNotConfigured, SettingIgnoredWarning
 from .flask_config import ENVIRONMENT, Environment, check_urls, option_layers, read_environment, shared_layers
+from .flask_models import MakesModels
 from .flask_transactions import app_context, around_view
 from .flask_views import Decorated
 from .http_errors import init_default_handlers, init_error_handlers
@@ -91,9 +92,6 @@ if TYPE_CHECKING:
         """One class, since a database object with both mixins has one type of Model."""
 
     _Arguments = ParamSpec("_Arguments")
-    _Base = flask_sqlalchemy.SQLAlchemy
-else:
-    _Base = object
 
 
 class _AppSession(OptInSession):
@@ -129,7 +127,7 @@ class _Block(TransactionBlock):
         return self._decorated.add(super().__call__(function), "transaction")
 
 
-class OptInTransactionMixin(_Base):
+class OptInTransactionMixin(MakesModels):
     """Makes `db.session` an `OptInSession`: no transaction but where the code says `with db.session.begin():`.
 
     Goes before `SQLAlchemy` in the bases. Everything else is Flask-SQLAlchemy's; a `class_` in `session_options` is
@@ -541,7 +539,7 @@ def _complete_options(
         options.setdefault(name, value)
 
 
-class FilterByOrCreateMixin(_Base):
+class FilterByOrCreateMixin(MakesModels):
     """Gives every model `find_or_create`, `get_or_create` and `update_or_create`, which use `db.session`.
 
     Goes before `SQLAlchemy` in the bases, with `OptInTransactionMixin` in any order, or without it. What they do:
@@ -567,7 +565,7 @@ class FilterByOrCreateMixin(_Base):
         )
 
 
-class BulkMixin(_Base):
+class BulkMixin(MakesModels):
     """Gives every model `insert_many`, `upsert_many` and `update_many`, which use `db.session`.
 
     Goes before `SQLAlchemy` in the bases, with the other mixins in any order, or without them. What they do:
