@@ -1,6 +1,5 @@
 """Sphinx configuration, and the `wire` directive that the pages use."""
 
-import configparser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ from pygments.token import Comment, Error
 from sphinx.application import Sphinx
 from sphinx.directives.code import CodeBlock
 
-ROOT = Path(__file__).parent.parent
-_setup_cfg = configparser.ConfigParser()
-_setup_cfg.read(ROOT / "setup.cfg", encoding="utf-8")
+import fictive
 
+ROOT = Path(__file__).parent.parent
 project = "fictive"
 author = copyright = "fictive contributors"
-version = release = _setup_cfg["metadata"]["version"]
+version = release = fictive.__version__
 
 # No intersphinx: it fetches other projects' inventories, and the build needs no network.
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton", "myst_parser"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -12,6 +13,11 @@ import pytest
 import fictive
 
 pytestmark = pytest.mark.any_sqlalchemy
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert fictive.__version__ == importlib.metadata.version("fictive")
+
 
 ASKED = """
 import sys
