@@ -42,6 +42,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-cells", action="store_true", help="the whole matrix of types, not a sample (some hours)")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what belongs to a driver that was not chosen."""
     chosen = config.getoption("drivers").split(",")

@@ -23,7 +23,7 @@ from ..errors import LazyLoadRefused, NPlusOneError, NPlusOneWarning
 from ..session import private
 from ..session.callers import caller, stack_level
 from ..session.optin import OptInSession
-from . import batches
+from . import batch_loading
 
 __all__ = ["THRESHOLD", "allow_lazy_loads", "set_lazy_loads"]
 
@@ -98,7 +98,7 @@ def _look_at(state: sa_orm.ORMExecuteState) -> sa.Result[Any] | None:
             f"objects, .options(selectinload({relationship})), or put the line in `with allow_lazy_loads():`."
         )
     if policy.lazy_loads is LazyLoads.BATCH:
-        result = batches.load_for_all(state, parent, relationship)
+        result = batch_loading.load_for_all(state, parent, relationship)
         if result is not None:
             return result
     if policy.n_plus_one is not NPlusOne.OFF and not allowed:

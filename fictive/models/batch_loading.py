@@ -21,7 +21,8 @@ _AT_ONCE = 500
 """As many as SQLAlchemy's `selectinload` asks for in one statement."""
 
 
-_WAY = "fictive.way"
+_PLAN = "fictive.load_plan"
+_KEYS = "fictive_keys"
 
 
 def load_for_all(
@@ -35,17 +36,20 @@ def load_for_all(
     peers = list(_peers(state.session, parent, relationship))
     if not peers or parent.modified or _may_be_hidden(parent):
         return None
-    way = relationship.info.get(_WAY) or relationship.info.setdefault(_WAY, _way(relationship))
-    keyed = [(each, way.key(each)) for each in (parent, *peers)]
+    plan = relationship.info.get(_PLAN) or relationship.info.setdefault(_PLAN, _plan(relationship))
+    keyed = [(each, plan.key(each)) for each in (parent, *peers)]
     keys = list(dict.fromkeys(key for _, key in keyed if key is not None))
     found: dict[tuple[Any, ...] | None, list[Any]] = defaultdict(list)
+    statement = private.loaded_as(plan.statement, state.statement)
     for at in range(0, len(keys), _AT_ONCE):
-        statement = private.loaded_as(way.statement(keys[at : at + _AT_ONCE]), state.statement)
-        for *values, related in state.session.execute(statement, bind_arguments=state.bind_arguments).unique():
+        rows = state.session.execute(
+            statement, {_KEYS: plan.parameter(keys[at : at + _AT_ONCE])}, bind_arguments=state.bind_arguments
+        )
+        for *values, related in rows.unique():
             found[tuple(values)].append(related)
     for peer, key in keyed[1:]:
         instance = peer.obj()
-        if instance is not None and (key in found or way.knows_all):
+        if instance is not None and (key in found or plan.knows_all):
             set_committed_value(instance, relationship.key, _value(relationship, found.get(key, [])))
     return private.result_of(found.get(keyed[0][1], []))
 
@@ -75,31 +79,34 @@ def _may_be_hidden(parent: sa_orm.InstanceState[Any]) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Way:
-    """How related objects are found: each row of `statement` is a key, as `key` has it, and one of them."""
+class LoadPlan:
+    """How related objects are found: each row of `statement` is a key, as `key` has it, and one of them. Made once for
+    each relationship."""
 
     key: Callable[[sa_orm.InstanceState[Any]], tuple[Any, ...] | None]
-    statement: Callable[[list[tuple[Any, ...]]], sa.Select[Any]]
+    statement: sa.Select[Any]
     knows_all: bool = True
     """Whether an object whose key is not among the rows has none related; else it is left to its own lazy load."""
+    columns: int = 1
+
+    def parameter(self, keys: list[tuple[Any, ...]]) -> list[Any]:
+        return [key[0] for key in keys] if self.columns == 1 else keys
 
 
-def _way(relationship: sa_orm.RelationshipProperty[Any]) -> _Way:
+def _plan(relationship: sa_orm.RelationshipProperty[Any]) -> LoadPlan:
     """By the foreign key alone where the relationship is that, and by a join, as it says, where it is more."""
     pair = _plain_foreign_key(relationship)
     if pair is None:
-        return _Way(private.key_of, functools.partial(_by_join, relationship))
+        return _by_join(relationship)
     local, remote = pair
     if relationship.direction is sa_orm.RelationshipDirection.ONETOMANY and [local] == [
         *relationship.parent.primary_key
     ]:
-        return _Way(private.key_of, functools.partial(_by_column, relationship, remote))
+        return LoadPlan(private.key_of, _by_column(relationship, remote))
     if relationship.direction is sa_orm.RelationshipDirection.MANYTOONE:
         name = relationship.parent.get_property_by_column(local).key
-        return _Way(
-            functools.partial(_given, name), functools.partial(_by_column, relationship, remote), knows_all=False
-        )
-    return _Way(private.key_of, functools.partial(_by_join, relationship))
+        return LoadPlan(functools.partial(_given, name), _by_column(relationship, remote), knows_all=False)
+    return _by_join(relationship)
 
 
 def _plain_foreign_key(
@@ -124,26 +131,22 @@ def _given(name: str, state: sa_orm.InstanceState[Any]) -> tuple[Any, ...] | Non
     return None if value is None else (value,)
 
 
-def _by_column(
-    relationship: sa_orm.RelationshipProperty[Any], column: sa.ColumnElement[Any], keys: list[tuple[Any, ...]]
-) -> sa.Select[Any]:
-    statement = sa.select(column, relationship.entity.entity).where(column.in_([key[0] for key in keys]))
-    return statement.order_by(*relationship.order_by) if relationship.order_by else statement
+def _by_column(relationship: sa_orm.RelationshipProperty[Any], column: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    among = column.in_(sa.bindparam(_KEYS, expanding=True))
+    return sa.select(column, relationship.entity.entity).where(among).order_by(*relationship.order_by or ())
 
 
-def _by_join(relationship: sa_orm.RelationshipProperty[Any], keys: list[tuple[Any, ...]]) -> sa.Select[Any]:
+def _by_join(relationship: sa_orm.RelationshipProperty[Any]) -> LoadPlan:
     parent = sa_orm.aliased(relationship.parent)
     columns = [
         getattr(parent, relationship.parent.get_property_by_column(column).key)
         for column in relationship.parent.primary_key
     ]
-    if len(columns) == 1:
-        among = columns[0].in_([key[0] for key in keys])
-    else:
-        among = sa.tuple_(*columns).in_(keys)
-    related = relationship.entity.entity
-    statement = sa.select(*columns, related).select_from(parent).join(getattr(parent, relationship.key)).where(among)
-    return statement.order_by(*relationship.order_by) if relationship.order_by else statement
+    keys: Any = sa.bindparam(_KEYS, expanding=True)
+    among = columns[0].in_(keys) if len(columns) == 1 else sa.tuple_(*columns).in_(keys)
+    rows = sa.select(*columns, relationship.entity.entity).select_from(parent)
+    rows = rows.join(getattr(parent, relationship.key)).where(among).order_by(*relationship.order_by or ())
+    return LoadPlan(private.key_of, rows, columns=len(columns))
 
 
 def _value(relationship: sa_orm.RelationshipProperty[Any], related: list[Any]) -> Any:

@@ -1,0 +1,112 @@
+"""Rule A31: the value that is stored does not depend on the way it was written, nor on the number of rows.
+
+`tests/types_matrix.py` has the types, the values and the ways. A sample of the cells is tried here; all of them, some
+hours of work, with `--all-cells` (`tox -e types`).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import random
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests.types_matrix import BY_VALUE, TYPES, VALUES, WAYS, Matrix
+
+SHARDS = 8
+_SAMPLE = 3  # values and ways of each type, by a seed that is the type's name; values beside those below
+_OFTEN = ["None", "sql null"]
+_KINDS: dict[str, list[str]] = {
+    # by the beginning of a type's name: values that are stored, in another form or just so
+    "Int": ["2.5", "True", "2**40"], "Small": ["2.5", "2**40"], "Num": ["D1.005", "0.1+0.2", "DNaN", "D1.500"],
+    "Float": ["-0.0", "0.1", "nan"], "REAL": ["0.1", "16777217.0"], "String": ["'abc     '", "True", "escapes"],
+    "CHAR": ["'bob '", "'abcdefgh'"], "Text": ["NUL", "surrogate"], "Date": ["datetime", "datetime aware", "date"],
+    "TIME": ["datetime 0.6", "time", "datetime aware"], "Time": ["datetime", "time aware", "time"],
+    "INTERVAL": ["timedelta", "timedelta -"], "JSON": ["JSON.NULL", "{b, a}", "[1, 2]"],
+    "ARRAY": ["[1.0]", "[]", "[[1], [2]]"],
+    "LargeB": ["'a'", "1", "b'a\\0\\xff'"], "CITEXT": ["'bob '"], "INT4": ["Range", "Range empty"],
+    "MONEY": ["D1.005"],
+    "BIT": ["'101'"], "Uuid": ["uuid", "'UUID'"], "Enum": ["'red'", "color", "'a'"],
+}  # fmt: skip
+
+
+def _chosen(name: str, all_cells: bool) -> tuple[list[str], list[str]]:
+    ways = [*WAYS, BY_VALUE]
+    if all_cells:
+        return list(VALUES), ways
+    draw = random.Random(name)
+    mine = [value for start, values in _KINDS.items() if name.startswith(start) for value in values]
+    values = dict.fromkeys([*_OFTEN, *mine, *draw.sample(list(VALUES), _SAMPLE)])
+    return list(values), draw.sample(ways, _SAMPLE)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[sa.Engine]:
+    engine = sa.create_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.mark.timeout(20_000)
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_a31_a_flush_and_every_other_way(engine: sa.Engine, shard: int, pytestconfig: pytest.Config) -> None:
+    names = list(TYPES)[shard::SHARDS]
+    matrix = Matrix(engine, names)
+    wrong = []
+    for name in names:
+        values, ways = _chosen(name, pytestconfig.getoption("--all-cells"))
+        wrong += [(name, *cell) for cell in matrix.cells(name, values, ways) if cell[-2] != cell[-1]]
+    assert wrong == []
+
+
+# Values that are drawn: of a type's own class, with the edges always among them
+
+_numbers = st.decimals(allow_nan=True, allow_infinity=True) | st.floats() | st.integers(-(2**70), 2**70)
+_texts = st.text(alphabet=st.characters(codec=None), max_size=12)
+_zones = st.none() | st.timezones(no_cache=False).map(lambda zone: zone)
+_DRAWN: dict[str, st.SearchStrategy[Any]] = {
+    "Integer": _numbers, "Numeric(10,2)": _numbers, "Numeric": _numbers, "REAL": _numbers, "Float": _numbers,
+    "String(5)": _texts, "CHAR(5)": _texts, "Text": _texts, "LargeBinary": st.binary() | _texts,
+    "DateTime": st.datetimes(timezones=_zones), "TIMESTAMP(3) tz": st.datetimes(timezones=_zones),
+    "Time": st.times() | st.datetimes(), "INTERVAL(0)": st.timedeltas(), "Uuid": st.uuids() | st.just("x"),
+    "JSON": st.recursive(st.none() | st.booleans() | _numbers | _texts, lambda each: st.lists(each) | st.dictionaries(
+        _texts, each), max_leaves=5),
+    "ARRAY(Text)": st.lists(st.none() | _texts, max_size=4),
+    "ARRAY(Integer)": st.lists(st.none() | st.integers(), max_size=4),
+    "ARRAY(Float)": st.lists(st.none() | st.floats(), max_size=4),
+}  # fmt: skip
+_ONE_OF = st.sampled_from(list(_DRAWN)).flatmap(lambda name: st.tuples(st.just(name), _DRAWN[name]))
+_DRAWN_WAYS = ["insert 1", "insert 20", "upsert 1 twice", "update 5", "update_or_create twice"]
+
+
+def test_a31_values_that_are_drawn(engine: sa.Engine) -> None:
+    matrix = Matrix(engine, _DRAWN)
+
+    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(_ONE_OF)
+    @example(("Numeric(10,2)", decimal.Decimal("1.005")))
+    @example(("REAL", 1 + 2**-24))
+    @example(("Float", -0.0))
+    @example(("String(5)", "abc      "))
+    @example(("DateTime", dt.datetime(2026, 3, 29, 2, 30)))
+    @example(
+        ("TIMESTAMP(3) tz", dt.datetime(2026, 3, 29, 2, 30, 0, 600, tzinfo=dt.timezone(dt.timedelta(seconds=3661))))
+    )
+    @example(("INTERVAL(0)", dt.timedelta(days=-1, microseconds=500_000)))
+    @example(("JSON", {"b": "\0", "a": [None, float("nan")]}))
+    @example(("ARRAY(Text)", ["NULL", None, "", '{"\\']))
+    @example(("Uuid", uuid.UUID(int=0)))
+    def every_way(drawn: tuple[str, Any]) -> None:
+        name, value = drawn
+        expected = matrix.flushed(name, value)
+        found = {way: matrix.written(name, value, WAYS[way]) for way in _DRAWN_WAYS}
+        assert found == dict.fromkeys(_DRAWN_WAYS, expected)
+
+    every_way()
