@@ -21,6 +21,8 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from . import cli
+from .changes.new_rows import wait_for_rows
+from .changes.row_change import wait_for_row_change
 from .config import LazyLoads, NPlusOne, Settings, refuse_unknown
 from .connection.pooler import set_pooler
 from .connection.replicas import on_primary, positions_of, set_replicas
@@ -45,8 +47,6 @@ from .report.watcher import WATCHER
 from .rows import many_to_many
 from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
 from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
-from .rows.new_rows import wait_for_rows
-from .rows.waiting import wait_for_row_change
 from .session.blocks import TransactionBlock, on_commit, on_rollback, run_transaction, transaction_required
 from .session.durations import Duration
 from .session.engines import prepare

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from .changes.new_rows import wait_for_rows
+from .changes.notify_triggers import notify_changes
+from .changes.row_change import wait_for_row_change
 from .config import Settings, UnsavedChanges, WritesOutside
 from .connection.pooler import set_pooler
 from .databases.cleanup import cleanup_tables
@@ -15,9 +18,6 @@ from .rows.bulk import Upserted, insert_many, update_many, upsert_many
 from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
 from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
 from .rows.many_to_many import LinkChanges, m2m_add, m2m_clear, m2m_remove, m2m_set
-from .rows.new_rows import wait_for_rows
-from .rows.notify import notify_changes
-from .rows.waiting import wait_for_row_change
 from .session.blocks import (
     TransactionBlock,
     get_transaction,

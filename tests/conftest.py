@@ -40,9 +40,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--drivers", default="psycopg2,psycopg,sqlite", help="those whose tests are run; default: %(default)s"
     )
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-cells", action="store_true", help="the whole matrix of types, not a sample (some hours)")
 
 

@@ -18,9 +18,9 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import fictive.migrations
+from fictive.changes.listener import State, listening
 from fictive.errors import ConfigurationError, RowChangeTimeout, SnapshotIsFixed, UnsupportedDialect
 from fictive.flask_sqlalchemy import OptInTransactionMixin
-from fictive.rows.listening import State, listening
 from fictive.sqlalchemy import OptInSession, claim, notify_changes, wait_for_rows
 from fictive.testing.wire import Wire
 from tests.test_g_waiting import Background, until

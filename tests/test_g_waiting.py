@@ -19,10 +19,10 @@ from flask import Flask
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import fictive.migrations
+from fictive.changes import listener as listening_module
+from fictive.changes.listener import listening
+from fictive.changes.notify_triggers import channel_of, create_statements
 from fictive.errors import ConfigurationError, NotFoundError, RowChangeTimeout, SnapshotIsFixed, UnknownAttribute
-from fictive.rows import listening as listening_module
-from fictive.rows.listening import listening
-from fictive.rows.notify import channel_of, create_statements
 from fictive.sqlalchemy import OptInSession, TakeTurnsPool, notify_changes, wait_for_row_change
 from fictive.testing import postgres
 from fictive.testing.wire import Wire

@@ -17,8 +17,8 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask import Flask
 
+from fictive.changes.notify_triggers import DECLARED, drop_statements
 from fictive.errors import ConfigurationError, DatabaseInUse, LockTimeout, UnsupportedDialect
-from fictive.rows.notify import DECLARED, drop_statements
 from fictive.sqlalchemy import (
     OptInSession,
     cleanup_tables,

@@ -28,13 +28,13 @@ from pytest_postgresql.janitor import DatabaseJanitor
 from sqlalchemy.orm import DeclarativeBase
 
 import fictive.migrations
+from fictive.changes.notify_triggers import notify_changes
 from fictive.errors import ConfigurationError, LockLost, LockTimeout
 from fictive.flask_sqlalchemy import OptInTransactionMixin
 from fictive.locks.advisory import lock_key
 from fictive.migrations.running import KEY
 from fictive.migrations.watching import Watch
 from fictive.models.naming import check_names, naming_convention
-from fictive.rows.notify import notify_changes
 from fictive.testing import postgres
 from tests.conftest import MakeApp
 from tests.migrations import Project, logging_as_it_was

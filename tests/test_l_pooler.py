@@ -12,10 +12,10 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from fictive.changes.listener import listening
 from fictive.connection.pooler import find_pooler, is_pooled, way_around
 from fictive.errors import ConfigurationError, DirectConnectionRequired, LockTimeout
 from fictive.flask_sqlalchemy import OptInTransactionMixin
-from fictive.rows.listening import listening
 from fictive.sqlalchemy import OptInSession, advisory_lock, notify_changes, set_pooler, wait_for_rows
 from tests.fix_pooler import Pooler
 from tests.models import Item, opt_in

@@ -12,7 +12,7 @@ from alembic.operations import MigrateOperation, Operations
 from alembic.operations.ops import CreateTableOp, DropTableOp, UpgradeOps
 from alembic.util import PriorityDispatchResult
 
-from ..rows.notify import (
+from ..changes.notify_triggers import (
     DECLARED,
     DECLARED_INSERTS,
     INSERT_TRIGGER,

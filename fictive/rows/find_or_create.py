@@ -48,7 +48,7 @@ def get_or_create(
     session: object, model: type[_T], filter_by: Mapping[str, Any], defaults: Defaults = None
 ) -> tuple[_T, bool]:
     """See `FindOrCreateDescriptor`."""
-    call = _Call(session, model, "find_or_create", filter_by)
+    call = LookupOperation(session, model, "find_or_create", filter_by)
     if not callable(defaults):
         check_names(call.mapper, defaults or {}, "defaults", call.lookup)
     return call.again_on_conflict(lambda: call.find_or_create(defaults))
@@ -62,14 +62,14 @@ def update_or_create(
     create_defaults: Mapping[str, Any] | None = None,
 ) -> tuple[_T, bool]:
     """See `UpdateOrCreateDescriptor`."""
-    call = _Call(session, model, "update_or_create", filter_by)
+    call = LookupOperation(session, model, "update_or_create", filter_by)
     check_names(call.mapper, defaults, "defaults", call.lookup)
     check_names(call.mapper, create_defaults or {}, "create_defaults", call.lookup)
     changes = evaluated(defaults)
     return call.again_on_conflict(lambda: call.update_or_create(changes, create_defaults or {}))
 
 
-class _Call:
+class LookupOperation:
     """One call: what is looked up, where, and the key that it goes by."""
 
     def __init__(self, session: object, model: type[Any], method: str, filter_by: Mapping[str, Any]) -> None:

@@ -86,6 +86,7 @@ def lookup_of(mapper: sa_orm.Mapper[Any], filter_by: Mapping[str, Any], dialect:
                 criteria.append(_equals(getattr(model, part.key), part_value, dialect))
             assigned[name] = value
         elif found := table_columns(prop):
+            value = _null_as_none(value, found[0].type, dialect)
             columns |= dict.fromkeys(found, value)
             criteria.append(_equals(getattr(model, name), value, dialect))
             if found[0].computed is None:
@@ -112,9 +113,14 @@ def lookup_of(mapper: sa_orm.Mapper[Any], filter_by: Mapping[str, Any], dialect:
 def _equals(attribute: Any, value: Any, dialect: sa.Dialect) -> Any:
     """That the column has the value as it would be stored there; NULL for None, unless the type makes another value
     of None."""
-    if value is None and not none_is_a_value(attribute.type, dialect):
+    if isinstance(value, sa.sql.elements.Null) or (value is None and not none_is_a_value(attribute.type, dialect)):
         return attribute.is_(None)
     return attribute == as_stored(value, attribute.type, dialect)
+
+
+def _null_as_none(value: Any, type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Any:
+    """`sa.null()` is None, where that is NULL."""
+    return None if isinstance(value, sa.sql.elements.Null) and not none_is_a_value(type_, dialect) else value
 
 
 def _own_column(mapper: sa_orm.Mapper[Any], element: Any) -> sa.Column[Any] | None:

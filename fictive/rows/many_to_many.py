@@ -66,18 +66,18 @@ def m2m_add(
     collection, are flushed first; outside that and the links are then one transaction. Inside it is part of the
     transaction.
     """
-    work = _Work("m2m_add()", session, instance, relationship, related)
-    if ignore_conflicts and work.links.unique_key() is None:
-        columns = ", ".join(column.name for column in (*work.links.owner, *work.links.own))
+    operation = LinkOperation("m2m_add()", session, instance, relationship, related)
+    if ignore_conflicts and operation.links.unique_key() is None:
+        columns = ", ".join(column.name for column in (*operation.links.owner, *operation.links.own))
         raise ConfigurationError(
-            f"ignore_conflicts=True needs to know a link that is there: {work.links.table.fullname} has no primary "
-            f"key, unique constraint or unique index over ({columns}) alone."
+            f"ignore_conflicts=True needs to know a link that is there: {operation.links.table.fullname} has no "
+            f"primary key, unique constraint or unique index over ({columns}) alone."
         )
     if not related:
         return ()
-    links, dialect = work.links, work.dialect
-    return work.keys(
-        work.run(lambda owner, wanted: links.insert(dialect, owner, wanted, ignore_conflicts=ignore_conflicts))
+    links, dialect = operation.links, operation.dialect
+    return operation.keys(
+        operation.run(lambda owner, wanted: links.insert(dialect, owner, wanted, ignore_conflicts=ignore_conflicts))
     )
 
 
@@ -89,10 +89,12 @@ def m2m_remove(
 
     Those that were not linked are passed over. Arguments, errors and price as in `m2m_add`.
     """
-    work = _Work("m2m_remove()", session, instance, relationship, related)
+    operation = LinkOperation("m2m_remove()", session, instance, relationship, related)
     if not related:
         return ()
-    return work.keys(work.run(lambda owner, wanted: work.links.delete(work.dialect, owner, wanted)))
+    return operation.keys(
+        operation.run(lambda owner, wanted: operation.links.delete(operation.dialect, owner, wanted))
+    )
 
 
 @also_named(rel_attr="relationship")
@@ -109,9 +111,11 @@ def m2m_set(
     COMMITTED, each go by what they found: a link that only one of them wants may stay. Lock the owner's row where
     that matters. Arguments, errors and price as in `m2m_add`.
     """
-    work = _Work("m2m_set()", session, instance, relationship, related)
-    rows = work.run(lambda owner, wanted: work.links.replace(work.dialect, owner, wanted), skip=1)
-    return LinkChanges(work.keys(row[1:] for row in rows if row[0]), work.keys(row[1:] for row in rows if not row[0]))
+    operation = LinkOperation("m2m_set()", session, instance, relationship, related)
+    rows = operation.run(lambda owner, wanted: operation.links.replace(operation.dialect, owner, wanted), skip=1)
+    return LinkChanges(
+        operation.keys(row[1:] for row in rows if row[0]), operation.keys(row[1:] for row in rows if not row[0])
+    )
 
 
 @also_named(rel_attr="relationship")
@@ -120,11 +124,11 @@ def m2m_clear(session: object, instance: object, relationship: sa_orm.QueryableA
 
     Errors and price as in `m2m_add`.
     """
-    work = _Work("m2m_clear()", session, instance, relationship, ())
-    return work.keys(work.run(lambda owner, _: work.links.clear(owner)))
+    operation = LinkOperation("m2m_clear()", session, instance, relationship, ())
+    return operation.keys(operation.run(lambda owner, _: operation.links.clear(owner)))
 
 
-class _Work:
+class LinkOperation:
     """One call: its arguments, looked at before anything is sent."""
 
     def __init__(

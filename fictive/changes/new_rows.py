@@ -12,13 +12,13 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..errors import ConfigurationError, RowChangeTimeout, SnapshotIsFixed, UnsupportedDialect
+from ..rows.attributes import mapper_of
 from ..session.durations import Duration, timeout_in_ms
 from ..session.given import session_of, write_on
 from ..session.leases import connection_in_autocommit
 from ..session.optin import OptInSession
-from .attributes import mapper_of
-from .listening import State, Waiter, listen
-from .notify import announces_inserts
+from .listener import State, Waiter, listen
+from .notify_triggers import announces_inserts
 
 __all__ = ["wait_for_rows"]
 
@@ -60,13 +60,13 @@ def wait_for_rows(
         waiter.woken.wait(None if most == math.inf else most)
 
     if isinstance(rows, sa.Select):
-        look = _Look(session, rows)
-        with look.waiter() as waiter:
-            if look.is_announced:
+        poller = RowPoller(session, rows)
+        with poller.waiter() as waiter:
+            if poller.is_announced:
                 waiter.answered.wait(max(0.0, min(seconds, deadline - time.monotonic())))
             while True:
                 waiter.woken.clear()
-                if look.finds_rows():
+                if poller.finds_rows():
                     return
                 sleep(waiter, seconds)
     mapper = mapper_of(rows)
@@ -112,7 +112,7 @@ def _is_announced(mapper: sa_orm.Mapper[Any]) -> bool:
     return isinstance(mapper.local_table, sa.Table) and announces_inserts(mapper.local_table)
 
 
-class _Look:
+class RowPoller:
     """A query that is run until it finds something."""
 
     def __init__(self, session: sa_orm.Session, statement: sa.Select[Any]) -> None:

@@ -18,8 +18,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 
 from ..config import flag
+from ..rows.attributes import mapper_of
 from ..session.given import commits_without_a_block, require_postgresql, session_of, together
-from .attributes import mapper_of
 
 __all__ = [
     "ANY_ROW",

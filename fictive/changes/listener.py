@@ -27,7 +27,7 @@ from ..connection.pooler import way_around
 from ..drivers import driver_for
 from ..drivers.base import dbapi_connection
 from ..session import private
-from .notify import ANY_ROW, INSERT_TRIGGER, TRIGGER, channel_of, inserts_channel_of
+from .notify_triggers import ANY_ROW, INSERT_TRIGGER, TRIGGER, channel_of, inserts_channel_of
 
 __all__ = ["LINGER", "Listening", "Waiter", "listen", "listening"]
 
@@ -138,9 +138,9 @@ class Listening:
         self._waiters: set[Waiter] = set()
         self._ended = False
         self._connection: Any = None  # kept here for a fork
-        self._bell, self._rope = socket.socketpair()
-        self._bell.setblocking(False)
-        self._rope.setblocking(False)
+        self._wakeup_r, self._wakeup_w = socket.socketpair()
+        self._wakeup_r.setblocking(False)
+        self._wakeup_w.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="fictive-listening", daemon=True)
         self._thread.start()
 
@@ -153,7 +153,7 @@ class Listening:
             if self._ended:
                 return False
             self._waiters.add(waiter)
-        self._ring()
+        self._wake()
         return True
 
     def remove(self, waiter: Waiter) -> None:
@@ -161,18 +161,18 @@ class Listening:
             self._waiters.discard(waiter)
             last = not self._waiters and not self._ended
         if last:
-            self._ring()
+            self._wake()
 
     def end(self) -> None:
         """End the thread and close the connection. Whoever still waits polls."""
         self._end()
-        self._ring()
+        self._wake()
         if self._thread is not threading.current_thread():
             self._thread.join(_PATIENCE)
 
-    def _ring(self) -> None:
+    def _wake(self) -> None:
         with contextlib.suppress(OSError):  # rung already, or ended
-            self._rope.send(b"!")
+            self._wakeup_w.send(b"!")
 
     def _end(self) -> None:
         with self._lock:
@@ -195,14 +195,14 @@ class Listening:
                     log.info("the connection that listens was lost, or could not be made: %s", error)
                     self._lost()
                     pause = min(pause * 2, _LONGEST_PAUSE) if time.monotonic() - started < pause else _FIRST_PAUSE
-                    self._wait_for_bell(pause)
+                    self._wait_for_wakeup(pause)
         finally:
             self._end()
             with _lock:
                 if _listeners.get(self._engine) is self:  # which would keep the engine
                     del _listeners[self._engine]
-            self._bell.close()
-            self._rope.close()
+            self._wakeup_r.close()
+            self._wakeup_w.close()
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Any]:
@@ -239,8 +239,8 @@ class Listening:
             elif self._is_over(idle_since):
                 return
             left = None if waiters else max(0.0, idle_since + LINGER - time.monotonic())
-            if self._bell in select.select([dbapi.fileno(), self._bell], [], [], left)[0]:
-                self._take_rings()
+            if self._wakeup_r in select.select([dbapi.fileno(), self._wakeup_r], [], [], left)[0]:
+                self._drain_wakeups()
 
     def _is_over(self, idle_since: float) -> bool:
         with self._lock:
@@ -297,16 +297,16 @@ class Listening:
             if waiter.state is State.LIVE:
                 waiter.set_state(State.NEW)
 
-    def _wait_for_bell(self, seconds: float) -> None:
+    def _wait_for_wakeup(self, seconds: float) -> None:
         """A pause that only the end cuts short."""
         until = time.monotonic() + seconds
         while not self._ended and (left := until - time.monotonic()) > 0:
-            select.select([self._bell], [], [], left)
-            self._take_rings()
+            select.select([self._wakeup_r], [], [], left)
+            self._drain_wakeups()
 
-    def _take_rings(self) -> None:
+    def _drain_wakeups(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while self._bell.recv(4096):
+            while self._wakeup_r.recv(4096):
                 pass
 
     def keep_for_ever(self) -> None:

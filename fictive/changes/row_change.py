@@ -13,14 +13,14 @@ import sqlalchemy.orm as sa_orm
 
 from ..errors import NotFoundError, RowChangeTimeout, SnapshotIsFixed
 from ..other_names import also_named
+from ..rows.attributes import mapped_property, mapper_of, table_columns, unknown_attribute
+from ..rows.primary_keys import as_key, python_types
 from ..session.durations import Duration, timeout_in_ms
 from ..session.given import session_of, write_on
 from ..session.leases import connection_in_autocommit
 from ..session.optin import OptInSession
-from .attributes import mapped_property, mapper_of, table_columns, unknown_attribute
-from .listening import Waiter, listen
-from .notify import announces, tables_of
-from .primary_keys import as_key, python_types
+from .listener import Waiter, listen
+from .notify_triggers import announces, tables_of
 
 __all__ = ["wait_for_row_change"]
 
@@ -62,27 +62,27 @@ def wait_for_row_change(
     Before any SQL: `TypeError` for a model that is none and a key of another kind, `UnknownAttribute` for columns
     that are none, `ConfigurationError` for a bad interval or timeout.
     """
-    look = _Look(session_of(session), mapper_of(model), pk, columns)
+    poller = RowPoller(session_of(session), mapper_of(model), pk, columns)
     seconds = timeout_in_ms(interval, "interval") / 1000
     deadline = math.inf if timeout is None else time.monotonic() + timeout_in_ms(timeout, "timeout") / 1000
 
     def remaining() -> float | None:
         return None if timeout is None else max(0.0, deadline - time.monotonic())
 
-    with look.waiter() as waiter:
-        if look.is_announced:
+    with poller.waiter() as waiter:
+        if poller.is_announced:
             left = remaining()
             waiter.answered.wait(seconds if left is None else min(seconds, left))
         while True:
             waiter.woken.clear()
-            if look.finds_change(waiter):
-                return look.instance()  # type: ignore[no-any-return]
+            if poller.finds_change(waiter):
+                return poller.instance()  # type: ignore[no-any-return]
             if (left := remaining()) == 0:
-                raise RowChangeTimeout(f"{look.name} did not change within {timeout!r}.")
+                raise RowChangeTimeout(f"{poller.name} did not change within {timeout!r}.")
             waiter.sleep(seconds, left)
 
 
-class _Look:
+class RowPoller:
     """What is compared, and with what."""
 
     def __init__(

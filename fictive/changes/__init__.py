@@ -1,0 +1,1 @@
+"""Waiting for what others write: a row that changes, rows that appear."""
