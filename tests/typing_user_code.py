@@ -16,7 +16,7 @@ from typing_extensions import assert_type
 from fictive import migrations
 from fictive.errors import TransactionRequired
 from fictive.flask_sqlalchemy import BulkMixin, FilterByOrCreateMixin, OptInTransactionMixin
-from fictive.models import Repository, naming_convention
+from fictive.models import FilterSet, Repository, SoftDeleteMixin, naming_convention, with_deleted
 from fictive.rows import progress
 from fictive.sqlalchemy import (
     FindOrCreateDescriptor,
@@ -210,6 +210,31 @@ def repositories() -> None:
     assert_type(cities.page(2).total, int)
     assert_type(Cities(db.session).large(), list[City])
     assert_type(Cities(db.session).update(1, size=3), City)
+    assert_type(Repository(db.session, City).first(), City | None)
+    assert_type(cities.create(City(name="x")), City)
+    assert_type(cities.get_all(Filters({"name": "x"}), join=Note.thing, options=[]), list[City])
+    assert_type(cities.get(1, with_for_update={"nowait": True}), City | None)
+    cities.create(Thing())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    sa.select(Note).where(Note.is_deleted, ~Note.is_deleted)
+    assert_type(Note().is_deleted, bool)
+    assert_type(with_deleted(sa.select(Note)), sa.Select[Note])
+
+
+class Filters(FilterSet):
+    filters = [City.name]
+    order = {"size": City.size}
+
+
+class Note(SoftDeleteMixin, BulkBase):
+    __tablename__ = "note"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    thing_id: Mapped[int] = mapped_column(sa.ForeignKey("thing.id"))
+    thing: Mapped[Thing] = sa_orm.relationship()
+
+
+def errors(app: Flask) -> None:
+    db.init_error_handlers(app, retry_after=5)
+    db.init_error_handlers(app, retry_after="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 @db.transaction
