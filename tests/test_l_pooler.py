@@ -21,6 +21,10 @@ from tests.fix_pooler import Pooler
 from tests.models import Item, opt_in
 
 Look = Callable[..., list[Any]]
+LOCKS = (
+    "select count(*) from pg_locks where locktype = 'advisory'"
+    " and database = (select oid from pg_database where datname = current_database())"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -180,8 +184,8 @@ def test_l4_the_direct_url_serves_session_locks(direct: sa.Engine, look: Look) -
     with OptInSession(direct) as session:
         with advisory_lock(session, 1):
             assert not session.in_transaction()
-            assert look("select count(*) from pg_locks where locktype = 'advisory'") == [1]
-        assert look("select count(*) from pg_locks where locktype = 'advisory'") == [0]
+            assert look(LOCKS) == [1]
+        assert look(LOCKS) == [0]
 
 
 def test_l4_found_out(engine: sa.Engine, database_url: str) -> None:
