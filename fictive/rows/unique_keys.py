@@ -128,9 +128,12 @@ def _literals(element: sa.ColumnElement[Any]) -> Any:
     """`element` with its values in the text of the statement."""
 
     def replace(part: Any, **_: Any) -> Any:
-        if isinstance(part, sa.BindParameter):
+        if not isinstance(part, sa.BindParameter):
+            return None
+        try:
+            return sa.literal_column(_sql(part).replace("%%", "%"), part.type)
+        except sa.exc.CompileError:  # which a statement with many rows cannot have
             return sa.bindparam(None, part.effective_value, part.type, literal_execute=True)
-        return None
 
     replaced: Any = visitors.replacement_traverse(element, {}, replace)  # type: ignore[call-overload]
     return replaced

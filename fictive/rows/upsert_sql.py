@@ -42,7 +42,8 @@ def of_class(mapper: sa_orm.Mapper[Any]) -> list[sa.ColumnElement[bool]]:
     column: Any = mapper.polymorphic_on
     if not mapper.single or column is None:
         return []
-    return [column.in_([each.polymorphic_identity for each in mapper.self_and_descendants])]
+    # not by IN, which a statement with many rows cannot have
+    return [sa.or_(*(column == each.polymorphic_identity for each in mapper.self_and_descendants))]
 
 
 def on_conflict_update(

@@ -65,7 +65,8 @@ def asked_about_write(session: Any, about: dict[str, Any]) -> Iterator[None]:
     choose = session.get_bind
 
     def get_bind(*args: Any, **kwargs: Any) -> Any:
-        is_this = not args and kwargs.get("mapper") in (None, about["mapper"])
+        asked_for = args[0] if args else kwargs.get("mapper")
+        is_this = asked_for in (None, about["mapper"], about["mapper"].base_mapper)
         return choose(**about) if is_this else choose(*args, **kwargs)
 
     session.get_bind = get_bind

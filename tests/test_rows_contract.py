@@ -1,0 +1,299 @@
+"""Rules A30, A31 and D where neither a type nor a relation is the point: models, sessions, defaults, names, locks."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from sqlalchemy.dialects import postgresql as pg
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from fictive.errors import ConfigurationError
+from fictive.models import Repository
+from fictive.rows.bulk import Upserted, insert_many, update_many, upsert_many
+from fictive.rows.find_or_create import get_or_create, update_or_create
+from fictive.rows.many_to_many import m2m_add, m2m_set
+from fictive.session.optin import OptInSession
+
+Look = Callable[..., list[Any]]
+
+
+@dataclass
+class Point:
+    x: int
+    y: int
+
+
+def _slug(context: Any) -> str:
+    return "slug-" + str(context.get_current_parameters().get("title"))
+
+
+class NeverNone(sa.types.TypeDecorator[str]):
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return "none" if value is None else value
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Row(Base):
+    __tablename__ = "contract_row"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    k: Mapped[int] = mapped_column(unique=True)
+    title: Mapped[str | None]
+    slug: Mapped[str | None] = mapped_column(default="new", onupdate=_slug)
+    made: Mapped[str | None] = mapped_column(default=lambda c: f"of {c.get_current_parameters()['k']}")
+    sure: Mapped[str] = mapped_column(NeverNone)
+    data: Mapped[Any] = mapped_column(sa.JSON, nullable=True)
+    point: Mapped[Point] = sa_orm.composite(mapped_column("px", nullable=True), mapped_column("py", nullable=True))
+
+
+class Swapped(Base):
+    __tablename__ = "contract_swapped"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    a: Mapped[int] = mapped_column("b")
+    b: Mapped[int] = mapped_column("a")
+    real: Mapped[float] = mapped_column(sa.REAL, server_default="0")
+
+
+class Person(Base):
+    __tablename__ = "contract_person"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    name: Mapped[str] = mapped_column(unique=True)
+    y: Mapped[int | None]
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+
+
+class Child(Person):
+    toys: Mapped[int | None]
+    __mapper_args__ = {"polymorphic_identity": "child"}
+
+
+class Other(Person):
+    __mapper_args__ = {"polymorphic_identity": "other"}
+
+
+links = sa.Table(
+    "contract_link", Base.metadata,
+    sa.Column("left", sa.ForeignKey("contract_left.id"), primary_key=True),
+    sa.Column("right", sa.ForeignKey("contract_row.id"), primary_key=True),
+    sa.Column("note", sa.Text, default=lambda c: "to {right}".format(**c.get_current_parameters())),
+)  # fmt: skip
+
+
+class Left(Base):
+    __tablename__ = "contract_left"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    rows: Mapped[list[Row]] = sa_orm.relationship(secondary=links)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[sa.Engine]:
+    engine = sa.create_engine(database_url, pool_size=3, max_overflow=0, pool_timeout=5)
+    Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def db(engine: sa.Engine) -> Iterator[OptInSession]:
+    with OptInSession(engine) as session:
+        yield session
+
+
+def _rows(count: int, first: int = 0, **values: Any) -> list[dict[str, Any]]:
+    return [{"k": k, **values} for k in range(first, first + count)]
+
+
+def test_a31_defaults_see_their_row_on_every_way(db: OptInSession, look: Look) -> None:
+    ways: dict[str, tuple[int, Callable[[list[dict[str, Any]]], object]]] = {
+        "update()": (1, lambda rows: db.execute(sa.update(Row).where(Row.k == rows[0]["k"]).values(title="t"))),
+        "update_or_create": (1, lambda rows: update_or_create(db, Row, {"k": rows[0]["k"]}, {"title": "t"})),
+        "upsert 1": (1, lambda rows: upsert_many(db, Row, rows, key="k", update=["title"])),
+        "upsert 600": (600, lambda rows: upsert_many(db, Row, rows, key="k", update=["title"])),
+        "update 1": (1, lambda rows: update_many(db, Row, rows, key="k")),
+        "update 10": (10, lambda rows: update_many(db, Row, rows, key="k")),
+    }
+    for number, (name, (count, write)) in enumerate(ways.items()):
+        first = number * 1000
+        insert_many(db, Row, _rows(count, first, sure="s", title="old"))
+        write(_rows(count, first, sure="s", title="t"))
+        found = look("select distinct slug, made = 'of ' || k from contract_row where k between %s and %s",
+                     first, first + count)  # fmt: skip
+        assert found == [("slug-t", True)], name
+    many = [{"k": k, "sure": "s", "title": f"t{k % 3}"} for k in range(3000, 3600)]  # one onupdate for each title
+    assert upsert_many(db, Row, many, key="k") == Upserted(0, 600, 0)
+    assert look("select count(*) from contract_row where k >= 3000 and k < 3600 and slug = 'slug-' || title") == [600]
+
+
+def test_a31_none_is_asked_of_its_type(db: OptInSession, look: Look) -> None:
+    get_or_create(db, Row, {"k": 1}, {"sure": None, "data": None})
+    update_or_create(db, Row, {"k": 2}, {"sure": None, "data": sa.null()})
+    insert_many(db, Row, _rows(1, 3, sure=None, data=None))
+    insert_many(db, Row, _rows(30, 4, sure=None, data=None))
+    insert_many(db, Row, [{"k": 100, "sure": "s", "data": sa.null()}, {"k": 101, "sure": "s", "data": [1]}])
+    upsert_many(db, Row, [*_rows(600, 200, sure="s", data={}), {"k": 999, "sure": "s", "data": sa.null()}], key="k")
+    assert look("select distinct sure, data::text from contract_row where k < 100 order by 2") == [
+        ("none", "null"), ("none", None)]  # fmt: skip
+    assert look("select k from contract_row where data is null order by k") == [2, 100, 999]
+
+
+def test_d6_a_dataclass_composite_is_found(db: OptInSession) -> None:
+    ids = {get_or_create(db, Row, {"point": Point(1, 2)}, {"k": 1, "sure": "s"})[0].id for _ in range(2)}
+    assert len(ids) == 1
+
+
+def test_d5_none_for_a_type_without_a_hash(db: OptInSession, engine: sa.Engine) -> None:
+    class Odd(DeclarativeBase):
+        pass
+
+    class Thing(Odd):
+        __tablename__ = "contract_odd"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        bits: Mapped[Any] = mapped_column(pg.BIT(3), nullable=True)
+        span: Mapped[Any] = mapped_column(pg.TSVECTOR, nullable=True)
+
+    Odd.metadata.create_all(engine)
+    for lookup in ({"bits": None}, {"span": None, "bits": "101"}):
+        assert [get_or_create(db, Thing, lookup)[1] for _ in range(2)][1] is False
+
+
+def test_a31_a_subclass_writes_rows_of_its_own(db: OptInSession, look: Look) -> None:
+    with db.begin():
+        db.add_all([Child(name="c", y=1), Other(name="o", y=1)])
+    for more in (0, 30, 600):
+        rows = [{"name": "o", "y": 9}, {"name": "c", "y": more}, *({"name": f"z{n}", "y": 9} for n in range(more))]
+        if more < 600:
+            assert update_many(db, Child, rows, key="name") == 1
+        upsert_many(db, Child, rows, key="name")
+        assert look("select kind, y from contract_person where name in ('c', 'o') order by 1") == [
+            ("child", more), ("other", 1)]  # fmt: skip
+    assert insert_many(db, Person, [Child(name="x", toys=3)]) == 1
+    assert insert_many(db, Person, [Child(name=f"x{n}", toys=3) for n in range(30)]) == 30
+    assert look("select distinct kind, toys from contract_person where name like 'x%%'") == [("child", 3)]
+
+
+def test_i3_keyset_pages_go_by_the_attribute_and_as_stored(db: OptInSession) -> None:
+    insert_many(db, Swapped, [{"a": n, "b": n * 7 % 60, "real": (0.1, 0.2, 1 / 3)[n % 3]} for n in range(60)])
+    pages = Repository[Swapped](db)  # type: ignore[misc]
+    assert [row.a for row in pages.keyset_page(60, order_by=[Swapped.a.desc()]).items] == list(range(59, -1, -1))
+    for order in ([Swapped.real], [Swapped.real.desc()], [Swapped.real, Swapped.b.desc()]):
+        seen, after = [], None
+        while len(seen) < 100:
+            page = pages.keyset_page(7, order_by=order, after=after)
+            seen += [row.id for row in page.items]
+            if not (after := page.next):
+                break
+        assert (len(seen), len(set(seen))) == (60, 60)
+
+
+def test_d8_a_key_that_is_not_unique_is_named(db: OptInSession) -> None:
+    with pytest.raises(ConfigurationError, match=r"upsert_many\(\): key=title is no unique key .*\(k\)"):
+        upsert_many(db, Row, _rows(2, sure="s", title="t"), key="title", duplicates="last")
+
+
+def test_a30_a_moment_is_one_however_it_is_written(db: OptInSession, engine: sa.Engine, look: Look) -> None:
+    class Whole(DeclarativeBase):
+        pass
+
+    class Moment(Whole):
+        __tablename__ = "contract_moment"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        at: Mapped[Any] = mapped_column(pg.TIMESTAMP(precision=0), unique=True)
+        price: Mapped[Any] = mapped_column(sa.Numeric(5, 2), nullable=True)
+
+    Whole.metadata.create_all(engine)
+    at, price = dt.datetime(2026, 1, 1, 0, 0, 0, 600_000), decimal.Decimal("1.005")
+    assert [get_or_create(db, Moment, {"at": at})[1] for _ in range(2)] == [True, False]
+    assert [get_or_create(db, Moment, {"price": price}, {"at": dt.datetime(2027, 1, 1)})[1] for _ in range(2)] == [
+        True, False]  # fmt: skip
+    before = look("select xmin::text from contract_moment order by id")
+    update_or_create(db, Moment, {"at": at}, {"price": price})
+    changed = look("select xmin::text from contract_moment order by id")
+    update_or_create(db, Moment, {"at": at}, {"price": price})
+    assert (changed != before, look("select xmin::text from contract_moment order by id")) == (True, changed)
+
+
+def test_a31_writes_go_where_a_routing_session_writes(engine: sa.Engine, look: Look) -> None:
+    replica = sa.create_engine(engine.url.update_query_dict({"options": "-c default_transaction_read_only=on"}))
+
+    class Routing(OptInSession):
+        def get_bind(self, mapper: Any = None, clause: Any = None, **kwargs: Any) -> Any:
+            return engine if self._flushing or isinstance(clause, (sa.Update, sa.Delete)) else replica
+
+    with Routing() as session:
+        insert_many(session, Row, _rows(3, sure="s"))
+        insert_many(session, Row, _rows(30, 10, sure="s"))
+        insert_many(session, Row, _rows(2, 50, sure="s"), returning="keys")
+        upsert_many(session, Row, _rows(600, sure="s", title="u"), key="k")
+        update_many(session, Row, _rows(9, title="v"), key="k")
+        get_or_create(session, Row, {"k": 1000}, {"sure": "s"})
+        get_or_create(session, Row, {"title": "none such"}, {"k": 1001, "sure": "s"})
+        update_or_create(session, Row, {"k": 1000}, {"title": "w"})
+        with session.begin():
+            left = Left()
+            session.add(left)
+        rows = session.scalars(sa.select(Row).limit(3)).all()
+        m2m_add(session, left, Left.rows, *rows)
+        m2m_set(session, left, Left.rows, rows[0])
+    replica.dispose()
+    assert look("select count(*), count(title) from contract_row") == [(602, 602)]
+    assert look("select note = 'to ' || \"right\" from contract_link") == [True]
+
+
+def test_d8_two_update_many_in_opposite_order_do_not_deadlock(engine: sa.Engine, look: Look) -> None:
+    with OptInSession(engine) as session:
+        insert_many(session, Row, _rows(400, sure="s"))
+    failed: list[BaseException] = []
+    start = threading.Barrier(2)
+
+    def work(rows: list[dict[str, Any]]) -> None:
+        try:
+            with OptInSession(engine) as session:
+                for number in range(5):
+                    start.wait(30)
+                    update_many(session, Row, [{**row, "title": f"{number}"} for row in rows], key="k")
+        except BaseException as error:
+            failed.append(error)
+            start.abort()
+
+    for rows in (_rows(400), _rows(4)):
+        threads = [threading.Thread(target=work, args=(each,)) for each in (rows, rows[::-1])]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failed == []
+    assert look("select deadlocks from pg_stat_database where datname = current_database()") == [0]
+
+
+@pytest.mark.parametrize("count", [2, 30])
+def test_a18_a_value_that_the_driver_refuses_costs_no_connection(
+    db: OptInSession, engine: sa.Engine, count: int
+) -> None:
+    class Bytes(DeclarativeBase):
+        pass
+
+    class Blob(Bytes):
+        __tablename__ = "contract_blob"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        k: Mapped[int] = mapped_column(unique=True)
+        body: Mapped[bytes]
+
+    Bytes.metadata.create_all(engine)
+    for write in (insert_many, lambda *given: upsert_many(*given, key="k")):
+        with pytest.raises((TypeError, sa.exc.StatementError)):
+            write(db, Blob, _rows(count, body="text"))
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
