@@ -262,6 +262,7 @@ def test_the_demo(pg: Server, driver: str) -> None:
         out, err = demo.communicate(timeout=90)
 
     assert (demo.returncode, err) == (0, "")
+    assert out.index("Summary") < out.index("\nGET /objects/3\n")
     assert re.search(r"^GET /objects/3 +3 \u2192 1 ", out, re.MULTILINE)
     one_select = out[out.index("\nGET /objects/3\n") : out.index("\nGET /objects/3/insurance\n")]
     assert "3 round trips" in one_select

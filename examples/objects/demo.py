@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import options, replica_demo
-from .sides import AT_ONCE, CALLS, POOL_SIZE, Measurement, Side, answers_as_compared, both_sides, shortened
+from .sides import AT_ONCE, CALLS, POOL_SIZE, Measurement, answers_as_compared, both_sides, shortened
 
+TIMES = 3
 BOLD, DIM, GREEN, YELLOW, RED = "1", "2", "32", "33", "31"
 
 
@@ -67,46 +68,62 @@ class Piece:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = options.parser("python -m examples.objects.demo", (__doc__ or "").partition(": ")[2])
     parser.add_argument("--replica", action="store_true", help="show which of two servers answers each request")
+    parser.add_argument(
+        "--times", type=int, default=TIMES, metavar="N", help="measure what only reads N times; default: %(default)s"
+    )
     given = parser.parse_args(arguments)
     # Piped into something that does not speak UTF-8 the lines are less pretty, and nothing else.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     if given.replica:
         return options.run(lambda: replica_demo.main(given.driver), given.driver)
-    return options.run(lambda: compare(given.driver, given.api_ms / 1000, given.latency_ms / 1000), given.driver)
+    seconds = (given.api_ms / 1000, given.latency_ms / 1000)
+    return options.run(lambda: compare(given.driver, *seconds, max(given.times, 1)), given.driver)
 
 
-def compare(driver: str, api_seconds: float, latency: float) -> int:
-    """Print what both apps send for each call; 1 if their answers or rows differ, else 0. Times are in seconds."""
+def compare(driver: str, api_seconds: float, latency: float, times: int = TIMES) -> int:
+    """Print what both apps send for each call, the summary first; 1 if their answers or rows differ, else 0.
+
+    Times are in seconds. What only reads is measured `times` times, and the median shown.
+    """
     paper = Paper()
     paper.line(paper.paint("A museum's objects: the same requests to the same app, twice", BOLD))
     way = f"{_ms(latency)} added each way" if latency else "nothing added to loopback"
     intro = (
         f"{driver}; the wire to PostgreSQL has {way}. Somebody else's API, an insurer's, takes {_ms(api_seconds)}. "
-        f"Each app has a pool of {POOL_SIZE} connections and is warm. Lines joined by \u2502 are one transaction."
+        f"Each app has a pool of {POOL_SIZE} connections and is warm. "
+        f"What only reads is asked {_count(times, 'time')}, and the median is shown."
     )
     for line in textwrap.wrap(intro, paper.width):
         paper.line(line)
 
     measured: list[tuple[Measurement, Measurement]] = []
     differences: list[str] = []
+    answers = 0
     with both_sides(driver, insurer_seconds=api_seconds, latency=latency) as sides:
         for call in CALLS:
-            plain, fictive = (side.measure(call) for side in sides)
-            measured.append((plain, fictive))
-            _show(paper, plain, fictive, sides)
-            if difference := _difference(answers_as_compared(plain), answers_as_compared(fictive)):
-                differences.append(f"{call.title}: the answers differ\n{difference}")
-            if any(answer.status.startswith("5") for side in (plain, fictive) for answer in side.answers):
-                differences.append(f"{call.title}: an app failed, see its traceback above")
+            runs = []
+            for _ in range(times if call.method == "GET" else 1):
+                plain, fictive = (side.measure(call) for side in sides)
+                runs.append((plain, fictive))
+                if difference := _difference(answers_as_compared(plain), answers_as_compared(fictive)):
+                    differences.append(f"{call.title}: the answers differ\n{difference}")
+                if any(answer.status.startswith("5") for side in (plain, fictive) for answer in side.answers):
+                    differences.append(f"{call.title}: an app failed, see its traceback above")
+            answers += sum(len(plain.answers) for plain, _ in runs)
+            measured.append((_median([plain for plain, _ in runs]), _median([fictive for _, fictive in runs])))
         if difference := _difference(*(side.rows() for side in sides)):
             differences.append(f"the rows in the two databases differ\n{difference}")
+        titles = [side.title for side in sides]
     _summarise(paper, measured)
+    paper.line()
+    paper.line("What each view sends. Lines joined by \u2502 are one transaction.")
+    for plain, fictive in measured:
+        _show(paper, plain, fictive, titles)
     paper.line()
     for text in differences:
         paper.line(paper.paint(f"DIFFERENT: {text}", RED))
     if not differences:
-        answers = sum(len(plain.answers) for plain, _ in measured)
         paper.line(
             paper.paint("\u2713 ", GREEN)
             + f"Both apps gave the same {answers} answers, and the same rows are in both databases."
@@ -117,7 +134,11 @@ def compare(driver: str, api_seconds: float, latency: float) -> int:
 # One view
 
 
-def _show(paper: Paper, plain: Measurement, fictive: Measurement, sides: Sequence[Side]) -> None:
+def _median(runs: list[Measurement]) -> Measurement:
+    return sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
+
+
+def _show(paper: Paper, plain: Measurement, fictive: Measurement, titles: Sequence[str]) -> None:
     call = plain.call
     paper.line()
     paper.rule()
@@ -125,7 +146,7 @@ def _show(paper: Paper, plain: Measurement, fictive: Measurement, sides: Sequenc
     paper.line(paper.paint(call.title, BOLD) + paper.paint(sent, DIM))
     paper.line(paper.paint(f"{call.what}; {plain.answers[0].status}", DIM))
     paper.line()
-    paper.beside([Piece(sides[0].title, (BOLD,))], [Piece(sides[1].title, (BOLD,))])
+    paper.beside([Piece(titles[0], (BOLD,))], [Piece(titles[1], (BOLD,))])
     if call.times == 1:
         paper.beside(_conversation(plain), _conversation(fictive))
         paper.line()
