@@ -60,6 +60,12 @@ def test_the_reference_has_every_error() -> None:
     assert [name for name in errors.__all__ if not re.search(rf"^ +{name}( \(|$)", text, re.MULTILINE)] == []
 
 
+def test_every_error_is_on_the_page_messages() -> None:
+    text = (ROOT / "docs" / "messages.rst").read_text(encoding="utf-8")
+    bases = {"FictiveError", "FictiveWarning"}
+    assert [name for name in errors.__all__ if name not in bases and f"\n``{name}``\n~~" not in text] == []
+
+
 def test_readme_quick_start(tmp_path: Path, page_wire: Any) -> None:
     """Extracted as a reader would copy it, then used: GET is one round trip, PATCH is atomic."""
     text = README.read_text(encoding="utf-8")
