@@ -54,6 +54,7 @@ from .session.optin import OptInSession, check_options
 from .session.parking import ParkingPool
 from .session.retry import BeforeRetry
 from .session.scoped import OptInScopedSession
+from .session.unentered import Opens
 
 __all__ = ["BulkMixin", "FilterByOrCreateMixin", "OptInTransactionMixin"]
 
@@ -123,6 +124,7 @@ class _Block(TransactionBlock):
         self._decorated = decorated
 
     def __call__(self, function: _Function) -> _Function:
+        self._unused = False
         self._decorated.check(function, "transaction")
         return self._decorated.add(super().__call__(function), "transaction")
 
@@ -350,7 +352,7 @@ class OptInTransactionMixin(MakesModels):
 
     def pinned(self) -> contextlib.AbstractContextManager[OptInSession]:
         """`OptInSession.pinned` of the current session."""
-        return self.session.pinned()
+        return Opens("db.pinned()", self.session.pinned)
 
     @also_named(rel_attr="relationship")
     def m2m_add(

@@ -19,6 +19,7 @@ from .options import OPTIONS, block_options
 from .plain import plain_blocks, plain_hooks
 from .retry import BeforeRetry, check_retries, run_with_retries
 from .transaction import Transaction
+from .unentered import warn_not_entered
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec, Unpack
@@ -45,8 +46,11 @@ _NAMES = (*OPTIONS, "retries", "before_retry")
 class TransactionBlock:
     """What `transaction()` returns: `with` begins it and gives the `Transaction`; as a decorator it is around a call.
 
-    Nothing is begun before. For one thread at a time as a context manager, for any number as a decorator.
+    Nothing is begun before. For one thread at a time as a context manager, for any number as a decorator. One that is
+    dropped without either gives a `NotEnteredWarning` and a record of the logger `fictive.unentered`.
     """
+
+    _unused = False
 
     def __init__(
         self,
@@ -67,15 +71,18 @@ class TransactionBlock:
         self._arguments = arguments
         self._session = session
         self._entered: Transaction | None = None
+        self._unused = called == "transaction()"
 
     def begin(self) -> Transaction:
         """Begin it now; `Transaction.commit()` and `rollback()` end it."""
+        self._unused = False
         session = session_of(self._session())
         if isinstance(session, OptInSession):
             return session.transaction(**self._arguments)
         return plain_blocks(session).begin(block_options(**self._arguments))
 
     def __enter__(self) -> Transaction:
+        self._unused = False
         if self._retries is not None:
             raise ConfigurationError(
                 "A `with` block cannot be run a second time, so retries are for functions: decorate one with "
@@ -94,7 +101,12 @@ class TransactionBlock:
         assert block is not None
         return block.__exit__(type_, error, traceback)
 
+    def __del__(self) -> None:
+        if self._unused:
+            warn_not_entered("transaction()")
+
     def __call__(self, function: _Function) -> _Function:
+        self._unused = False
         _check_function(function)
 
         @functools.wraps(function)
@@ -105,6 +117,7 @@ class TransactionBlock:
 
     def run(self, function: Callable[[], _T]) -> _T | None:
         """Call `function` in it, with retries as asked for. None after a `Rollback`."""
+        self._unused = False
 
         def once() -> _T | None:
             with self.begin():

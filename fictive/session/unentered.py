@@ -6,13 +6,14 @@ import contextlib
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
 
 from ..errors import NotEnteredWarning
 from .callers import caller_frame
 
-__all__ = ["NeedsWith"]
+__all__ = ["NeedsWith", "Opens", "warn_not_entered"]
 
 log = logging.getLogger("fictive.unentered")
 
@@ -50,10 +51,28 @@ class NeedsWith(contextlib.AbstractContextManager[_T]):
         return self._opened.pop().__exit__(type_, error, traceback)
 
     def __del__(self) -> None:
-        # not there: __init__ raised; finalizing: the program ends, and says so itself where that is an error
-        if not getattr(self, "_needs_with", False) or sys.is_finalizing():
-            return
-        file, line = self._made_at
-        message = f"{self._what} was called without `with`, and did nothing. Write `with {self._what}:`."
-        log.warning("%s:%s: %s", file, line, message)
-        warnings.warn_explicit(NotEnteredWarning(message), NotEnteredWarning, file, line)
+        if getattr(self, "_needs_with", False):  # not there where __init__ raised
+            warn_not_entered(self._what, *self._made_at)
+
+
+class Opens(NeedsWith[_T]):
+    """One that opens what `make` returns."""
+
+    def __init__(self, what: str, make: Callable[[], contextlib.AbstractContextManager[_T]]) -> None:
+        self._make = make
+        super().__init__(what)
+
+    def _open(self) -> contextlib.AbstractContextManager[_T]:
+        return self._make()
+
+
+def warn_not_entered(what: str, file: str | None = None, line: int = 0) -> None:
+    """Warn of a call that needs `with`, at that line; without one at the line that drops its object."""
+    if sys.is_finalizing():
+        return
+    if file is None:
+        frame = caller_frame()
+        file, line = frame.f_code.co_filename, frame.f_lineno
+    message = f"{what} was called without `with`, and did nothing. Write `with {what}:`."
+    log.warning("%s:%s: %s", file, line, message)
+    warnings.warn_explicit(NotEnteredWarning(message), NotEnteredWarning, file, line)
