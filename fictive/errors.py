@@ -143,7 +143,7 @@ class _ToldByTheServer(FictiveError, sa_exc.OperationalError):
 class LockTimeout(_ToldByTheServer, TimeoutError):
     """A lock could not be had in the time given, or at once. The message names who holds it, where that can be seen.
 
-    Within a transaction the server may have given the transaction up with it (see the function that raised it).
+    A transaction that was open before `lock_tables()`, `advisory_lock()` or `cleanup_tables()` goes on.
     `__cause__` is the driver's error as SQLAlchemy raised it, if there was one.
     """
 
