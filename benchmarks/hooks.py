@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
-from fictive.sqlalchemy import OptInSession, ParkingPool, on_commit, transaction
+from fictive.sqlalchemy import BorrowingPool, OptInSession, on_commit, transaction
 from fictive.testing import postgres
 
 HOOKS = 100
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rounds = 3 if parser.parse_args(arguments).smoke else 2000
     with postgres.server() as pg:
         for driver in ("psycopg2", "psycopg"):
-            engine = sa.create_engine(pg.url(driver=driver), poolclass=ParkingPool)
+            engine = sa.create_engine(pg.url(driver=driver), poolclass=BorrowingPool)
             for kind in (OptInSession, sa_orm.Session):
                 with kind(engine) as session:
                     for _ in range(10):

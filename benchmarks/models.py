@@ -13,7 +13,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import Mapped, mapped_column, relationship, selectinload
 
 from fictive.models import Repository, SoftDeleteMixin, TimestampMixin, VersionMixin, set_lazy_loads
-from fictive.sqlalchemy import OptInSession, ParkingPool
+from fictive.sqlalchemy import BorrowingPool, OptInSession
 
 from .peers import PLAIN
 from .results import BATCH, BY_HAND, DETECTOR, KEYSET, LOOPBACK, NO_COLUMNS, Case, Result
@@ -119,7 +119,7 @@ def _database(bench: Bench) -> Iterator[sa.Engine]:
     url = sa.make_url(bench.databases.url("models")).set(
         host=at.host, port=at.port, drivername=f"postgresql+{bench.driver}"
     )
-    engine = sa.create_engine(url, poolclass=ParkingPool)
+    engine = sa.create_engine(url, poolclass=BorrowingPool)
     try:
         yield engine
     finally:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import Mapped, mapped_column
 
-from fictive.sqlalchemy import OptInSession, ParkingPool, claim, create_database, drop_database
+from fictive.sqlalchemy import BorrowingPool, OptInSession, claim, create_database, drop_database
 from fictive.testing import postgres
 
 WORKERS = 32
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         drop_database(name, server_url=server.url(), force=True, missing_ok=True)
         create_database(name, server_url=server.url())
         engine = sa.create_engine(
-            server.url(name, driver=options.driver), poolclass=ParkingPool, pool_size=workers, max_overflow=0
+            server.url(name, driver=options.driver), poolclass=BorrowingPool, pool_size=workers, max_overflow=0
         )
         try:
             Base.metadata.create_all(engine)

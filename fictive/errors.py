@@ -82,7 +82,7 @@ class TransactionAlreadyBegun(FictiveError, sa_exc.InvalidRequestError):
     """`begin()` was called while a transaction is open. Nothing was sent."""
 
 
-class TransactionEnded(FictiveError, sa_exc.InvalidRequestError):
+class TransactionEnded(FictiveError, sa_exc.ResourceClosedError):
     """A statement in a block whose transaction was ended by an earlier `commit()` or `rollback()`."""
 
 
@@ -96,6 +96,24 @@ class TransactionAborted(FictiveError, sa_exc.PendingRollbackError):
     Nothing of the block was committed. `__cause__` is the first error, the one after which PostgreSQL refused all
     others (PostgreSQL documentation, "PL/pgSQL and psql aside": a failed statement aborts its transaction block).
     """
+
+
+class AbortedTransactionStatement(TransactionAborted, sa_exc.InternalError):
+    """A statement in a transaction that the server has aborted already; the message names the first error."""
+
+    def __init__(self, error: sa_exc.DBAPIError, why: TransactionAborted) -> None:
+        sa_exc.InternalError.__init__(
+            self,
+            error.statement,
+            error.params,
+            error.orig or error,
+            hide_parameters=error.hide_parameters,
+            ismulti=error.ismulti,
+        )
+        self.why = why
+
+    def _message(self) -> str:
+        return str(self.why)
 
 
 class CommitOutcomeUnknown(FictiveError, sa_exc.OperationalError):

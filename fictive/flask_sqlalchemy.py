@@ -24,6 +24,8 @@ from . import cli
 from .changes.new_rows import wait_for_rows
 from .changes.row_change import wait_for_row_change
 from .config import LazyLoads, NPlusOne, Settings, refuse_unknown
+from .connection.engines import prepare
+from .connection.pool import BorrowingPool
 from .connection.pooler import set_pooler
 from .connection.replicas import on_primary, positions_of, set_replicas
 from .databases.cleanup import cleanup_tables
@@ -49,11 +51,9 @@ from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, Upser
 from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
 from .session.blocks import TransactionBlock, on_commit, on_rollback, run_transaction, transaction_required
 from .session.durations import Duration
-from .session.engines import prepare
-from .session.optin import OptInSession, check_options
-from .session.parking import ParkingPool
 from .session.retry import BeforeRetry
 from .session.scoped import OptInScopedSession
+from .session.session import OptInSession, check_options, report_committed, report_unsaved
 from .session.unentered import Opens
 
 __all__ = ["BulkMixin", "FilterByOrCreateMixin", "OptInTransactionMixin"]
@@ -100,7 +100,7 @@ class _AppSession(OptInSession):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        settings = self._settings
+        settings = self._fictive.settings
         if settings.report:
             from .report.requests import collector_of_context
 
@@ -108,12 +108,12 @@ class _AppSession(OptInSession):
         if settings.lazy_loads is not LazyLoads.LOAD or settings.n_plus_one is not NPlusOne.OFF:
             set_lazy_loads(self, settings.lazy_loads, n_plus_one=settings.n_plus_one)
 
-    def default_settings(self) -> Settings:
+    def _fictive_settings(self) -> Settings:
         if flask.has_app_context():
             settings = flask.current_app.extensions.get("fictive")
             if isinstance(settings, Settings):
                 return settings
-        return super().default_settings()
+        return super()._fictive_settings()
 
 
 class _Block(TransactionBlock):
@@ -455,7 +455,7 @@ class OptInTransactionMixin(MakesModels):
         if is_memory_url(url) and options.get("poolclass") in (None, sa.StaticPool):
             options["poolclass"] = TakeTurnsPool
         elif url.get_backend_name() == "postgresql" and not {"poolclass", "pool"} & options.keys():
-            options["poolclass"] = ParkingPool
+            options["poolclass"] = BorrowingPool
         engine = super()._make_engine(bind_key, options, app)
         prepare(engine)
         return engine
@@ -465,9 +465,9 @@ class OptInTransactionMixin(MakesModels):
             if self.session.registry.has():
                 session = self.session()
                 if exc is None:
-                    session.report_unsaved()
+                    report_unsaved(session)
                 else:
-                    session.report_committed()
+                    report_committed(session)
         finally:
             super()._teardown_session(exc)
 

@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 
 from .session.blocks import TransactionBlock
 from .session.contexts import finishing
-from .session.optin import OptInSession
+from .session.session import OptInSession
 from .session.transaction import Rollback
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from .config import Settings
 from .connection.replicas import COMMIT_POSITION, Positions, current_positions, on_primary, parse_lsn, using_positions
 from .errors import InvalidToken
-from .session.optin import OptInSession
+from .session.session import OptInSession
 
 __all__ = ["COOKIE", "HEADER", "Tokens", "install"]
 

@@ -23,11 +23,11 @@ except ImportError as error:
         "fictive.settings needs pydantic-settings (extra fictive[settings]): pip install pydantic-settings."
     ) from error
 
+from .connection.link import STATEMENT_TIMEOUT
 from .databases.engine_options import startup_options
 from .databases.urls import EXAMPLE, database_url
 from .errors import ConfigurationError, SettingIgnoredWarning
 from .session.durations import timeout_in_ms
-from .session.engines import STATEMENT_TIMEOUT
 
 __all__ = ["DatabaseSettings"]
 

@@ -6,6 +6,7 @@ from .changes.new_rows import wait_for_rows
 from .changes.notify_triggers import notify_changes
 from .changes.row_change import wait_for_row_change
 from .config import Settings, UnsavedChanges, WritesOutside
+from .connection.pool import BorrowingPool
 from .connection.pooler import set_pooler
 from .databases.cleanup import cleanup_tables
 from .databases.create import create_database, database_exists, drop_database
@@ -28,13 +29,13 @@ from .session.blocks import (
     transaction_required,
 )
 from .session.contexts import create_db_context, create_db_dependency
-from .session.optin import OptInSession
 from .session.options import IsolationLevel
-from .session.parking import ParkingPool
 from .session.scoped import OptInScopedSession, sessionmaker
+from .session.session import OptInSession
 from .session.transaction import Rollback, Transaction, TransactionState
 
 __all__ = [
+    "BorrowingPool",
     "FindOrCreateDescriptor",
     "GetOrCreateDescriptor",
     "InsertManyDescriptor",
@@ -45,7 +46,6 @@ __all__ = [
     "NotFoundError",
     "OptInScopedSession",
     "OptInSession",
-    "ParkingPool",
     "Rollback",
     "Settings",
     "TakeTurnsPool",

@@ -384,14 +384,13 @@ def test_a21_streams(here: Here, end: Callable[[Any, Any], Any], kind: str) -> N
                 sa.select(Item if kind == "orm" else Item.__table__), execution_options={"yield_per": 2}
             )
         )
-        assert here.engine.pool.checkedout() == 1  # type: ignore[attr-defined]
+        here.assert_at_rest()  # SQLite has no cursors on a server: the rows are read at once, and given out in parts
         assert not session.in_transaction()
         end(session, result)
         del result
         gc.collect()
         here.assert_at_rest()
-    assert sent[0] == "BEGIN"
-    assert sent[-1] in ("COMMIT", "ROLLBACK")
+    assert [text.split()[0] for text in sent] == ["SELECT"]
     session.execute(sa.insert(Item).values(name="after"))
 
 
@@ -993,11 +992,6 @@ class TestGenericDriver:
                 session.execute(sa.text("select 1/0"))
         assert look("select count(*) from item") == [0]
         assert session.scalar(sa.text("select 1")) == 1
-
-    def test_a12_a_stream_ends(self, session: OptInSession, engine: sa.Engine, look: Any) -> None:
-        look("insert into item (name) select g::text from generate_series(1, 9) g")
-        assert len(session.scalars(sa.select(Item), execution_options={"yield_per": 2}).all()) == 9
-        assert engine.pool.checkedout() == 0
 
     def test_a13_pinned(self, session: OptInSession) -> None:
         with session.pinned():

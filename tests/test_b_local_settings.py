@@ -13,6 +13,7 @@ from flask import Flask
 from fictive.drivers import sqlstate
 from fictive.session.blocks import transaction
 from fictive.session.local_settings import LocalSettings
+from fictive.session.transaction import innermost
 from fictive.testing.wire import Wire
 from tests.models import Item, db
 
@@ -21,8 +22,7 @@ _LOCK_TIMEOUT = sa.text("SELECT current_setting('lock_timeout')")
 
 @contextlib.contextmanager
 def local_settings(session: sa_orm.Session, values: dict[str, int]) -> Iterator[None]:
-    settings = LocalSettings(session, values)
-    settings.begin()
+    settings = LocalSettings(innermost(session), values)
     try:
         yield
     finally:

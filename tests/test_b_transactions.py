@@ -374,10 +374,12 @@ class TestRollback:
                 session.commit()
                 assert block.state is TransactionState.COMMITTED
                 assert "test_b4_ended_by_the_session" in str(block.ended_at)
-                with transaction(session) as other:
-                    assert session.scalar(sa.text("show lock_timeout")) == "0"
-                    session.add(Item(name="b"))
-                assert other.state is TransactionState.COMMITTED
+                with pytest.raises(sa.exc.InvalidRequestError, match="context manager"), transaction(session):
+                    pass  # as in a block of SQLAlchemy's own
+            with transaction(session) as other:
+                assert session.scalar(sa.text("show lock_timeout")) == "0"
+                session.add(Item(name="b"))
+            assert other.state is TransactionState.COMMITTED
             with transaction(session) as outer, transaction(session) as inner:
                 session.rollback()
             assert outer.state is inner.state is TransactionState.ROLLED_BACK

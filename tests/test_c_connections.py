@@ -19,9 +19,9 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask import Flask
 
+from fictive.connection.engines import prepare, status_of
 from fictive.drivers import TransactionStatus
 from fictive.errors import CommitOutcomeUnknown, PinnedConnectionLost
-from fictive.session.engines import prepare, status_of
 from fictive.sqlalchemy import OptInSession
 from fictive.testing import postgres
 from fictive.testing.wire import Wire

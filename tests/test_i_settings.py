@@ -21,9 +21,9 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase
 
+import fictive
 from fictive.errors import ConfigurationError, DatabaseNotConfigured, SettingIgnoredWarning
 from fictive.flask_sqlalchemy import OptInTransactionMixin
-from fictive.session import engines
 from fictive.settings import DatabaseSettings, is_configured
 from fictive.testing import postgres
 from fictive.testing.wire import Wire
@@ -532,7 +532,7 @@ def _url(pg: postgres.Server, port: int) -> str:
 
 def _run(tmp_path: Path, *command: str, url: str) -> subprocess.Popen[str]:
     (tmp_path / "served.py").write_text(APP)
-    root = str(Path(engines.__file__).parents[2])
+    root = str(Path(fictive.__file__).parents[1])
     variables = {**os.environ, "DATABASE_URL": url, "PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}
     return subprocess.Popen(
         [sys.executable, *command],

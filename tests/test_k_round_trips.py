@@ -249,19 +249,6 @@ def test_k_nothing_costs_nothing(measure: Measure) -> None:
     assert measure("plain", work).round_trips == 0
 
 
-@pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_k_core_rides_too(end: str, measure: Measure) -> None:
-    """`db.engine` is prepared as well, and code on Core that begins by itself costs as little."""
-
-    def work(m: types.SimpleNamespace) -> None:
-        with m.db.engine.connect() as connection:
-            connection.execute(sa.insert(m.Tag).values(label=sa.func.gen_random_uuid().cast(sa.Text)))
-            getattr(connection, end)()
-
-    assert messages(measure("fictive", work)) == ["BEGIN+INSERT", end.upper()]
-    assert measure("plain", work).round_trips == 3
-
-
 @pytest.mark.parametrize(
     "work",
     [

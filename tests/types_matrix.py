@@ -24,7 +24,7 @@ from sqlalchemy.dialects import postgresql as pg
 
 from fictive.rows.bulk import insert_many, update_many, upsert_many
 from fictive.rows.find_or_create import get_or_create, update_or_create
-from fictive.session.optin import OptInSession
+from fictive.session.session import OptInSession
 
 D = decimal.Decimal
 EAST = dt.timezone(dt.timedelta(hours=5))

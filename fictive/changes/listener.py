@@ -209,10 +209,11 @@ class Listening:
         """A connection made as the engine makes them, and not of its pool."""
         connection = self._engine.connect()
         try:
-            driver_for(self._engine.dialect).enter_autocommit(connection)
+            driver, dbapi = driver_for(self._engine.dialect), dbapi_connection(connection)
+            driver.enter_autocommit(dbapi, self._engine.dialect, driver.rest(dbapi))
             connection.detach()
             self._connection = connection
-            yield dbapi_connection(connection)
+            yield dbapi
         finally:
             self._connection = None
             with contextlib.suppress(Exception):

@@ -11,12 +11,12 @@ from typing import Any
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
+from ..connection.engines import connection_in_autocommit
 from ..errors import ConfigurationError, RowChangeTimeout, SnapshotIsFixed, UnsupportedDialect
 from ..rows.attributes import mapper_of
 from ..session.durations import Duration, timeout_in_ms
 from ..session.given import session_of, write_on
-from ..session.leases import connection_in_autocommit
-from ..session.optin import OptInSession
+from ..session.session import OptInSession
 from .listener import State, Waiter, listen
 from .notify_triggers import announces_inserts
 

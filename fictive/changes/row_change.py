@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
+from ..connection.engines import connection_in_autocommit
 from ..errors import NotFoundError, RowChangeTimeout, SnapshotIsFixed
 from ..other_names import also_named
 from ..rows.attributes import mapped_property, mapper_of, table_columns, unknown_attribute
 from ..rows.primary_keys import as_key, python_types
 from ..session.durations import Duration, timeout_in_ms
 from ..session.given import session_of, write_on
-from ..session.leases import connection_in_autocommit
-from ..session.optin import OptInSession
+from ..session.session import OptInSession
 from .listener import Waiter, listen
 from .notify_triggers import announces, tables_of
 

@@ -12,7 +12,7 @@ from ..connection.pooler import find_pooler, is_pooled
 from ..connection.replicas import is_replica
 from ..drivers import driver_for
 from ..report.watcher import WATCHER
-from ..session.optin import OptInSession
+from ..session.session import OptInSession
 from .findings import Finding, Severity
 from .target import Database
 
@@ -161,7 +161,7 @@ def _rides(database: Database, driver_connection: Any) -> Finding:
     if probe.carried:
         rides = bool(probe.carried[0])
     else:
-        rides = driver_for(database.engine.dialect).is_accelerated(driver_connection) is True
+        rides = driver_for(database.engine.dialect).can_carry(driver_connection)
     if rides:
         return Finding("begin", Severity.INFO, "BEGIN travels with the first statement of a transaction.")
     return Finding(

@@ -12,9 +12,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..config import Settings, setting_name
+from ..connection.link import STATEMENT_TIMEOUT
 from ..databases.engine_options import startup_options
 from ..session import private
-from ..session.engines import STATEMENT_TIMEOUT
 from .target import Database
 
 __all__ = ["SettingRow", "engine_settings", "library_settings", "settings_of_databases"]

@@ -9,12 +9,12 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.schema import sort_tables_and_constraints
 
+from ..connection.engines import connection_in_autocommit
 from ..errors import UnsupportedDialect
 from ..locks.server import Quoting, ServerBlock, lock_timeouts, waiting_block
 from ..session.durations import Duration, timeout_in_ms
 from ..session.given import commits_without_a_block, session_of, undone_on_error, write_on
-from ..session.leases import connection_in_autocommit
-from ..session.optin import OptInSession
+from ..session.session import OptInSession
 
 __all__ = ["cleanup_tables"]
 

@@ -1,27 +1,31 @@
-"""What differs from one database driver to another. Drivers themselves are imported by SQLAlchemy only."""
+"""What differs from one database driver to another. Drivers themselves are imported when an engine uses them."""
 
 from __future__ import annotations
+
+import importlib
 
 import sqlalchemy as sa
 
 from .base import NO_OPTIONS, Driver, TransactionOptions, TransactionStatus
-from .generic import GenericDriver
-from .postgresql import Psycopg2Driver, PsycopgDriver
-from .sqlite import SQLiteDriver
 
 __all__ = ["NO_OPTIONS", "Driver", "TransactionOptions", "TransactionStatus", "driver_for", "sqlstate"]
 
-_GENERIC = GenericDriver()
-_DRIVERS: dict[tuple[str, str], Driver] = {
-    ("postgresql", "psycopg2"): Psycopg2Driver(),
-    ("postgresql", "psycopg"): PsycopgDriver(),
-    ("sqlite", "pysqlite"): SQLiteDriver(),
+_CLASSES = {
+    ("postgresql", "psycopg2"): ("psycopg2", "Psycopg2Driver"),
+    ("postgresql", "psycopg"): ("psycopg", "PsycopgDriver"),
+    ("sqlite", "pysqlite"): ("sqlite", "SQLiteDriver"),
 }
+_drivers: dict[tuple[str, str], Driver] = {}
 
 
 def driver_for(dialect: sa.Dialect) -> Driver:
     """The driver of `dialect`; one that goes by SQLAlchemy's public API alone where fictive has no own."""
-    return _DRIVERS.get((dialect.name, dialect.driver), _GENERIC)
+    key = dialect.name, dialect.driver
+    found = _drivers.get(key)
+    if found is None:
+        module, name = _CLASSES.get(key, ("generic", "GenericDriver"))
+        found = _drivers[key] = getattr(importlib.import_module(f".{module}", __name__), name)()
+    return found
 
 
 def sqlstate(error: BaseException | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What the session asks of a driver."""
+"""What the session's connection object asks of a driver."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import abc
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
 from ..errors import UnsupportedDialect
 from .copying import CopyWriter
+
+if TYPE_CHECKING:
+    from .pending import PendingCommands
 
 __all__ = ["NO_OPTIONS", "Driver", "TransactionOptions", "TransactionStatus", "dbapi_connection"]
 
@@ -37,86 +40,154 @@ class TransactionOptions:
     def __bool__(self) -> bool:
         return self is not NO_OPTIONS and self != NO_OPTIONS
 
+    def over(self, rest: TransactionOptions) -> TransactionOptions:
+        """These options, and those of `rest` where these say nothing."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(rest, **given) if given else rest
+
+    def begin_command(self) -> str:
+        command = "BEGIN"
+        if self.isolation_level is not None:
+            command += f" ISOLATION LEVEL {self.isolation_level}"
+        if self.read_only is not None:
+            command += " READ ONLY" if self.read_only else " READ WRITE"
+        if self.deferrable is not None:
+            command += " DEFERRABLE" if self.deferrable else " NOT DEFERRABLE"
+        return command
+
 
 NO_OPTIONS = TransactionOptions()
 
 
+@dataclasses.dataclass(frozen=True)
+class Rest:
+    """The mode in which a driver's connection came from the pool, and in which it goes back."""
+
+    autocommit: bool = False
+    characteristics: TransactionOptions = NO_OPTIONS
+
+
 def dbapi_connection(connection: sa.Connection) -> Any:
-    """The driver's own connection under SQLAlchemy's."""
-    return connection.connection.dbapi_connection
+    """The driver's own connection under SQLAlchemy's, for reading: nothing of a session's transaction is sent for
+    it."""
+    pooled = connection.connection
+    return getattr(pooled, "server_connection", None) or pooled.dbapi_connection
 
 
 class Driver(abc.ABC):
-    """How one kind of connection is put into and out of its modes. Stateless: one object serves all connections.
+    """How one kind of connection is used by sessions. Stateless: one object serves all connections.
 
-    A connection rests in the pool in the mode it was made with, which is transactional: SQLAlchemy's Core and
-    whatever else uses the engine find it as they expect it. Only the session changes modes, and `restore` undoes
-    whatever was changed before the pool has the connection back.
+    A connection rests in the pool in the driver's own mode, which is transactional: SQLAlchemy's Core and whatever
+    else uses the engine find it as they expect it. A session that borrows a connection puts it in autocommit; a
+    transaction is begun by a command that rides with the first statement, or, where that is missed, by the driver
+    itself (`lend_natively`): a statement of a transaction is never sent without one.
     """
 
-    rests_in_autocommit: ClassVar[bool] = False
-    """Whether the driver's connections are in autocommit all the time, and a transaction is begun by a statement."""
+    carries: ClassVar[bool] = False
+    """Whether commands can ride with a statement in one message."""
+
+    buffers: ClassVar[bool] = True
+    """Whether rows must be fetched before a cursor's connection is given back."""
+
+    has_notices: ClassVar[bool] = False
+    """Whether SQLAlchemy's dialect looks for `notices` on a cursor's connection."""
 
     has_options: ClassVar[bool] = False
     """Whether BEGIN can be asked for an isolation level, READ ONLY and DEFERRABLE."""
 
-    def connect(self, cargs: Any, cparams: dict[str, Any]) -> Any:
-        """SQLAlchemy's `do_connect`: a connection of fictive's own kind, or None to leave connecting to SQLAlchemy.
+    begins_by_statement: ClassVar[bool] = False
+    """Whether connections are in autocommit all the time, and SQLAlchemy's `do_begin` sends a BEGIN."""
 
-        May change `cparams` instead.
-        """
-        return None
-
-    def is_accelerated(self, dbapi: Any) -> bool | None:
-        """Whether control statements ride along on this connection; None where no connection of the driver can."""
-        return None
+    def connect_arguments(self, arguments: dict[str, Any]) -> None:
+        """Add to the arguments of a connect what the application left open."""
+        return
 
     @abc.abstractmethod
-    def enter_autocommit(self, connection: sa.Connection) -> None:
+    def rest(self, dbapi: Any) -> Rest:
+        """The mode of a connection that was just taken from the pool."""
+
+    @abc.abstractmethod
+    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
         """Let each statement stand alone. Sends nothing where the driver allows it."""
 
-    @abc.abstractmethod
-    def enter_transaction(self, connection: sa.Connection, options: TransactionOptions) -> None:
-        """Let the next statement begin a transaction with `options`. Sends nothing where the driver allows it."""
+    def leave_autocommit(self, dbapi: Any) -> None:
+        """Let whoever sends past us meet the driver's own BEGIN. Of drivers that carry; sends nothing."""
+        return
 
     @abc.abstractmethod
-    def snapshot(self, dbapi: Any) -> object:
-        """The mode of a connection at rest."""
+    def lend_natively(self, dbapi: Any, dialect: sa.Dialect, options: TransactionOptions) -> None:
+        """Let the driver itself begin a transaction with `options` before the next statement, whoever sends it."""
+
+    def adopt(self, dbapi: Any) -> None:
+        """Let the driver know of a transaction that a command of ours began, before somebody else uses it there."""
+        return
+
+    def resume_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
+        """Undo `lend_natively` after the end of the transaction."""
+        self.enter_autocommit(dbapi, dialect, rest)
 
     @abc.abstractmethod
-    def restore(self, dbapi: Any, rest: object) -> bool:
+    def restore(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> bool:
         """Bring a connection back to the mode `rest`; False when its state is unknown and it must be closed."""
 
     @abc.abstractmethod
     def status(self, dbapi: Any) -> TransactionStatus:
         """What the server last said. Sends nothing."""
 
-    def is_alive(self, dbapi: Any, notes: dict[Any, Any]) -> bool:
-        """Whether a connection at rest is still there, as far as this side can tell. Sends nothing.
+    def status_of(self, dbapi: Any) -> Callable[[], int]:
+        """A function for the status as libpq's number; -1 where the driver cannot tell."""
+        return lambda: -1
 
-        `notes` is kept with the connection from one call to the next.
-        """
+    def is_closed(self, dbapi: Any) -> bool:
+        """Whether the driver knows that the connection is lost. Sends nothing."""
+        return bool(getattr(dbapi, "closed", False))
+
+    def poll(self, dbapi: Any) -> Callable[[int], Any]:
+        """A function that tells, given 0, whether the server has something to say on a connection at rest."""
+        return _nothing_to_read
+
+    def is_alive(self, dbapi: Any) -> bool:
+        """Whether a connection at rest is still there, as far as this side can tell. Sends nothing."""
         return True
 
-    def ride(self, connection: sa.Connection, command: str) -> None:
-        """Run `command` in the transaction before its next statement: with it in one message where the driver can."""
-        connection.exec_driver_sql(command)
+    # -- what rides ---------------------------------------------------------------------------------------------------
+
+    def can_carry(self, dbapi: Any) -> bool:
+        """Whether commands ride on this connection: not past a cursor class that is no class, or is not known yet."""
+        return False
+
+    def execute_with(self, server: Any, pending: PendingCommands, query: Any, parameters: Any) -> Any:
+        """Run a statement together with the commands that wait, or after them; returns the driver's cursor.
+
+        None where the application's cursor class is not known to let them through: nothing was sent.
+        """
+        raise NotImplementedError
+
+    def send(self, server: Any, commands: list[str]) -> None:
+        """Send commands in one message of their own, on a connection in autocommit."""
+        raise NotImplementedError
+
+    def commit(self, server: Any, releases: list[str]) -> None:
+        """COMMIT a transaction that a command of ours began."""
+        raise NotImplementedError
+
+    def own_transaction(self, dbapi: Any) -> bool:
+        """Whether the driver itself began the transaction that is open."""
+        return False
+
+    # -- the rest -----------------------------------------------------------------------------------------------------
 
     def begin(self, dbapi: Any) -> None:
         """SQLAlchemy's `do_begin`, for drivers that send no BEGIN of their own."""
         raise NotImplementedError
 
-    @abc.abstractmethod
-    def leave_autocommit(self, connection: sa.Connection) -> None:
-        """Undo `enter_autocommit` on a connection that is kept, before a transaction is begun on it."""
-
-    def remember(self, connection: sa.Connection) -> object:
+    def remember(self, dbapi: Any, url: sa.URL) -> object:
         """What `forget` needs to know of a connection that is about to be pinned."""
         return None
 
-    def forget(self, connection: sa.Connection, remembered: object) -> None:
-        """Undo what was set through a pinned connection: close it, since no command undoes all and only that."""
-        connection.invalidate()
+    def forget(self, dbapi: Any, dialect: sa.Dialect, remembered: object) -> bool:
+        """Undo what was set through a pinned connection; False where no command undoes all and only that."""
+        return False
 
     def can_copy(self) -> bool:
         """Whether COPY FROM STDIN can be written to, here and now."""
@@ -130,10 +201,6 @@ class Driver(abc.ABC):
         """How COPY is told a value that only the driver knows; the function raises `NotCopyable`."""
         raise NotImplementedError
 
-    def abandon(self, cursor: Any) -> None:
-        """Forget a server-side cursor whose connection is lost, so that the driver does not complain of it later."""
-        return
-
     def notifications(self, dbapi: Any) -> Callable[[], list[tuple[str, str]]] | None:
         """A function that reads, without waiting, the notifications that came on a connection: channel and payload of
         each. It raises once the connection is closed. None where the driver has none."""
@@ -146,3 +213,7 @@ class Driver(abc.ABC):
                 raise UnsupportedDialect(
                     f"{field.name} of a transaction is not supported on {dialect.name}+{dialect.driver}."
                 )
+
+
+def _nothing_to_read(timeout: int) -> bool:
+    return False

@@ -6,28 +6,25 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .base import Driver, TransactionOptions, TransactionStatus
+from .base import Driver, Rest, TransactionOptions, TransactionStatus
 
 __all__ = ["GenericDriver"]
 
 
 class GenericDriver(Driver):
-    def enter_autocommit(self, connection: sa.Connection) -> None:
-        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-            connection.execution_options(isolation_level="AUTOCOMMIT")
+    def rest(self, dbapi: Any) -> Rest:
+        return Rest()
 
-    def leave_autocommit(self, connection: sa.Connection) -> None:
-        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
-            connection.execution_options(isolation_level=connection.default_isolation_level)
+    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
+        dialect.set_isolation_level(dbapi, "AUTOCOMMIT")
 
-    def enter_transaction(self, connection: sa.Connection, options: TransactionOptions) -> None:
-        self.refuse_options(options, connection.dialect)
+    def lend_natively(self, dbapi: Any, dialect: sa.Dialect, options: TransactionOptions) -> None:
+        self.refuse_options(options, dialect)
+        dialect.reset_isolation_level(dbapi)
 
-    def snapshot(self, dbapi: Any) -> None:
-        return None
-
-    def restore(self, dbapi: Any, rest: object) -> bool:
-        return True  # SQLAlchemy resets the level that it set
+    def restore(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> bool:
+        dialect.reset_isolation_level(dbapi)
+        return True
 
     def status(self, dbapi: Any) -> TransactionStatus:
         return TransactionStatus.UNKNOWN

@@ -8,13 +8,14 @@ rest in autocommit, and a transaction is begun by a real BEGIN: reads inside are
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from ..errors import ConnectionBusy
-from .base import Driver, TransactionOptions, TransactionStatus, dbapi_connection
+from .base import Driver, Rest, TransactionOptions, TransactionStatus
 
 __all__ = ["SQLiteDriver", "TakeTurnsPool", "is_memory_url"]
 
@@ -27,16 +28,17 @@ _PRAGMAS = (
 
 
 class SQLiteDriver(Driver):
-    rests_in_autocommit = True
+    begins_by_statement = True
 
-    def enter_autocommit(self, connection: sa.Connection) -> None:
-        self._own_transaction_control(dbapi_connection(connection))
+    def rest(self, dbapi: Any) -> Rest:
+        self._own_transaction_control(dbapi)
+        return Rest(autocommit=True)
 
-    def leave_autocommit(self, connection: sa.Connection) -> None:
-        pass  # BEGIN does
+    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
+        self._own_transaction_control(dbapi)
 
-    def enter_transaction(self, connection: sa.Connection, options: TransactionOptions) -> None:
-        self.refuse_options(options, connection.dialect)
+    def lend_natively(self, dbapi: Any, dialect: sa.Dialect, options: TransactionOptions) -> None:
+        self.refuse_options(options, dialect)
 
     def begin(self, dbapi: Any) -> None:
         dbapi = getattr(dbapi, "dbapi_connection", dbapi)
@@ -45,29 +47,29 @@ class SQLiteDriver(Driver):
             # past SQLAlchemy's cursor events: listeners see the user's statements only
             dbapi.execute("BEGIN").close()
 
-    def snapshot(self, dbapi: Any) -> None:
-        self._own_transaction_control(dbapi)
-
-    def restore(self, dbapi: Any, rest: object) -> bool:
+    def restore(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> bool:
         self._own_transaction_control(dbapi)
         return not dbapi.in_transaction
 
     def status(self, dbapi: Any) -> TransactionStatus:
         return TransactionStatus.IN_TRANSACTION if dbapi.in_transaction else TransactionStatus.IDLE
 
-    def remember(self, connection: sa.Connection) -> object:
-        if not is_memory_url(connection.engine.url):
+    def status_of(self, dbapi: Any) -> Callable[[], int]:
+        return lambda: 2 if dbapi.in_transaction else 0
+
+    def is_closed(self, dbapi: Any) -> bool:
+        return False
+
+    def remember(self, dbapi: Any, url: sa.URL) -> object:
+        if not is_memory_url(url):
             return None
-        dbapi = dbapi_connection(connection)
         return {name: dbapi.execute(f"PRAGMA {name}").fetchone()[0] for name in _PRAGMAS}
 
-    def forget(self, connection: sa.Connection, remembered: object) -> None:
+    def forget(self, dbapi: Any, dialect: sa.Dialect, remembered: object) -> bool:
         if not isinstance(remembered, dict):
-            super().forget(connection, remembered)
-            return
+            return False
         # closing the connection would lose the database
-        dbapi = dbapi_connection(connection)
-        quote = connection.dialect.identifier_preparer.quote_identifier
+        quote = dialect.identifier_preparer.quote_identifier
         for kind, name in dbapi.execute("SELECT type, name FROM sqlite_temp_master WHERE type <> 'index'").fetchall():
             if name.startswith("sqlite_"):
                 continue
@@ -77,6 +79,7 @@ class SQLiteDriver(Driver):
                 dbapi.execute(f"DETACH {quote(name)}").close()
         for name, value in remembered.items():
             dbapi.execute(f"PRAGMA {name} = {value}").close()
+        return True
 
     def _own_transaction_control(self, dbapi: Any) -> None:
         legacy = getattr(dbapi, "LEGACY_TRANSACTION_CONTROL", None)

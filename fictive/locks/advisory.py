@@ -14,12 +14,12 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..config import flag
+from ..connection.engines import connection_in_autocommit
 from ..connection.pooler import way_around
 from ..errors import ConfigurationError, LockLost, LockTimeout
 from ..session.blocks import transaction
 from ..session.durations import Duration, timeout_in_ms
 from ..session.given import require_postgresql, session_of, write_on
-from ..session.leases import connection_in_autocommit
 from .server import Quoting, ServerBlock, lock_timeouts, waiting_block
 from .taken import TakenInside
 

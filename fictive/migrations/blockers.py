@@ -6,8 +6,8 @@ import re
 
 import sqlalchemy as sa
 
+from ..connection.engines import connection_in_autocommit
 from ..locks.advisory import LockKey
-from ..session.leases import connection_in_autocommit
 
 __all__ = ["holders_of", "identity_of", "who_holds_tables"]
 

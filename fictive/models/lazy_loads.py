@@ -22,7 +22,7 @@ from ..config import LazyLoads, NPlusOne, choice
 from ..errors import LazyLoadRefused, NPlusOneError, NPlusOneWarning
 from ..session import private
 from ..session.callers import caller, stack_level
-from ..session.optin import OptInSession
+from ..session.session import OptInSession
 from . import batch_loading
 
 __all__ = ["THRESHOLD", "allow_lazy_loads", "set_lazy_loads"]

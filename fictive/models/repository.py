@@ -14,7 +14,7 @@ from ..errors import ConfigurationError, NotFoundError
 from ..rows import bulk
 from ..rows.attributes import mapper_of, unknown_attribute
 from ..session.given import dialect_of, session_of, together
-from ..session.optin import OptInSession
+from ..session.session import OptInSession
 from . import keyset
 from .filters import FilterSet
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Mapped, declared_attr, mapped_column
 
 from ..rows.attributes import WITH_DELETED
 from ..session import private
-from ..session.optin import OptInSession
+from ..session.session import OptInSession
 from .timestamps import LAST
 
 __all__ = ["SoftDeleteMixin", "hide_deleted", "unique_among_live", "with_deleted"]

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from ..drivers import sqlstate
 from ..errors import KeyOfDeletedRow, TransactionAlreadyBegun
 from ..session.given import session_of, together
-from ..session.optin import OptInSession
+from ..session.session import OptInSession
 from .attributes import live_attribute, mapper_of
 from .bulk_input import Batch, RowReader, attribute_named, columns_by_attribute
 from .column_defaults import InsertDefaults, UpdateDefaults, discriminator, first_version

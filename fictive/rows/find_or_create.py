@@ -15,7 +15,7 @@ from ..drivers import sqlstate
 from ..errors import KeyOfDeletedRow, UnsupportedDialect
 from ..session import private
 from ..session.given import dialect_of, session_of, together
-from ..session.optin import OptInSession
+from ..session.session import OptInSession
 from . import get_or_create_sql
 from .attributes import mapper_of
 from .lookups import Lookup, lookup_of

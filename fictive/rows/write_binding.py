@@ -12,7 +12,7 @@ import sqlalchemy.orm as sa_orm
 
 from ..config import WritesOutside
 from ..session.given import together, write_on
-from ..session.optin import OptInSession
+from ..session.session import OptInSession
 
 __all__ = ["asked_about_write", "execute_write", "writing"]
 

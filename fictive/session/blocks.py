@@ -6,19 +6,21 @@ import functools
 import inspect
 from collections.abc import Callable
 from types import FunctionType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..config import refuse_unknown
 from ..errors import ConfigurationError, TransactionAlreadyBegun, TransactionEnded, TransactionRequired
+from . import private
 from .given import session_of
 from .hooks import Hook, HookKind, check_hook
-from .optin import OptInSession
-from .options import OPTIONS, block_options
-from .plain import plain_blocks, plain_hooks
+from .local_settings import LocalSettings
+from .options import OPTIONS, BlockOptions, block_options
 from .retry import BeforeRetry, check_retries, run_with_retries
-from .transaction import Transaction
+from .session import OptInSession, add_hook
+from .transaction import Joined, Kind, Transaction, adopt, innermost, is_enclosed
 from .unentered import warn_not_entered
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ class TransactionBlock:
         session = session_of(self._session())
         if isinstance(session, OptInSession):
             return session.transaction(**self._arguments)
-        return plain_blocks(session).begin(block_options(**self._arguments))
+        return _begin_on_plain_session(session, block_options(**self._arguments))
 
     def __enter__(self) -> Transaction:
         self._unused = False
@@ -127,6 +129,41 @@ class TransactionBlock:
         if not self._retries:
             return once()
         return run_with_retries(session_of(self._session()), once, self._retries, self._before_retry)
+
+
+def _begin_on_plain_session(session: sa_orm.Session, options: BlockOptions) -> Transaction:
+    """`transaction()` on a session of SQLAlchemy's own, which begins by itself with whatever it runs first."""
+    if options.settings:
+        options.check(session.get_bind().dialect)
+    if not session.in_transaction():
+        block = adopt(session.begin())
+        assert block is not None
+        if asked := private.core_options(options.begin):
+            try:
+                session.connection(execution_options=asked)
+            except BaseException:
+                block.rollback()
+                raise
+        block.options = options.begin
+        # a session bound to a connection may be part of a transaction that is not its own
+        whole = isinstance(session.get_bind(), sa.Engine) if options.settings else False
+    else:
+        around = innermost(session)
+        assert around is not None
+        root = session.get_transaction()
+        options.check_inside(adopt(root).options, enclosed=is_enclosed(session))  # type: ignore[union-attr]
+        whole = False
+        if not options.savepoint:
+            joined = Joined(session, around)
+            if options.settings:
+                joined.settings = LocalSettings(around, options.settings)
+            return cast(Transaction, joined)
+        block = adopt(session.begin_nested())
+        assert block is not None
+    block.kind = Kind.BLOCK
+    if options.settings:
+        LocalSettings(block, options.settings, whole=whole)
+    return block
 
 
 def _check_function(function: object) -> None:
@@ -249,13 +286,13 @@ def _add(kind: HookKind, given: Any, fn: Callable[..., object], args: Any, kwarg
     _check_arguments(kind, fn, args, kwargs)
     hook: Hook = functools.partial(fn, *args, **kwargs) if args or kwargs else fn
     if isinstance(session, OptInSession):
-        session.add_hook(kind, hook)
+        add_hook(session, kind, hook)
         return
     if session.in_transaction():
-        current: sa_orm.SessionTransaction | None = session.get_nested_transaction() or session.get_transaction()
-        if current is not None and not current.is_active:
+        current = innermost(session)
+        if current is None or not current.is_active:
             raise TransactionEnded(f"on_{kind}() in a transaction that has failed; rollback() ends it.")
-        plain_hooks(session).add(session, kind, hook)
+        current.hooks = [*(current.hooks or ()), (kind, hook)]
     elif kind == "commit":
         hook()
 

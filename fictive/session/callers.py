@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from types import FrameType
+from types import CodeType, FrameType
 
 __all__ = ["caller", "caller_frame", "stack_level"]
 
 # By the name of the top-level package, so that no package has to be imported to be passed over.
 _PASSED_OVER = frozenset({"fictive", "sqlalchemy", "flask_sqlalchemy", "contextlib", "werkzeug", "flask", "functools"})
+_is_passed_over: dict[CodeType, bool] = {}
+_MOST_KNOWN = 20_000
 
 
 def caller() -> str:
@@ -29,6 +31,18 @@ def stack_level() -> int:
 
 def _find(frame: FrameType) -> tuple[FrameType, int]:
     level = 1
-    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] in _PASSED_OVER:
+    while frame.f_back is not None:
+        code = frame.f_code
+        if code not in _is_passed_over:
+            _learn(frame)
+        if not _is_passed_over[code]:
+            break
         frame, level = frame.f_back, level + 1
     return frame, level
+
+
+def _learn(frame: FrameType) -> None:
+    if len(_is_passed_over) >= _MOST_KNOWN:
+        _is_passed_over.clear()
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    _is_passed_over[frame.f_code] = package in _PASSED_OVER

@@ -9,12 +9,14 @@ from typing import Any, TypeVar, overload
 
 import sqlalchemy.orm as sa_orm
 
-from ..errors import TransactionAborted, TransactionAlreadyBegun
+from ..connection.engines import status_of
+from ..connection.link import abandoned
+from ..drivers import TransactionStatus
+from ..errors import TransactionAlreadyBegun
 from ..other_names import also_named
 from . import private
-from .engines import ABORTED, is_aborted
 from .given import session_of
-from .optin import OptInSession
+from .session import OptInSession
 
 __all__ = ["create_db_context", "create_db_dependency", "finishing"]
 
@@ -125,8 +127,10 @@ def finishing(session: sa_orm.Session) -> Iterator[None]:
 def _raise_if_aborted(session: sa_orm.Session) -> None:
     """An honest commit for plain sessions; the opt-in session looks for itself, and knows the error."""
     root = session.get_transaction()
-    if root is not None and any(map(is_aborted, private.connections_of(root))):
-        raise TransactionAborted(ABORTED)
+    if root is None:
+        return
+    if any(each.invalidated or status_of(each) is TransactionStatus.ABORTED for each in private.connections_of(root)):
+        raise abandoned(None, None)
 
 
 def _remove(session_factory: Callable[[], Any], session: sa_orm.Session) -> None:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..errors import UnsupportedDialect
-from .optin import OptInSession
+from .session import OptInSession, atomic, has_block
 
 __all__ = [
     "commits_without_a_block",
@@ -54,8 +54,8 @@ def require_postgresql(session: sa_orm.Session, feature: str, entity: Any = None
 
 
 def together(session: sa_orm.Session, what: str) -> contextlib.AbstractContextManager[None]:
-    """`OptInSession.together`. A plain session keeps its transaction open anyway, and its owner commits."""
-    return session.together(what) if isinstance(session, OptInSession) else contextlib.nullcontext()
+    """`session.atomic`."""
+    return atomic(session, what)
 
 
 def in_a_block(session: sa_orm.Session) -> bool:
@@ -65,7 +65,7 @@ def in_a_block(session: sa_orm.Session) -> bool:
     first statement, or the first write, has begun it.
     """
     if isinstance(session, OptInSession):
-        return session.in_transaction() and session.innermost_block() is not None
+        return has_block(session)
     root = session.get_transaction()
     if root is None:
         return False

@@ -10,27 +10,24 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-import sqlalchemy.orm as sa_orm
-from sqlalchemy import event
 
-from ..drivers import TransactionStatus, driver_for
+from ..connection.engines import status_of
+from ..connection.link import SessionConnection
+from ..drivers import TransactionStatus
 from . import private
-from .engines import status_of
 
-__all__ = ["LocalSettings", "innermost", "is_within"]
+if TYPE_CHECKING:
+    from .transaction import Transaction
+
+__all__ = ["LocalSettings"]
 
 log = logging.getLogger("fictive.session")
 
 _NAME = re.compile(r"[a-z_]+")
 _OPEN = "fictive.local_settings"
-
-
-def innermost(session: sa_orm.Session) -> sa_orm.SessionTransaction | None:
-    """SQLAlchemy's object for the innermost savepoint or transaction, with or without a connection."""
-    # SQLAlchemy's own methods: the opt-in session's say None outside
-    return sa_orm.Session.get_nested_transaction(session) or sa_orm.Session.get_transaction(session)
 
 
 class LocalSettings:
@@ -40,62 +37,56 @@ class LocalSettings:
     PostgreSQL itself forgets them.
     """
 
-    def __init__(self, session: sa_orm.Session, values: Mapping[str, int], *, whole: bool = False) -> None:
+    def __init__(self, transaction: Transaction, values: Mapping[str, int], *, whole: bool = False) -> None:
         bad = [name for name in values if not _NAME.fullmatch(name)]
         assert not bad, bad
-        self._session = session
+        self._transaction = transaction
         self._values = dict(values)
         self._whole = whole
-        self._depth = 0
-        self._inner: sa_orm.SessionTransaction | None = None
+        self._is_open = True
+        info = transaction.session.info
+        self._depth = info[_OPEN] = info.get(_OPEN, 0) + 1
         self._applied: list[sa.Connection] = []
+        transaction.settings = (*transaction.settings, self)
+        for connection in private.connections_of(transaction):
+            self.apply(connection)
 
-    def begin(self) -> None:
-        """Within the transaction or savepoint that was begun last: set, now or when it takes its connection."""
-        self._inner = innermost(self._session)
-        assert self._inner is not None
-        self._depth = self._session.info[_OPEN] = self._session.info.get(_OPEN, 0) + 1
-        event.listen(self._session, "after_begin", self._connection_taken)
-        for connection in private.connections_of(self._inner):
-            self._set(connection)
+    def apply(self, connection: sa.Connection) -> None:
+        """Set them on a connection that the transaction has."""
+        if connection.dialect.name != "postgresql" or connection in self._applied:
+            return
+        self._applied.append(connection)
+        for name, value in self._values.items():
+            if self._whole:
+                _ride(connection, f"SET LOCAL {name} = {int(value)}")
+            else:
+                _ride(connection, self._setting(name, value))
 
     def end(self, *, failed: bool = False) -> None:
         """Put back what was there; nothing where the transaction or savepoint has ended, or the server refuses.
 
         Where the block has `failed` that error is the one to see, and one of this is logged.
         """
-        if self._inner is None:
+        if not self._is_open:
             return
-        inner, self._inner = self._inner, None
-        self._session.info[_OPEN] = self._depth - 1
-        event.remove(self._session, "after_begin", self._connection_taken)
-        if self._whole or not is_within(inner, innermost(self._session)):
+        self.forget()
+        if self._whole or not self._transaction.is_active:
             return
         for connection in self._applied:
             if status_of(connection) in (TransactionStatus.IN_TRANSACTION, TransactionStatus.IDLE):
                 try:
-                    driver_for(connection.dialect).ride(connection, self._restoring())
+                    _ride(connection, self._restoring())
                 except Exception:
                     if not failed:
                         raise
                     log.warning("restoring %s failed", ", ".join(self._values), exc_info=True)
 
-    def _connection_taken(
-        self, session: sa_orm.Session, transaction: sa_orm.SessionTransaction, connection: sa.Connection
-    ) -> None:
-        if transaction is self._inner:
-            self._set(connection)
-
-    def _set(self, connection: sa.Connection) -> None:
-        if connection.dialect.name != "postgresql":
-            return
-        driver = driver_for(connection.dialect)
-        for name, value in self._values.items():
-            if self._whole:
-                driver.ride(connection, f"SET LOCAL {name} = {int(value)}")
-            else:
-                driver.ride(connection, self._setting(name, value))
-        self._applied.append(connection)
+    def forget(self) -> None:
+        """The transaction or savepoint ends, and the settings with it."""
+        if self._is_open:
+            self._is_open = False
+            self._transaction.session.info[_OPEN] = self._depth - 1
+            self._transaction.settings = tuple(each for each in self._transaction.settings if each is not self)
 
     def _setting(self, name: str, value: int) -> str:
         # one call within the other, so that the old value is kept before there is a new one
@@ -111,8 +102,9 @@ class LocalSettings:
         return f"fictive.outer_{self._depth}_{name}"
 
 
-def is_within(outer: sa_orm.SessionTransaction, inner: sa_orm.SessionTransaction | None) -> bool:
-    """Whether `outer` is `inner` or around it."""
-    while inner is not None and inner is not outer:
-        inner = inner.parent
-    return inner is outer
+def _ride(connection: sa.Connection, command: str) -> None:
+    """Run a command in the transaction before its next statement: with it in one message where the driver can."""
+    if isinstance(connection, SessionConnection):
+        connection.link.ride(command)
+    else:
+        connection.exec_driver_sql(command)

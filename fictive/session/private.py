@@ -6,33 +6,33 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from sqlalchemy.engine import cursor as sa_cursor
 from sqlalchemy.engine import result as sa_result
+from sqlalchemy.event.attr import _EmptyListener as EmptyListener
+from sqlalchemy.orm import session as sa_session
 
 __all__ = [
-    "BareConnection",
-    "JointedSession",
-    "PinnedConnection",
-    "StreamConnection",
+    "JOINTS",
+    "EmptyListener",
     "as_single_insert",
     "bind_parameters",
-    "buffer",
-    "cache_key",
     "commit_as_is",
     "connections_of",
     "connects_in_autocommit",
-    "cursor_result",
-    "drop_connections",
+    "core_options",
+    "describe",
     "has_listeners",
     "is_autocommit",
+    "is_closed",
+    "is_committed",
     "is_orm_dml",
-    "is_watched",
-    "keep_with",
+    "is_prepared",
+    "join_events",
     "key_of",
     "load_run",
     "loaded_as",
@@ -40,83 +40,75 @@ __all__ = [
     "mapper_of",
     "named_froms",
     "options_of",
+    "own_options",
     "past_ended_blocks",
+    "pending_states",
     "pool_settings",
+    "recycle",
     "relationship_of_load",
     "resolved",
     "rest_of_a_stream",
     "result_of",
-    "rollback_cause",
     "root_engine",
     "run_on_cursor",
-    "streams",
+    "scope_of",
+    "set_transaction",
+    "text_of",
     "texts_of",
+    "transaction_of",
     "yields_per",
 ]
 
 
-class JointedSession(sa_orm.Session):
-    """A session that asks its subclass at the three points where SQLAlchemy would take a transaction for granted.
+JOINTS: list[tuple[Any, tuple[str, ...]]] = [
+    (sa_orm.Session, ("_autobegin_t", "_autoflush", "_connection_for_bind", "_deleted", "_dirty_states", "_flushing",
+                      "_is_clean", "_nested_transaction", "_new", "_trans_context_manager", "_transaction")),
+    (sa_orm.SessionTransaction, ("_connection_for_bind", "_connections", "_parent", "_rollback_can_be_called",
+                                 "_rollback_exception", "_state", "_transaction_is_active")),
+    (sa.Connection, ("_Connection__savepoint_seq", "_dbapi_connection", "_execution_options",
+                     "_handle_dbapi_exception", "_has_events", "_rollback_impl", "_transaction")),
+    (sa.QueuePool, ("_dec_overflow", "_do_get", "_do_return_conn", "_invalidate_time", "_overflow", "_pre_ping",
+                    "_recycle")),
+    (sa.pool._ConnectionFairy, ("_connection_record",)),
+    (sa.Select, ("_execution_options", "_for_update_arg")),
+]  # fmt: skip
+"""Private names that `connection/` and `session/` use where a function around each would cost every statement a
+call."""
 
-    `execute`, `flush` and the rest are public and overridden as such; but which connection a statement runs on, and
-    when a transaction object comes to be, SQLAlchemy decides in methods without a public name.
-    """
 
-    def bare_connection(self, bind: sa.Engine | sa.Connection) -> sa.Connection | None:
-        """The connection for a statement outside; None to let SQLAlchemy take the transaction's."""
-        raise NotImplementedError
+def scope_of(session: sa_orm.Session) -> Any:
+    """The `Scope` of an opt-in session; None of any other."""
+    return getattr(session, "_fictive", None)
 
-    def may_autoflush(self) -> bool:
-        """Whether a statement about to run may flush first."""
-        raise NotImplementedError
 
-    def changes_begin(self) -> None:
-        """The first change since the last commit or rollback is about to be recorded; nothing is sent."""
-        raise NotImplementedError
+def transaction_of(session: sa_orm.Session) -> sa_orm.SessionTransaction | None:
+    """SQLAlchemy's innermost transaction object, that of a flush included, with or without a connection."""
+    return session._transaction
 
-    def _connection_for_bind(self, engine: Any, execution_options: Any = None, **kwargs: Any) -> sa.Connection:
-        connection = self.bare_connection(engine)
-        if connection is not None:
-            return connection
-        return super()._connection_for_bind(engine, execution_options=execution_options, **kwargs)
 
-    def _autoflush(self) -> None:
-        if self.may_autoflush():
-            super()._autoflush()
+def set_transaction(session: sa_orm.Session, transaction: sa_orm.SessionTransaction | None) -> None:
+    """Put another transaction object, or none, in the place of the session's."""
+    session._transaction = transaction
 
-    def _autobegin_t(self, begin: bool = False) -> sa_orm.SessionTransaction:
-        if self._transaction is None and not begin:
-            self.changes_begin()
-        return super()._autobegin_t(begin)
 
-    # SQLAlchemy's transaction object remembers what to undo in Python on a rollback (objects added, deleted, renamed)
-    # from the first change on, long before it has a connection. fictive lets it: outside it has none.
+def is_prepared(transaction: sa_orm.SessionTransaction) -> bool:
+    """Whether its flush is done and COMMIT is what comes next."""
+    return transaction._state is sa_session.SessionTransactionState.PREPARED
 
-    def change_record(self) -> sa_orm.SessionTransaction | None:
-        """SQLAlchemy's innermost transaction object, with or without a connection; None where nothing changed."""
-        return self._transaction
 
-    def open_change_record(self) -> sa_orm.SessionTransaction:
-        """The same, made now where there is none."""
-        return super()._autobegin_t()
+def is_committed(transaction: sa_orm.SessionTransaction) -> bool:
+    """Whether COMMIT, or RELEASE, was answered."""
+    return transaction._state is sa_session.SessionTransactionState.COMMITTED
 
-    @contextlib.contextmanager
-    def change_record_aside(self) -> Iterator[sa_orm.SessionTransaction]:
-        """A fresh transaction object for a statement that has nothing to do with the changes recorded so far."""
-        aside, self._transaction = self._transaction, None
-        try:
-            yield super()._autobegin_t(begin=True)
-        finally:
-            if self._transaction is None:
-                self._transaction = aside
 
-    def is_clean(self) -> bool:
-        """Whether a flush would find nothing to look at."""
-        return self._is_clean()
+def is_closed(transaction: sa_orm.SessionTransaction) -> bool:
+    return transaction._state is sa_session.SessionTransactionState.CLOSED
 
-    @property
-    def flushing(self) -> bool:
-        return self._flushing
+
+def pending_states(session: sa_orm.Session) -> list[tuple[str, list[Any]]]:
+    """What a flush would look at. The public `new`, `dirty` and `deleted` make sets of objects for it."""
+    dirty = [state for state in session._dirty_states if state not in session._deleted]
+    return [("INSERT", list(session._new)), ("UPDATE", dirty), ("DELETE", list(session._deleted))]
 
 
 @contextlib.contextmanager
@@ -154,101 +146,9 @@ def connections_of(transaction: sa_orm.SessionTransaction) -> list[sa.Connection
     return list({id(entry[0]): entry[0] for entry in transaction._connections.values()}.values())
 
 
-def drop_connections(transaction: sa_orm.SessionTransaction) -> None:
-    """Let the transaction take new connections instead of those it has, on which nothing was done."""
-    for connection in connections_of(transaction):
-        connection.close()
-    transaction._connections.clear()
-
-
-def rollback_cause(transaction: sa_orm.SessionTransaction) -> BaseException | None:
-    """The error of the flush that made SQLAlchemy roll the transaction back by itself."""
-    return transaction._rollback_exception
-
-
-class BareConnection(sa.Connection):
-    """A connection that runs statements without SQLAlchemy's own transaction object around them.
-
-    With it, each statement would log BEGIN and ROLLBACK that do not happen, and fire `begin` and `rollback` events.
-    """
-
-    def __init__(self, engine: sa.Engine) -> None:
-        super().__init__(engine, _allow_autobegin=False)
-
-    def _rollback_impl(self) -> None:
-        if self.in_transaction():  # else SQLAlchemy cleans up after an error, where there is nothing to undo
-            super()._rollback_impl()
-
-
-class PinnedConnection(BareConnection):
-    """A bare connection on which a transaction can be begun all the same, by whoever has it."""
-
-    def __init__(self, engine: sa.Engine, leave_autocommit: Callable[[sa.Connection], None]) -> None:
-        super().__init__(engine)
-        self._leave_autocommit = leave_autocommit
-
-    def begin(self) -> sa.RootTransaction:
-        if not self.in_transaction():
-            self._leave_autocommit(self)
-        return super().begin()
-
-
-class StreamConnection(sa.Connection):
-    """A connection held for one result, and closed as soon as that lets its cursor go: exhausted, or closed."""
-
-    held_for: Any = None
-    """The driver's cursor of that result."""
-
-    def _safe_close_cursor(self, cursor: Any) -> None:
-        super()._safe_close_cursor(cursor)
-        if cursor is self.held_for and cursor is not None:
-            self.held_for = None
-            self.close()
-
-
-def cursor_result(result: Any) -> sa.CursorResult[Any] | None:
-    """The result that reads from the driver's cursor, under the ORM's; None where there is none."""
-    inner = result if isinstance(result, sa.CursorResult) else getattr(result, "raw", None)
-    return inner if isinstance(inner, sa.CursorResult) else None
-
-
-def buffer(result: Any) -> None:
-    """Fetch all rows now, as the driver gave them, so that the connection is free of the result.
-
-    SQLAlchemy has the strategy for it, and sets it itself for databases that need it, but offers no public switch
-    (`prebuffer_rows` is for ORM rows only).
-    """
-    inner = cursor_result(result)
-    if inner is None or inner.cursor is None or not inner.returns_rows:
-        return
-    strategy = inner.cursor_strategy
-    if type(strategy) is not sa_cursor.CursorFetchStrategy:
-        return  # its rows are in memory already
-    try:
-        rows = inner.cursor.fetchall()
-    except BaseException as error:
-        strategy.handle_exception(inner, inner.cursor, error)
-    inner.cursor_strategy = sa_cursor.FullyBufferedCursorFetchStrategy(None, initial_buffer=rows)
-
-
-def keep_with(result: Any, companion: object) -> None:
-    """Let `companion` live as long as `result`, which has no place for a weak reference to it."""
-    result._fictive_companion = companion
-
-
 def resolved(statement: Any) -> Any:
     """The construct inside a lambda statement; any other as it is."""
     return getattr(statement, "_resolved", statement)
-
-
-def cache_key(statement: Any) -> Any:
-    """What SQLAlchemy knows a statement of this structure by, whatever its values; None for one that has no such key.
-
-    It is kept with the statement and used again when it is compiled.
-    """
-    generate = getattr(statement, "_generate_cache_key", None)
-    key = generate() if generate is not None else None
-    return None if key is None else key.key
 
 
 def is_autocommit(execution_options: Mapping[str, Any]) -> bool:
@@ -259,25 +159,6 @@ def is_autocommit(execution_options: Mapping[str, Any]) -> bool:
 def connects_in_autocommit(dialect: sa.Dialect) -> bool:
     """Whether `create_engine(isolation_level=...)` asked for AUTOCOMMIT; the dialect keeps it under its own name."""
     return is_autocommit({"isolation_level": getattr(dialect, "_on_connect_isolation_level", None)})
-
-
-_OWN_LISTENERS = 2
-
-
-def is_watched(engine: sa.Engine) -> bool:
-    """Whether anyone but fictive (`engines.prepare`: one `checkout`, one `checkin`) is told of each connection that
-    comes from or goes to the pool. SQLAlchemy tells of one listener whether it is there, but not how many there are.
-    """
-    pool = engine.pool.dispatch
-    return (
-        len(pool.checkout) + len(pool.checkin) + len(pool.reset) + len(engine.dispatch.engine_connect) > _OWN_LISTENERS
-    )
-
-
-def streams(engine: sa.Engine) -> bool:
-    """Whether the engine's own options ask for cursors on the server."""
-    options = engine.get_execution_options()
-    return bool(options.get("stream_results") or options.get("yield_per"))
 
 
 def yields_per(execution_options: Mapping[str, Any]) -> bool:
@@ -314,6 +195,62 @@ def mapper_of(element: Any) -> sa_orm.Mapper[Any] | None:
     """The mapper that a table or column in a statement was named through; SQLAlchemy keeps it as an annotation."""
     entity = getattr(element, "_annotations", {}).get("parententity")
     return None if entity is None else entity.mapper
+
+
+def describe(statement: Any) -> str:
+    """A few words for messages: `UPDATE objects`, before the statement is compiled."""
+    statement = resolved(statement)
+    if isinstance(statement, sa.UpdateBase):
+        table = getattr(statement, "table", None)
+        return f"{statement.__visit_name__.upper()} {getattr(table, 'fullname', table)}"
+    return type(statement).__name__
+
+
+def text_of(statement: Any, dialect: sa.Dialect) -> str:
+    """The SQL of a statement, for looking at it; SQLAlchemy compiles it again, with values, when it is sent."""
+    statement = resolved(statement)
+    if isinstance(statement, sa.TextClause):
+        return statement.text
+    try:
+        return str(statement.compile(dialect=dialect))
+    except sa.exc.SQLAlchemyError:  # one that is complete with values only
+        return describe(statement)
+
+
+def own_options(statement: Any, execution_options: Mapping[str, Any], session: sa_orm.Session) -> Mapping[str, Any]:
+    """The execution options of fictive's that hold for a statement; the statement's own are kept without a public name
+    that works on every kind of statement."""
+    found: dict[str, Any] = {}
+    for options in (
+        getattr(session, "execution_options", None),
+        getattr(statement, "_execution_options", None),
+        execution_options,
+    ):
+        if options:
+            found.update({name: options[name] for name in ("fictive_writes", "fictive_outside") if name in options})
+    return found
+
+
+def core_options(options: Any) -> dict[str, Any]:
+    """The execution options of a Core connection for what a transaction is asked for (SQLAlchemy documentation,
+    "Setting READ ONLY / DEFERRABLE" of the PostgreSQL dialect)."""
+    names = {
+        "isolation_level": "isolation_level",
+        "read_only": "postgresql_readonly",
+        "deferrable": "postgresql_deferrable",
+    }
+    return {name: value for field, name in names.items() if (value := getattr(options, field)) is not None}
+
+
+def join_events(connection: sa.Connection, engine: sa.Engine) -> None:
+    """Let a connection hear what is listened for on its engine, without the listener that SQLAlchemy itself attaches
+    for the engine's isolation level."""
+    connection.dispatch = connection.dispatch._join(engine.dispatch)
+    connection._has_events = engine._has_events
+    if engine._has_events:
+        for listener in connection.dispatch.engine_connect:
+            if listener.__module__ != "sqlalchemy.engine.default":
+                listener(connection)
 
 
 def named_froms(exists: Any) -> Sequence[Any]:
@@ -353,6 +290,12 @@ def root_engine(engine: sa.Engine) -> sa.Engine:
     while (inner := getattr(engine, "_proxied", None)) is not None:
         engine = inner
     return engine
+
+
+def recycle(pool: sa.Pool) -> None:
+    """Let a pool replace each connection that was made before now when it is next taken, as SQLAlchemy does after an
+    error that says that a connection was lost."""
+    pool._invalidate_time = time.time()
 
 
 def pool_settings(pool: sa.Pool) -> dict[str, Any]:

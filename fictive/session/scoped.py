@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy.orm as sa_orm
 
 from ..config import UnsavedChanges, WritesOutside
-from .optin import OptInSession, check_options
+from .session import OptInSession, check_options
 from .transaction import Transaction
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class OptInScopedSession(sa_orm.scoped_session[OptInSession]):
     SQLAlchemy's hands on a fixed list of methods; this one also those that are the opt-in session's own.
     """
 
-    def begin(self, nested: bool = False) -> Transaction:  # type: ignore[override]
+    def begin(self, nested: bool = False) -> Transaction:
         return self().begin(nested)
 
-    def begin_nested(self) -> Transaction:  # type: ignore[override]
+    def begin_nested(self) -> Transaction:
         return self().begin_nested()
 
     def transaction(self, **options: Unpack[TransactionArguments]) -> Transaction:

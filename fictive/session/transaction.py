@@ -1,27 +1,49 @@
-"""One block: a transaction or a savepoint, from `begin()` to its end."""
+"""SQLAlchemy's transaction object with what fictive adds: an honest end, `Rollback`, hooks, and messages.
+
+`begin()`, `begin_nested()` and `transaction()` return SQLAlchemy's own `SessionTransaction`, of this subclass. So
+handles, `get_transaction()` and `get_nested_transaction()` are one and the same object, and behave as SQLAlchemy
+documents it. A plain session's transaction becomes one when a block of fictive's or a hook needs it (`adopt`).
+"""
 
 from __future__ import annotations
 
 import enum
 import logging
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
-from ..errors import HooksFailed, TransactionAlreadyBegun, TransactionEnded, TransactionOutOfOrder
+from ..connection.engines import status_of
+from ..connection.link import SessionConnection, abandoned
+from ..drivers import NO_OPTIONS, TransactionStatus
+from ..errors import (
+    CommitOutcomeUnknown,
+    HooksFailed,
+    TransactionAborted,
+    TransactionAlreadyBegun,
+    TransactionEnded,
+    TransactionOutOfOrder,
+)
+from . import private
 from .callers import caller
-from .local_settings import LocalSettings
+from .hooks import due_hooks, run_due
+
+if TYPE_CHECKING:
+    from .hooks import Hook, HookKind
+    from .local_settings import LocalSettings
+    from .write_log import WriteLog
 
 __all__ = [
     "Joined",
-    "Keeper",
+    "Kind",
     "Rollback",
     "Transaction",
     "TransactionState",
-    "after_ending",
-    "after_leaving",
+    "adopt",
     "ended_error",
+    "innermost",
     "is_enclosed",
 ]
 
@@ -39,6 +61,22 @@ class TransactionState(enum.Enum):
     """COMMIT was sent and never answered (`CommitOutcomeUnknown`)."""
 
 
+ROLLED_BACK_BY_FLUSH = "SQLAlchemy rolled this transaction back after a flush in it failed."
+
+
+class Kind(enum.Enum):
+    """What a transaction object stands for."""
+
+    RECORD = "record of changes"
+    """SQLAlchemy's note of what a rollback has to undo on objects. The session is in autocommit."""
+    IMPLICIT = "implicit"
+    """Begun for one flush, commit or statement of several parts, and committed with it."""
+    BLOCK = "block"
+    """Begun by the code."""
+    LASTING = "lasting"
+    """Begun by a first write, as in SQLAlchemy (`writes_outside="begin"`), or by a plain session."""
+
+
 class Rollback(Exception):
     """Raised in a block by your code: undoes that block, and ends there. Not an error, and no `FictiveError`.
 
@@ -46,122 +84,261 @@ class Rollback(Exception):
     (`savepoint=False`) has nothing of its own to undo: it ends the block that it joined.
     """
 
-    def __init__(self, transaction: Transaction | None = None) -> None:
+    def __init__(self, transaction: Transaction | Joined | None = None) -> None:
         super().__init__("raised outside the block that it is for" if transaction else "raised outside any block")
+        self.transaction: Transaction | Joined | None = None
         if transaction is not None:
-            if not isinstance(transaction, Transaction):
+            if not isinstance(transaction, (Transaction, Joined)):
                 raise TypeError(f"Rollback() takes what `with transaction() as tx:` gives, not {transaction!r}.")
-            transaction = transaction.own_block()
-            transaction.raise_unless_active()
-        self.transaction = transaction
+            self.transaction = transaction.own_block()
+            self.transaction.raise_unless_active()
 
-    def ends(self, transaction: Transaction) -> bool:
+    def ends(self, transaction: Transaction | Joined) -> bool:
         """Whether it is for this block, which it has reached."""
         return self.transaction is None or self.transaction is transaction
 
 
-class Keeper(Protocol):
-    """Who ends the blocks of one session: the opt-in session itself, or `PlainBlocks` for a plain one."""
-
-    def end_transaction(self, block: Transaction, *, commit: bool, ended_at: str | None = None) -> None: ...
-
-    def leave(self, block: Transaction) -> None: ...
-
-    def innermost_block(self) -> Transaction | None: ...
-
-
-class Transaction:
+class Transaction(sa_orm.SessionTransaction):
     """What `begin()`, `begin_nested()` and `transaction()` return: a context manager around atomic work.
 
     A block that ends normally commits (a savepoint: is released); an exception rolls back and comes out unchanged,
     but for `Rollback`, which ends with the block that it is for. Without `with`, `commit()` or `rollback()` end it.
     BEGIN goes with the first statement; a transaction of n statements is n + 1 round trips, and none without a
     statement.
-
-    Not a `sqlalchemy.orm.SessionTransaction`, but has its `commit`, `rollback`, `close`, `is_active`, `nested`,
-    `parent` and `session`.
     """
 
-    def __init__(
-        self,
-        session: sa_orm.Session,
-        inner: sa_orm.SessionTransaction,
-        parent: Transaction | None,
-        *,
-        nested: bool,
-        keeper: Keeper,
-    ) -> None:
-        self.session = session
-        self.parent = parent
-        self.nested = nested
-        self.ended_at: str | None = None
-        """The line that ended the transaction before its block was left."""
-        self.asked_for_savepoint = False
-        """Begun by `begin_nested()` where there was no transaction to nest in."""
-        self.whole: Transaction | None = None
-        """The transaction that this savepoint was begun with, and ends with."""
-        self.is_sandbox = False
-        """Set on the transaction that a test puts around the application: what is in it counts as outside."""
-        self.settings: LocalSettings | None = None
-        self.writes: list[str] = []
-        self._state = TransactionState.ACTIVE
-        self._keeper = keeper
-        self._inner = inner
-        self._entered = False
+    # SQLAlchemy makes the object, and its class is changed afterwards: so attributes have their defaults here.
+    kind = Kind.LASTING
+    options = NO_OPTIONS
+    settings: tuple[LocalSettings, ...] = ()
+    is_plain = True
+    """Of a session of SQLAlchemy's own, or on a connection that the session was given: COMMIT is looked at here."""
+    has_foreign = False
+    """Whether it has a connection that the session was given."""
+    hooks: list[tuple[HookKind, Hook]] | None = None
+    ended_at: str | None = None
+    """The line that ended the transaction before its block was left."""
+    begun_at: str | None = None
+    """The line of the first write, of a `LASTING` one."""
+    asked_for_savepoint = False
+    """Begun by `begin_nested()` where there was no transaction to nest in."""
+    whole: Transaction | None = None
+    """The transaction that this savepoint was begun with, and ends with."""
+    is_sandbox = False
+    """Set on the transaction that a test puts around the application: what is in it counts as outside."""
+    writes: WriteLog | None = None
+    _outcome: TransactionState | None = None
+    _ending = False
+    _is_left = False
+    _around: Any = None
 
     def __repr__(self) -> str:
-        kind = "savepoint" if self.nested else "transaction"
-        return f"<{kind} {self.state.value}{f', ended at {self.ended_at}' if self.ended_at else ''}>"
+        what = "savepoint" if self.nested else "transaction"
+        return f"<{what} {self.state.value}{f', ended at {self.ended_at}' if self.ended_at else ''}>"
 
     @property
     def state(self) -> TransactionState:
         """A `TransactionState`, readable after the end."""
-        return self._state
+        if self._outcome is not None:
+            return self._outcome
+        return TransactionState.ACTIVE if self.is_active else TransactionState.ROLLED_BACK
 
     @property
-    def is_active(self) -> bool:
-        """Whether statements still go into it."""
-        return self.state is TransactionState.ACTIVE
+    def is_root(self) -> bool:
+        return self._parent is None
 
-    def commit(self) -> None:
+    def raise_unless_active(self) -> None:
+        if not self.is_active:
+            raise ended_error(self)
+
+    def own_block(self) -> Transaction:
+        """The block that a `Rollback` for this one ends."""
+        return self
+
+    # -- its connections ----------------------------------------------------------------------------------------------
+
+    def _connection_for_bind(self, bind: Any, execution_options: Any) -> sa.Connection:
+        found = self._connections.get(bind)
+        if found is not None and not execution_options and self.is_active:
+            return found[0]
+        if self._parent is None and not self.is_plain and found is None:
+            if isinstance(bind, (sa.Engine, SessionConnection)):
+                if isinstance(bind, sa.Engine):
+                    bind = private.scope_of(self.session).connection(bind)
+                link = bind.link
+                if self.options:
+                    link.options = self.options
+                link.prefetches = self.kind is Kind.IMPLICIT
+                link.log = self.writes
+            else:
+                self.has_foreign = True
+        connection = super()._connection_for_bind(bind, execution_options)
+        for settings in self.settings:
+            settings.apply(connection)
+        return connection
+
+    # -- its end ----------------------------------------------------------------------------------------------------
+
+    def commit(self, _to_root: bool = False) -> None:
         """Flush what is pending and commit; release, for a savepoint. 1 round trip.
 
         Raises `TransactionAborted`, from the first error, when the server has given the transaction up already; it
-        is rolled back then, and so it is when the flush or the COMMIT fails.
+        is rolled back then.
         """
-        self.raise_unless_active()
-        self._keeper.end_transaction(self, commit=True, ended_at=caller() if self._entered else None)
+        session, outermost = self.session, not self._ending
+        self._note_end()
+        self._ending = True
+        try:
+            if self.settings or (self._parent is None and (self.is_plain or self.has_foreign)):
+                self._before_commit()
+            super().commit(_to_root)
+        except BaseException as error:
+            self._commit_failed(error, outermost)
+            raise
+        finally:
+            self._ending = False
+        if outermost:
+            self._end_whole(commit=True)
+            if due_hooks(session):
+                run_due(session)
 
-    def rollback(self) -> None:
+    def _before_commit(self) -> None:
+        """What SQLAlchemy's commit would do first, so that a timeout of the block is still in force, and a plain
+        session's COMMIT is honest."""
+        if not self.session._flushing and self.is_active and not self.session._is_clean():
+            self.session.flush()
+        for settings in self.settings[::-1]:
+            settings.end()
+        if self._parent is None:
+            for connection in private.connections_of(self):
+                is_lost = connection.invalidated or status_of(connection) is TransactionStatus.ABORTED
+                if is_lost and not isinstance(connection, SessionConnection):
+                    raise abandoned(None, None)
+
+    def _commit_failed(self, error: BaseException, outermost: bool) -> None:
+        if self._outcome is not None:
+            return
+        lost = isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
+        if self._parent is None and lost and private.is_prepared(self) and self._commit_was_sent():
+            self._outcome = TransactionState.IN_DOUBT
+            self._roll_back_quietly(error)
+            raise CommitOutcomeUnknown(error) from error  # type: ignore[arg-type]
+        if isinstance(error, TransactionAborted) or self.kind is Kind.IMPLICIT or not isinstance(error, Exception):
+            self._roll_back_quietly(error)
+        if outermost:
+            run_due(self.session, after=error)
+
+    def _commit_was_sent(self) -> bool:
+        links = [each.link for each in private.connections_of(self) if isinstance(each, SessionConnection)]
+        return not links or any(link.committing for link in links)
+
+    def rollback(self, _capture_exception: bool = False, _to_root: bool = False) -> None:
         """Undo all of it, in the database and on the session's objects. 1 round trip; none if nothing was sent."""
-        self.raise_unless_active()
-        self._keeper.end_transaction(self, commit=False, ended_at=caller() if self._entered else None)
+        session, outermost = self.session, not self._ending
+        self._note_end()
+        self._ending = True
+        try:
+            super().rollback(_capture_exception, _to_root)
+        except BaseException as error:
+            if outermost:
+                run_due(session, after=error)
+            raise
+        finally:
+            self._ending = False
+        if outermost:
+            self._end_whole(commit=False)
+            if due_hooks(session):
+                run_due(session)
 
-    def close(self) -> None:
-        """Roll back if it is still open."""
-        if self.is_active:
-            self.rollback()
+    def _roll_back_quietly(self, error: BaseException) -> None:
+        """Roll back after an error, which is the one to see."""
+        try:
+            if self._rollback_can_be_called():
+                sa_orm.SessionTransaction.rollback(self)
+        except Exception:
+            log.warning("ROLLBACK failed after %r", error, exc_info=True)
+
+    def close(self, invalidate: bool = False) -> None:
+        """End it: rolled back, if it was not committed."""
+        committed = private.is_committed(self)
+        try:
+            super().close(invalidate)
+        finally:
+            self._closed(committed)
+
+    def _closed(self, committed: bool) -> None:
+        if self._outcome is None:
+            self._outcome = TransactionState.COMMITTED if committed else TransactionState.ROLLED_BACK
+        for settings in self.settings:
+            settings.forget()
+        if not self.is_plain and self.kind is not Kind.RECORD and self.kind is not Kind.IMPLICIT:
+            log_of_writes = private.scope_of(self.session).committed_writes
+            log_of_writes.clear()  # what was written before is settled
+            if self.writes and committed:
+                log_of_writes.extend(self.writes)
+        hooks, self.hooks = self.hooks, None
+        if hooks:
+            parent = self._parent
+            if self.nested and committed and isinstance(parent, Transaction):
+                parent.hooks = [*(parent.hooks or ()), *hooks]
+            elif self._outcome is TransactionState.IN_DOUBT:
+                log.warning("the outcome of a COMMIT is unknown: %d hooks were not run", len(hooks))
+            else:
+                kind = "commit" if committed else "rollback"
+                due_hooks(self.session).extend(fn for registered, fn in hooks if registered == kind)
+        if not self._ending and self._parent is None and due_hooks(self.session):
+            run_due(self.session)
+
+    def _note_end(self) -> None:
+        """Remember the line that ends a block from within; its own `__exit__` does not count."""
+        if self._outcome is None and self._is_entered() and self.ended_at is None:
+            self.ended_at = caller()
+
+    def _is_entered(self) -> bool:
+        return getattr(self, "_trans_subject", None) is not None
+
+    def _end_whole(self, *, commit: bool) -> None:
+        """The transaction that a savepoint was begun with ends with it."""
+        whole, self.whole = self.whole, None
+        if whole is not None and whole.is_active:
+            whole.commit()
+
+    # -- with ---------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Transaction:
         self.raise_unless_active()
-        self._entered = True
+        super().__enter__()
         return self
 
-    def __exit__(
+    def __exit__(  # type: ignore[override]
         self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        session = self.session
+        is_innermost = session._trans_context_manager is self
+        outer = getattr(self, "_outer_trans_ctx", None)
         ends_here = isinstance(error, Rollback) and error.ends(self)
         try:
             if not self.is_active:
-                if ends_here and self.state is not TransactionState.ROLLED_BACK:
+                if not private.is_closed(self):  # a flush in it failed, and SQLAlchemy rolled back
+                    self.close()
+                    if error is None:
+                        raise abandoned(ROLLED_BACK_BY_FLUSH, self._rollback_exception)
+                if ends_here and self.state is TransactionState.COMMITTED:
                     raise ended_error(self) from error
                 return ends_here or None  # ended inside; another exception goes on
+            self._trans_subject = None
             if error is None:
-                self._raise_if_left_too_early()
-                self._keeper.end_transaction(self, commit=True)
+                self._raise_if_left_too_early(is_innermost)
+                try:
+                    self.commit()
+                except BaseException as failure:
+                    if self._outcome is None:
+                        self._roll_back_quietly(failure)
+                        run_due(session, after=failure)
+                    raise
                 return None
             try:
-                self._keeper.end_transaction(self, commit=False)
+                self.rollback()
             except HooksFailed:
                 if ends_here:
                     raise
@@ -170,74 +347,74 @@ class Transaction:
                 log.warning("ROLLBACK failed after %r", error, exc_info=True)
             return ends_here or None
         finally:
-            self._keeper.leave(self)
+            self._trans_subject = self._outer_trans_ctx = None
+            self._around, self._is_left = outer, True
+            if is_innermost:
+                while isinstance(outer, Transaction) and outer._is_left:  # left too early
+                    outer = outer._around
+                session._trans_context_manager = outer
 
-    def _raise_if_left_too_early(self) -> None:
-        block = self._keeper.innermost_block()
-        while block is not None and block is not self:
-            if block.is_active and block.entered and block.whole is not self:
-                still_open = repr(block)
-                self._keeper.end_transaction(self, commit=False, ended_at=caller())
-                raise TransactionOutOfOrder(
-                    f"The block was left while {still_open}, begun within it, is open. Both were rolled back. Leave "
-                    "blocks in the reverse order of entering them; a generator that holds one open has to be closed."
-                )
-            block = block.parent
-
-    def ended(self, state: TransactionState, ended_at: str | None) -> None:
-        """Told by its keeper, which ended it."""
-        self._state = state
-        self.ended_at = ended_at
-        if self.settings is not None:
-            self.settings.end()
-
-    @property
-    def inner(self) -> sa_orm.SessionTransaction:
-        """SQLAlchemy's own object."""
-        return self._inner
-
-    @property
-    def entered(self) -> bool:
-        """Whether it is the object of a `with` block."""
-        return self._entered
-
-    def own_block(self) -> Transaction:
-        """The block that a `Rollback` for this one ends."""
-        return self
-
-    def raise_unless_active(self) -> None:
-        if not self.is_active:
-            raise ended_error(self)
+    def _raise_if_left_too_early(self, is_innermost: bool) -> None:
+        inner = self.session._trans_context_manager
+        if is_innermost or not isinstance(inner, Transaction) or not inner.is_active or inner.whole is self:
+            return
+        still_open = repr(inner)
+        self._roll_back_quietly(RuntimeError("left out of order"))
+        run_due(self.session, after=RuntimeError("left out of order"))
+        raise TransactionOutOfOrder(
+            f"The block was left while {still_open}, begun within it, is open. Both were rolled back. Leave "
+            "blocks in the reverse order of entering them; a generator that holds one open has to be closed."
+        )
 
 
-class Joined(Transaction):
-    """What `transaction(savepoint=False)` returns inside: part of the block around it, whose state is its own."""
+class Joined:
+    """What `transaction(savepoint=False)` returns in a transaction: a part of it, with its state."""
 
-    def __init__(
-        self, session: sa_orm.Session, inner: sa_orm.SessionTransaction, joined: Transaction | None, keeper: Keeper
-    ) -> None:
-        super().__init__(session, inner, joined, nested=False, keeper=keeper)
-        self._joined = joined  # None: a transaction that no block began, as under writes_outside="begin"
+    def __init__(self, session: sa_orm.Session, transaction: Transaction) -> None:
+        self.session = session
+        self.settings: LocalSettings | None = None
+        self._joined = transaction
+
+    def __repr__(self) -> str:
+        return f"<part of {self._joined!r}>"
 
     @property
     def state(self) -> TransactionState:
-        return self._joined.state if self._joined is not None else self._state
+        return self._joined.state
 
-    def own_block(self) -> Transaction:
-        return self._joined.own_block() if self._joined is not None else self
+    @property
+    def is_active(self) -> bool:
+        return self._joined.is_active
+
+    @property
+    def nested(self) -> bool:
+        return False
+
+    @property
+    def parent(self) -> Transaction:
+        return self._joined
+
+    def own_block(self) -> Transaction | Joined:
+        return self if self._joined.kind is Kind.LASTING and self._joined.is_root else self._joined.own_block()
+
+    def raise_unless_active(self) -> None:
+        self._joined.raise_unless_active()
 
     def commit(self) -> None:
         self.raise_unless_active()
         raise TransactionAlreadyBegun("This block joined the transaction around it, whose block commits it.")
 
     def rollback(self) -> None:
-        """Undo the whole block that it joined."""
+        """Undo the whole transaction or savepoint that it joined."""
         self.raise_unless_active()
-        if self._joined is not None:
-            self._joined.rollback()
-        else:
-            self.session.rollback()
-            self._state = TransactionState.ROLLED_BACK
+        self._joined.rollback()
+
+    def close(self) -> None:
+        """Nothing of its own is open."""
+
+    def __enter__(self) -> Joined:
+        self.raise_unless_active()
+        return self
 
     def __exit__(
         self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -250,45 +427,36 @@ class Joined(Transaction):
                 failed = error is not None
             finally:
                 self.settings.end(failed=failed)
-        ends_here = self._joined is None and isinstance(error, Rollback) and error.ends(self)
+        ends_here = self.own_block() is self and isinstance(error, Rollback) and error.ends(self)
         if ends_here and self.is_active:
-            self.rollback()
+            self._joined.rollback()
         return ends_here or None
 
 
-# What the keepers share, as functions of their innermost block.
+def adopt(transaction: sa_orm.SessionTransaction | None) -> Transaction | None:
+    """Make SQLAlchemy's transaction object, and those around it, ours; the innermost transaction or savepoint."""
+    while transaction is not None and not (transaction.nested or transaction.parent is None):
+        transaction = transaction.parent  # that of a flush
+    found = transaction
+    while transaction is not None:
+        if type(transaction) is sa_orm.SessionTransaction and (transaction.nested or transaction.parent is None):
+            transaction.__class__ = Transaction
+        transaction = transaction.parent
+    assert found is None or isinstance(found, Transaction)
+    return found
 
 
-def is_enclosed(innermost: Transaction | None) -> bool:
-    """Inside: whether the outcome depends on a transaction around, other than that of a test's sandbox."""
-    block = innermost
-    while block is not None and block.is_sandbox:
+def innermost(session: sa_orm.Session) -> Transaction | None:
+    """The innermost savepoint or transaction of a session, with or without a connection."""
+    return adopt(session._nested_transaction or private.transaction_of(session))
+
+
+def is_enclosed(session: sa_orm.Session) -> bool:
+    """In a transaction: whether its outcome depends on one other than that of a test's sandbox."""
+    block: sa_orm.SessionTransaction | None = innermost(session)
+    while isinstance(block, Transaction) and block.is_sandbox:
         block = block.parent
-    return block is not None or innermost is None
-
-
-def after_leaving(block: Transaction, innermost: Transaction | None) -> Transaction | None:
-    """The innermost block once `block` is left; the same where it was left already, with one around it."""
-    found = innermost
-    while found is not None and found is not block:
-        found = found.parent
-    return innermost if found is None else (block.whole or block).parent
-
-
-def after_ending(
-    block: Transaction, innermost: Transaction | None, state: TransactionState, ended_at: str | None
-) -> Transaction | None:
-    """Mark `block` and all in it; the innermost block then. One whose `with` is open stays until it is left."""
-    inner = innermost
-    while inner is not None:
-        if inner.is_active:
-            inner.ended(state, ended_at)
-        if inner is block:
-            break
-        inner = inner.parent
-    while innermost is not None and not innermost.is_active and not innermost.entered:
-        innermost = innermost.parent
-    return innermost
+    return block is not None
 
 
 def ended_error(transaction: Transaction) -> TransactionEnded:

@@ -17,7 +17,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from fictive.sqlalchemy import ParkingPool, claim, notify_changes, sessionmaker, wait_for_rows
+from fictive.sqlalchemy import BorrowingPool, claim, notify_changes, sessionmaker, wait_for_rows
 from fictive.testing import postgres
 
 
@@ -44,7 +44,7 @@ notify_changes(Job, inserts=True)
 
 def work(url: str) -> None:
     """Claim, do and delete, until killed."""
-    session = sessionmaker(sa.create_engine(url, poolclass=ParkingPool))()
+    session = sessionmaker(sa.create_engine(url, poolclass=BorrowingPool))()
     waiting = claim(sa.select(Job).order_by(Job.id), limit=10)
     while True:
         with session.begin():

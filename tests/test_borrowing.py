@@ -1,4 +1,4 @@
-"""Connections that sessions leave for the next statement outside (`fictive.session.parking`)."""
+"""Connections that sessions leave idle for the next statement outside (`fictive.connection.pool`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from fictive.session import parking
-from fictive.sqlalchemy import OptInSession, ParkingPool
+from fictive.connection import link
+from fictive.sqlalchemy import BorrowingPool, OptInSession
 
 PID = sa.select(sa.func.pg_backend_pid())
 MakeEngine = Callable[..., sa.Engine]
@@ -21,7 +21,7 @@ def make_engine(database_url: str) -> Iterator[MakeEngine]:
     with ExitStack() as stack:
 
         def make(**options: Any) -> sa.Engine:
-            engine = sa.create_engine(database_url, poolclass=ParkingPool, **options)
+            engine = sa.create_engine(database_url, poolclass=BorrowingPool, **options)
             stack.callback(engine.dispose)
             return engine
 
@@ -37,9 +37,9 @@ def outside(engine: sa.Engine) -> Any:
 def test_a2_the_next_session_takes_what_the_last_one_left(make_engine: MakeEngine) -> None:
     engine = make_engine(pool_size=2, max_overflow=0, pool_timeout=2)
     pool = engine.pool
-    assert isinstance(pool, ParkingPool)
+    assert isinstance(pool, BorrowingPool)
     pid = outside(engine)
-    assert (pool.checkedin(), pool.checkedout(), pool.take(sa.create_engine(engine.url))) == (1, 0, None)
+    assert (pool.checkedin(), pool.checkedout(), len(pool.idle)) == (1, 0, 1)
     assert outside(engine) == pid
     with engine.begin() as connection:  # Core and transactions have it as well, and as it rests: transactional
         assert connection.scalar(PID) == pid
@@ -56,7 +56,7 @@ def test_a2_connections_beyond_the_size_of_the_pool_are_closed(make_engine: Make
     outside(engine)
     with engine.connect() as one, engine.connect() as two:
         assert len({one.scalar(PID), two.scalar(PID), outside(engine)}) == 3
-    assert isinstance(engine.pool, ParkingPool)
+    assert isinstance(engine.pool, BorrowingPool)
     assert (engine.pool.overflow(), engine.pool.checkedin(), engine.pool.checkedout()) == (0, 1, 0)
 
 
@@ -81,12 +81,10 @@ def test_a_listener_is_told_of_every_session(event: str, target: str, make_engin
 
 
 @pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
-def test_the_pool_looks_over_what_was_parked_for_long(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_pool_looks_over_what_was_idle_for_long(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine(pool_recycle=0)
-    monkeypatch.setattr(parking, "_SECONDS", 1000.0)
+    monkeypatch.setattr(link, "IDLE_FOR", 1000.0)
     pid = outside(engine)
     assert outside(engine) == pid
-    monkeypatch.setattr(parking, "_SECONDS", 0.0)
+    monkeypatch.setattr(link, "IDLE_FOR", 0.0)
     assert outside(engine) != pid  # recycled

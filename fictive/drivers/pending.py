@@ -1,4 +1,4 @@
-"""Which control statements wait for the next statement, and what is sent with it. Pure: nothing here sends.
+"""Which commands wait for the next statement (piggyback), and what is sent with it. Pure: nothing here sends.
 
 psycopg (3) sends them as messages of their own in one round trip, and anything may ride. What follows is about
 psycopg2, which has one message for all.
@@ -24,45 +24,30 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Literal
 from uuid import UUID
 
 __all__ = [
-    "ControlStatement",
-    "Waiting",
+    "PendingCommands",
     "again",
     "are_plain",
     "goes_alone",
     "is_anonymous_block",
-    "is_parsed",
-    "parse_control",
+    "note_parsed",
     "parsed",
 ]
 
-ControlStatement = tuple[Literal["SAVEPOINT", "RELEASE", "ROLLBACK TO"], str]
-
-_CONTROL = re.compile(r'(SAVEPOINT|RELEASE|ROLLBACK TO)(?: SAVEPOINT)? (\w+|"(?:[^"]|"")+")')
 _OWN_NAME = re.compile(r"sa_savepoint_\d+")
 
 # Texts, with their placeholders, that a server of this process has parsed. Values cannot change the grammar.
-_parsed: set[str] = set()
+parsed: set[object] = set()
 _MOST_PARSED = 10_000
 
 
-def parse_control(query: object) -> ControlStatement | None:
-    """SAVEPOINT, RELEASE or ROLLBACK TO and its name; None for any other statement."""
-    if not isinstance(query, str) or query[:1] not in "SR":
-        return None
-    match = _CONTROL.fullmatch(query)
-    return (match[1], match[2]) if match else None  # type: ignore[return-value]
-
-
-def parsed(query: object) -> None:
+def note_parsed(query: object) -> None:
     """Remember that the server has parsed `query`."""
-    if isinstance(query, str):
-        if len(_parsed) >= _MOST_PARSED:
-            _parsed.clear()
-        _parsed.add(query)
+    if len(parsed) >= _MOST_PARSED:
+        parsed.clear()
+    parsed.add(query)
 
 
 _NOTHING = re.compile(r"(?:[\s;]|--[^\n]*|/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/)*")
@@ -107,63 +92,41 @@ def are_plain(values: object) -> bool:
     return found is not None and all(type(value) in _PLAIN for value in found)
 
 
-def is_parsed(query: object) -> bool:
-    return isinstance(query, str) and query in _parsed
+class PendingCommands:
+    """The commands of one transaction that have not been sent, and its savepoints that have."""
 
-
-class Waiting:
-    """The control statements of one connection that have not been sent."""
+    __slots__ = ("commands", "savepoints")
 
     def __init__(self) -> None:
-        self._commands: list[str] = []
-        self._savepoints: list[str] = []  # those that were sent, from the outermost in
-
-    def __bool__(self) -> bool:
-        return bool(self._commands)
+        self.commands: list[str] = []
+        self.savepoints: list[str] = []
+        """Names of those that were sent, from the outermost in."""
 
     def waits_for_commit(self) -> bool:
-        """Whether nothing waits that a statement could take along."""
-        return not self._commands or all(command.startswith("RELEASE") for command in self._commands)
-
-    def clear(self) -> None:
-        """The transaction ends, and with it all savepoints."""
-        self._commands.clear()
-        self._savepoints.clear()
-
-    def add(self, command: str) -> None:
-        """Let `command` wait: a SAVEPOINT, or a SET LOCAL for the statements to come."""
-        self._commands.append(command)
+        """Whether nothing waits that a statement could take along: a RELEASE goes with the next SAVEPOINT or
+        COMMIT."""
+        return not self.commands or all(command.startswith("RELEASE") for command in self.commands)
 
     def sent(self, commands: Iterable[str]) -> None:
         """Told of what was sent."""
-        for kind, name in filter(None, map(parse_control, commands)):
+        for command in commands:
+            kind, _, name = command.partition(" ")
             if kind == "SAVEPOINT":
-                self._savepoints.append(name)
-            elif name in self._savepoints:
-                last = _last_index(self._savepoints, name)
-                del self._savepoints[last + (kind == "ROLLBACK TO") :]
+                self.savepoints.append(name)
+            elif kind in ("RELEASE", "ROLLBACK") and (name := name.rpartition(" ")[2]) in self.savepoints:
+                last = _last_index(self.savepoints, name)
+                del self.savepoints[last + (kind == "ROLLBACK") :]
 
-    def takes(self, kind: str, name: str, *, aborted: bool) -> bool:
-        """Whether a control statement is dealt with here: it waits, or nothing is left to do. Else it is sent now.
-
-        `aborted`: whether the server refuses all but ROLLBACK TO; it is then the server's to answer.
-        """
-        if kind == "ROLLBACK TO":
-            return not self.roll_back_to(name)
-        if aborted:
-            return False
-        if kind == "SAVEPOINT":
-            self.add(f"SAVEPOINT {name}")
-            return True
-        return not self.release(name)
+    def savepoint(self, name: str) -> None:
+        self.commands.append(f"SAVEPOINT {name}")
 
     def release(self, name: str) -> bool:
         """RELEASE; returns whether it has to be sent now. Not at all when its SAVEPOINT was never sent, nor then
         anything within it; later when the name is one of SQLAlchemy's, which are never used again."""
         if self._forget_from(name):
             return False
-        if _OWN_NAME.fullmatch(name) and name in self._savepoints:
-            self._commands.append(f"RELEASE SAVEPOINT {name}")
+        if _OWN_NAME.fullmatch(name) and name in self.savepoints:
+            self.commands.append(f"RELEASE SAVEPOINT {name}")
             return False
         return True
 
@@ -171,41 +134,35 @@ class Waiting:
         """ROLLBACK TO; returns whether it has to be sent. Nothing was done since a SAVEPOINT that was never sent."""
         if self._forget_from(name):
             if not _OWN_NAME.fullmatch(name):  # one of the user's may be gone back to again; SQLAlchemy's is not
-                self._commands.append(f"SAVEPOINT {name}")
+                self.commands.append(f"SAVEPOINT {name}")
             return False
-        if name in self._savepoints:
-            self._commands.clear()  # all of it came within the savepoint
+        if name in self.savepoints:
+            self.commands.clear()  # all of it came within the savepoint
         return True
 
     def with_commit(self) -> list[str]:
         """What goes in one message with COMMIT: releases; a savepoint in which nothing was done is forgotten."""
-        commands, self._commands = self._commands, []
+        commands, self.commands = self.commands, []
         return [command for command in commands if command.startswith("RELEASE")]
 
-    def riders(self, begin: str | None, query: object) -> tuple[list[str], list[str]]:
-        """What is sent before `query` in a message of its own, and what rides in the same one.
-
-        `begin` is the BEGIN that has to come first, None within a transaction.
-        """
-        if begin is not None:
-            commands, self._commands = self._commands, []
-            return [], [begin, *commands]
-        if self.waits_for_commit():
-            return [], []
-        commands, self._commands = self._commands, []
+    def before_and_with(self, query: object) -> tuple[list[str], list[str]]:
+        """What is sent before `query` in a message of its own, and what rides in the same one, on psycopg2."""
+        commands, self.commands = self.commands, []
+        if commands[0].startswith("BEGIN"):
+            return [], commands
         with_any = not any(command.startswith(("SAVEPOINT", "RELEASE")) for command in commands)
-        return ([], commands) if with_any or is_parsed(query) else (commands, [])
+        return ([], commands) if with_any or query in parsed else (commands, [])
 
-    def all(self, begin: str | None) -> list[str]:
+    def take(self) -> list[str]:
         """Everything, to be sent now."""
-        commands, self._commands = self._commands, []
-        return commands if begin is None else [begin, *commands]
+        commands, self.commands = self.commands, []
+        return commands
 
     def _forget_from(self, name: str) -> bool:
         command = f"SAVEPOINT {name}"
-        if command not in self._commands:
+        if command not in self.commands:
             return False
-        del self._commands[_last_index(self._commands, command) :]
+        del self.commands[_last_index(self.commands, command) :]
         return True
 
 

@@ -1,0 +1,364 @@
+"""What SQL does, told by its text: a read or a write, what needs a transaction, what stays with the connection.
+
+Pure functions of the text as it is sent, whatever made it: Core, the ORM, a listener or the user. Comments, quoted
+names and literals are blanked first, then words and calls are looked at. In doubt a statement is not a read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .read_functions import READ_FUNCTIONS
+
+__all__ = ["PLAIN_READ", "Effect", "StatementClass", "classify", "classify_with", "known_texts", "summary"]
+
+
+class Effect(enum.IntEnum):
+    """What a statement does to data. In this order: of two parts of a statement the greater one counts."""
+
+    READ = 0
+    MAY_WRITE = 1
+    """It calls a function that fictive does not know, or is text whose effect cannot be seen."""
+    WRITE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class StatementClass:
+    """What fictive knows of a statement before it is sent."""
+
+    effect: Effect = Effect.READ
+    transaction_only: str | None = None
+    """The part that PostgreSQL ignores, or undoes at once, outside a transaction."""
+    connection_state: str | None = None
+    """The part whose effect stays with the connection beyond the transaction."""
+    savepoint: tuple[str, str] | None = None
+    """SAVEPOINT, RELEASE or ROLLBACK TO, and the name."""
+    may_end_transaction: bool = False
+    """It has a COMMIT, ROLLBACK or the like, so that what comes after it may be in another transaction."""
+    locks_rows: bool = False
+    bound_flag: str | None = None
+    """The parameter that decides whether a `set_config` is local to the transaction."""
+
+    @property
+    def is_plain_read(self) -> bool:
+        return self.effect is Effect.READ and not (self.transaction_only or self.connection_state)
+
+    def resolved(self, parameters: Any) -> StatementClass:
+        """The class with `bound_flag` decided by the parameters; a value that cannot be seen counts as true."""
+        if self.bound_flag is None:
+            return self
+        local: Any = True
+        if isinstance(parameters, Mapping):
+            local = parameters.get(self.bound_flag, True)
+        elif isinstance(parameters, Sequence) and parameters:
+            local = parameters[-1]
+        part = "set_config(.., true)" if local else "set_config(.., false)"
+        return dataclasses.replace(
+            self,
+            bound_flag=None,
+            transaction_only=self.transaction_only or (part if local else None),
+            connection_state=self.connection_state or (None if local else part),
+        )
+
+
+PLAIN_READ = StatementClass()
+
+known_texts: dict[str, StatementClass] = {}
+"""By text. Long texts (IN lists, VALUES of many rows) are kept by their shape, in `_shapes`."""
+_shapes: dict[str, StatementClass] = {}
+_MOST_KNOWN = 5_000
+_LONG = 1_000
+
+_PLACEHOLDERS = re.compile(
+    r"(?:%\(\w+\)s|%s|\?|:\w+)(?:::[\w \[\]]+)?(?:\s*,\s*(?:%\(\w+\)s|%s|\?|:\w+)(?:::[\w \[\]]+)?)+"
+)
+_ROWS = re.compile(r"\(\?\)(?:\s*,\s*\(\?\))+")
+
+
+def classify(query: Any) -> StatementClass:
+    """The class of a text; a dictionary access for one that was seen before."""
+    found = known_texts.get(query)
+    if found is not None:
+        return found
+    if isinstance(query, bytes):
+        query = query.decode("utf-8", "replace")
+    elif not isinstance(query, str):  # a psycopg `sql.Composed`: in doubt it is not a read
+        return StatementClass(Effect.MAY_WRITE)
+    if len(query) > _LONG:
+        shape = _ROWS.sub("(?)", _PLACEHOLDERS.sub("?", query))
+        if (found := _shapes.get(shape)) is None:
+            found = _keep(_shapes, shape, _classify(query))
+        return found
+    return _keep(known_texts, query, _classify(query))
+
+
+def _keep(where: dict[str, StatementClass], text: str, found: StatementClass) -> StatementClass:
+    if len(where) >= _MOST_KNOWN:
+        where.clear()
+    where[text] = found
+    return found
+
+
+def classify_with(found: StatementClass, parameters: Any, options: Mapping[str, Any]) -> StatementClass:
+    """The class of a text with its parameters, and with what execution options say of it."""
+    found = found.resolved(parameters)
+    if (says := options.get("fictive_writes")) is not None:
+        found = dataclasses.replace(found, effect=Effect.WRITE if says else Effect.READ)
+    if options.get("fictive_outside"):
+        found = dataclasses.replace(found, transaction_only=None, connection_state=None)
+    return found
+
+
+_TABLE = r'((?:"(?:[^"]|"")+"|\w+)(?:\s*\.\s*(?:"(?:[^"]|"")+"|\w+))?)'
+_SUBJECT = re.compile(
+    rf"\b(INSERT\s+INTO|UPDATE(?:\s+ONLY)?|DELETE\s+FROM(?:\s+ONLY)?|MERGE\s+INTO)\s+{_TABLE}", re.IGNORECASE
+)
+
+
+def summary(query: Any) -> str:
+    """A few words for messages: `UPDATE objects`, or the start of the text."""
+    text = " ".join(_without_comments(query if isinstance(query, str) else str(query)).split())
+    found = [f"{verb.split()[0].upper()} {table.replace(chr(34), '')}" for verb, table in _SUBJECT.findall(text)]
+    if found:
+        return ", ".join(dict.fromkeys(found))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _without_comments(text: str) -> str:
+    return re.sub(r"/\*.*?\*/|--[^\n]*", " ", text, flags=re.DOTALL)
+
+
+_TRANSACTION_FUNCTIONS = frozenset(
+    {
+        "pg_advisory_xact_lock",
+        "pg_advisory_xact_lock_shared",
+        "pg_try_advisory_xact_lock",
+        "pg_try_advisory_xact_lock_shared",
+        "pg_export_snapshot",
+    }
+)
+_SESSION_FUNCTIONS = frozenset(
+    {
+        "pg_advisory_lock",
+        "pg_advisory_lock_shared",
+        "pg_try_advisory_lock",
+        "pg_try_advisory_lock_shared",
+        "pg_advisory_unlock",
+        "pg_advisory_unlock_shared",
+        "pg_advisory_unlock_all",
+    }
+)
+
+# Words that stand before a parenthesis without calling anything.
+_SYNTAX = frozenset(
+    """
+    all and any array as asc between by case cast char character check collate cross cube day decimal dec desc
+    distinct else end escape except exists extract false fetch filter float first for from full group having hour
+    if ilike in inner intersect interval into is isnull join last lateral left like limit materialized minute month
+    national natural nchar not notnull null nulls numeric offset on only or order ordinality outer over overlaps
+    partition precision range recursive right rollup row rows second select sets similar some symmetric table
+    tablesample then time timestamp timestamptz to trim true union unique using value values varbit varchar varying
+    when where window with within without year zone bit grouping system bernoulli bpchar explain analyze verbose
+    costs buffers format timing summary
+    """.split()
+)
+
+_NOISE = re.compile(
+    r"""
+      (?P<line>--[^\n]*)                                # comment to the end of the line
+    | (?P<comment>/\*)                                  # comment, which may nest
+    | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$                  # dollar-quoted text
+    | (?<!\w)[eE]'(?:\\.|''|[^'\\])*'                  # text with escapes
+    | '(?:''|[^'])*'                                    # text
+    | "(?P<call>[a-z_]\w*)"(?=\s*[(.])                  # quoted name that is called, or a schema
+    | "(?:""|[^"])*"                                    # quoted name
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_COMMENT_EDGE = re.compile(r"/\*|\*/")
+_CALL = re.compile(r"(?:(\b[a-z_]\w*|q)\s*\.\s*)?\b([a-z_]\w*|q)\s*\(")
+_NAMED_COLUMNS = re.compile(r"\b(\w+)\s*\([^()]*\)\s+as\s+(?:not\s+materialized\s*|materialized\s*)?\(")
+_ALIAS = re.compile(r"\bas\s+\w+\s*\(")
+_WRITING_WORD = re.compile(r"\b(insert|update|delete|merge|into|truncate)\b")
+_ROW_LOCK = re.compile(r"\bfor\s+(?:no\s+key\s+update|update|key\s+share|share)\b")
+_SET_CONFIG = re.compile(r"\bset_config\s*\(")
+_WITH_BODY = re.compile(r"\s*create\s+(?:temp\s+|temporary\s+)?trigger\b")
+_TEMPORARY = re.compile(r"\b(?:create|into)\s+(?:(?:local|global)\s+)?temp(?:orary)?\b")
+_READING_VERBS = frozenset({"select", "values", "table", "show", "with", "explain"})
+_TRANSACTION_VERBS = {
+    "lock": "LOCK TABLE",
+    "savepoint": "SAVEPOINT",
+    "release": "RELEASE SAVEPOINT",
+    "begin": "BEGIN",
+    "start": "START TRANSACTION",
+    "commit": "COMMIT",
+    "end": "END",
+    "rollback": "ROLLBACK",
+    "abort": "ABORT",
+    "declare": "DECLARE CURSOR",
+    "fetch": "FETCH",
+}
+_CONNECTION_VERBS = {
+    verb: verb.upper()
+    for verb in ("attach", "detach", "listen", "unlisten", "prepare", "deallocate", "load", "discard")
+}
+
+
+def _blank(text: str) -> str:
+    """`text` in lower case without comments; literals become `''`, and quoted names `q` unless they are called."""
+    found, position = [], 0
+    while match := _NOISE.search(text, position):
+        found.append(text[position : match.start()])
+        position = match.end()
+        if match["comment"]:
+            position = _end_of_comment(text, position)
+            found.append(" ")
+        elif match["call"]:
+            found.append(match["call"])
+        else:
+            found.append(" " if match["line"] else "q" if match[0][0] == '"' else "''")
+    found.append(text[position:])
+    return "".join(found).lower()
+
+
+def _end_of_comment(text: str, position: int) -> int:
+    depth = 1
+    while depth and (edge := _COMMENT_EDGE.search(text, position)):
+        depth += 1 if edge[0] == "/*" else -1
+        position = edge.end()
+    return len(text) if depth else position
+
+
+def _classify(text: str) -> StatementClass:
+    """The class of a whole text, which may hold several statements."""
+    control = _SAVEPOINT.fullmatch(text.strip())
+    if control:
+        verb = " ".join(control[1].upper().split())
+        return StatementClass(
+            Effect.WRITE, transaction_only=_TRANSACTION_VERBS[verb.split()[0].lower()], savepoint=(verb, control[2])
+        )
+    blanked = _blank(text)
+    statements = [blanked] if _WITH_BODY.match(blanked) else [each for each in blanked.split(";") if each.strip()]
+    parts = [_classify_one(each) for each in statements]
+    if any(each.lstrip().startswith("do") for each in statements):
+        parts += [_classify_body(body) for body in _BODY.findall(text)]
+    found = StatementClass()
+    for part in parts:
+        found = StatementClass(
+            max(found.effect, part.effect),
+            found.transaction_only or part.transaction_only,
+            found.connection_state or part.connection_state,
+            None,
+            found.may_end_transaction or part.may_end_transaction,
+            found.locks_rows or part.locks_rows,
+            found.bound_flag or part.bound_flag,
+        )
+    return PLAIN_READ if found == PLAIN_READ else found
+
+
+_SAVEPOINT = re.compile(r'(SAVEPOINT|RELEASE|ROLLBACK\s+TO)(?:\s+SAVEPOINT)?\s+(\w+|"(?:[^"]|"")+")', re.IGNORECASE)
+_BODY = re.compile(r"\$(?:\w*)\$(.*)\$(?:\w*)\$", re.DOTALL)
+_ENDING_VERBS = frozenset({"commit", "end", "rollback", "abort"})
+
+
+def _classify_body(body: str) -> StatementClass:
+    """What a DO block leaves on the connection. It cannot end a transaction that was open before it."""
+    text = _blank(body.replace("''", "'"))
+    for statement in re.split(r";|\b(?:begin|then|else|loop)\b", text):
+        part = _classify_one(statement)
+        if part.connection_state:
+            return StatementClass(Effect.WRITE, connection_state=part.connection_state)
+    if re.search(r"\bexecute\b", text) and _DYNAMIC.search(body.lower()):
+        return StatementClass(Effect.WRITE, connection_state="SET in EXECUTE")
+    return StatementClass(Effect.WRITE)
+
+
+_DYNAMIC = re.compile(r"\bset\s+(?!local\b)\w|\blisten\b|\bprepare\b|\btemp(?:orary)?\s+table\b|set_config")
+
+
+def _classify_one(sql: str) -> StatementClass:
+    words = re.findall(r"\w+", sql)
+    verb = words[0] if words else ""
+    second = words[1] if len(words) > 1 else ""
+    if verb in _TRANSACTION_VERBS:
+        state = (
+            "DECLARE CURSOR WITH HOLD" if verb == "declare" and "hold" in words and "without" not in words else None
+        )
+        ends = verb in _ENDING_VERBS and not (verb == "rollback" and "to" in words)
+        return StatementClass(Effect.WRITE, _TRANSACTION_VERBS[verb], state, None, ends)
+    if verb == "prepare" and second == "transaction":
+        return StatementClass(Effect.WRITE, "PREPARE TRANSACTION", None, None, True)
+    if verb in _CONNECTION_VERBS:
+        return StatementClass(Effect.WRITE, connection_state=_CONNECTION_VERBS[verb])
+    if verb in ("set", "reset"):
+        if second in ("local", "transaction", "constraints"):
+            return StatementClass(Effect.WRITE, transaction_only=f"SET {second.upper()}")
+        return StatementClass(Effect.WRITE, connection_state=verb.upper())
+    if _TEMPORARY.search(sql):
+        return StatementClass(Effect.WRITE, connection_state="CREATE TEMPORARY TABLE")
+    if verb in ("create", "alter", "drop", "comment", "grant", "revoke"):
+        return StatementClass(Effect.WRITE)  # FOR UPDATE in a policy or a view locks nothing now
+    if verb == "pragma":
+        return StatementClass(Effect.WRITE if "=" in sql else Effect.READ)
+    reads = verb in _READING_VERBS and not _WRITING_WORD.search(_ROW_LOCK.sub(" ", sql))
+    if verb == "explain" and "analyze" not in words[:4] and "analyse" not in words[:4]:
+        reads = True  # only planned
+    if verb == "copy" and "to" in words and "from" not in words:
+        reads = True
+    found = _by_calls(sql)
+    effect = found.effect if reads else Effect.WRITE
+    return dataclasses.replace(found, effect=effect)
+
+
+def _by_calls(sql: str) -> StatementClass:
+    """The class by words and calls alone."""
+    locks = _ROW_LOCK.search(sql) is not None
+    transaction_only = "FOR UPDATE / FOR SHARE" if locks else None
+    connection_state = bound_flag = None
+    effect = Effect.READ
+    for name in _calls(sql):
+        if name in _TRANSACTION_FUNCTIONS:
+            transaction_only = transaction_only or name + "()"
+        elif name in _SESSION_FUNCTIONS:
+            connection_state = connection_state or name + "()"
+        elif name == "set_config":
+            for last in map(_last_argument, _SET_CONFIG.split(sql)[1:]):
+                if last in _FALSE:
+                    connection_state = connection_state or "set_config(.., false)"
+                elif placeholder := _PLACEHOLDER.match(last):
+                    bound_flag = bound_flag or placeholder[1] or ""
+                else:
+                    transaction_only = transaction_only or "set_config(.., true)"
+        elif name not in READ_FUNCTIONS:
+            effect = Effect.MAY_WRITE
+    return StatementClass(effect, transaction_only, connection_state, None, False, locks, bound_flag)
+
+
+_FALSE = ("false", "0", "0::bool", "0::boolean", "''::bool", "''::boolean")
+_PLACEHOLDER = re.compile(r"(?:%\((\w+)\)s|%s|\?|:(\w+))")
+
+
+def _last_argument(sql: str) -> str:
+    """The last argument of a call whose opening parenthesis stands before `sql`."""
+    depth, start = 1, 0
+    for position, character in enumerate(sql):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return sql[start:position].strip()
+        if depth == 1 and character == ",":
+            start = position + 1
+    return ""
+
+
+def _calls(sql: str) -> Iterator[str]:
+    """Names of the functions that `sql` calls; a name in a schema other than pg_catalog with its schema."""
+    own = set(_NAMED_COLUMNS.findall(sql))
+    for schema, name in _CALL.findall(_ALIAS.sub(" as (", sql)):
+        if schema and schema != "pg_catalog":
+            yield f"{schema}.{name}"
+        elif name not in _SYNTAX and name not in own:
+            yield name

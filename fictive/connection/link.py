@@ -1,0 +1,727 @@
+"""What a session has instead of a connection: an object that borrows one from the pool, for as long as it is needed.
+
+SQLAlchemy gets one `Connection` per session and engine, made once, over a `Link`, which has the interface of a pooled
+connection (`sqlalchemy.pool.PoolProxiedConnection`). Outside a transaction each statement borrows a server connection
+and gives it back before its result is read (`cursors.StatementCursor`). From `begin()` to `commit()` or `rollback()`
+there is one, taken by the first statement, with which BEGIN travels (`cursors.TransactionCursor`). In `pinned()` one
+is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import sqlalchemy as sa
+
+from ..drivers import NO_OPTIONS, TransactionOptions, driver_for, sqlstate
+from ..drivers.pending import PendingCommands
+from ..errors import AbortedTransactionStatement, ConfigurationError, PinnedConnectionLost, TransactionAborted
+from ..session import private
+from . import process
+from .classify import Effect, StatementClass, summary
+from .cursors import IDLE, INERROR, INTRANS, StatementCursor, StreamCursor, TransactionCursor
+from .pool import IDLE_FOR, PATIENCE, BorrowingPool
+from .servers import ServerConnection, check_out, note_lost
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..session.write_log import WriteLog
+
+
+__all__ = ["Link", "LinkOwner", "SessionConnection", "abandoned"]
+
+log = logging.getLogger("fictive.connection")
+
+_READ_ONLY = TransactionOptions(read_only=True)
+ABORTED = "PostgreSQL aborted this transaction after an earlier error."
+BEHIND_THE_BACK = "The transaction was ended on the driver's connection, not by the session."
+_NEVER_IDLE: deque[ServerConnection] = deque(maxlen=0)
+
+
+class LinkOwner(Protocol):
+    """What a session decides about statements outside a transaction, asked where they are about to be sent."""
+
+    statement_options: Mapping[str, Any]
+    """What execution options say of the statement under way."""
+    retries: bool
+    """Whether what met a lost connection is run again where it can have done nothing."""
+    keeps: bool
+    """Whether connections are pinned."""
+    patience: float
+
+    def judge(self, link: Link, statement: StatementClass, query: Any, parameters: Any) -> str | None:
+        """Raise for what must not run outside, or begin a transaction for it; else what to remember of a write."""
+
+    def wrote(self, what: str) -> None:
+        """A write was committed at once."""
+
+    def refuse_streams(self) -> None:
+        """Raise where a stream cannot have a transaction of its own."""
+
+
+class Link:
+    """One session's way to one engine's server connections."""
+
+    __slots__ = ("__weakref__", "_connection_record", "begins_with", "begun", "committing", "connection",
+                 "dialect", "driver", "driver_side", "early", "engine", "first_error", "idle",
+                 "in_transaction", "kept", "log", "lost", "native", "options", "owner", "pending",
+                 "prefetches", "remembered", "rest_options", "retried", "server", "streams", "trouble",
+                 "users")  # fmt: skip
+
+    def __init__(self, engine: sa.Engine, owner: LinkOwner) -> None:
+        self.engine = engine
+        self.dialect = engine.dialect
+        self.driver = driver_for(engine.dialect)
+        self.owner = owner
+        pool = engine.pool
+        self.idle = pool.idle if isinstance(pool, BorrowingPool) else _NEVER_IDLE
+        self.server: ServerConnection | None = None
+        """The transaction's, from its first statement on."""
+        self.kept: ServerConnection | None = None
+        """That of a `pinned()` block, or of an app context whose pool keeps no connection."""
+        self.early: ServerConnection | None = None
+        """Borrowed for a statement that is about to be sent, because somebody looked at its connection."""
+        self.in_transaction = False
+        self.begun = False
+        """Whether BEGIN was sent."""
+        self.native = False
+        """Whether the driver itself begins and ends the transaction."""
+        self.committing = False
+        """Whether COMMIT was sent and not answered."""
+        self.options = self.rest_options = NO_OPTIONS
+        """What the next BEGIN asks for, and what every BEGIN does that says nothing else."""
+        self.pending = PendingCommands()
+        self.trouble: str | None = None
+        """Why the transaction that SQLAlchemy believes open is none that could be committed."""
+        self.first_error: BaseException | None = None
+        """The first error in the transaction, for the message."""
+        self.retried = False
+        self.begins_with: str | None = None
+        """A command that follows each BEGIN."""
+        self.lost = False
+        """Whether the connection that was in use last was lost."""
+        self.prefetches = False
+        """Whether rows are fetched at once, since the transaction ends before anybody reads them."""
+        self.log: WriteLog | None = None
+        """Of a transaction in place of a savepoint, what was written in it."""
+        self.remembered: object = None
+        self.streams: weakref.WeakSet[StreamCursor] | None = None
+        self.users = 0
+        """How many results are read on it, of a link for streams."""
+        self.driver_side = DriverSide(self)
+        self._connection_record: Any = None
+        self.connection: Any = None
+
+    def __repr__(self) -> str:
+        state = "in transaction" if self.in_transaction else "pinned" if self.kept else "in autocommit"
+        return f"<Link to {self.engine!r}, {state}{f', {self.trouble}' if self.trouble else ''}>"
+
+    # -- what SQLAlchemy asks of a pooled connection ----------------------------------------------------------------
+
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs:
+            return self._named_cursor(*args, **kwargs)
+        return TransactionCursor(self) if self.in_transaction else StatementCursor(self)
+
+    def _named_cursor(self, name: str | None = None, **kwargs: Any) -> Any:
+        if name is None or kwargs or not self.driver.carries:
+            return self.dbapi_connection.cursor(*((name,) if name is not None else ()), **kwargs)
+        return StreamCursor(self, name)
+
+    def commit(self) -> None:
+        """COMMIT, with what waits for it. Ends the transaction, whatever happens."""
+        server, releases = self.server, self.pending.with_commit()
+        if not self.in_transaction:
+            return
+        if self.trouble is None and self.begun and server is not None:
+            self.trouble = self._why_not_committable(server)
+        if self.trouble is not None:
+            error: Exception = self.aborted()
+            if server is not None and server.is_lost():  # as the driver would say it, had COMMIT been sent
+                error = self.dialect.loaded_dbapi.OperationalError(self.trouble)
+                self._end(error)
+            else:
+                self.rollback()
+            raise error
+        try:
+            if server is not None and server.generation is process.generation:
+                if self.native:
+                    self.committing = True
+                    server.dbapi.commit()
+                elif self.begun:
+                    self.committing = True
+                    self.driver.commit(server, releases)
+            self.committing = False
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._end()
+
+    def _why_not_committable(self, server: ServerConnection) -> str | None:
+        if server.poll(0) and not self.driver.is_alive(server.dbapi):
+            return "The connection of this transaction was lost before COMMIT."
+        status = server.transaction_status()
+        if status == INERROR:
+            return ABORTED
+        return BEHIND_THE_BACK if status == IDLE or status > INERROR else None
+
+    def rollback(self) -> None:
+        """ROLLBACK, if anything was sent. Ends the transaction, whatever happens."""
+        server = self.server
+        if not self.in_transaction:
+            return
+        try:
+            if server is not None and server.generation is process.generation and not server.is_lost():
+                if self.native or self.driver.own_transaction(server.dbapi):
+                    server.dbapi.rollback()
+                elif self.begun and server.transaction_status() != 0:
+                    self.driver.send(server, ["ROLLBACK"])
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._end()
+
+    def _end(self, error: BaseException | None = None) -> None:
+        """The transaction is over: back to autocommit, and the connection goes back."""
+        server, self.server = self.server, None
+        was_native, options = self.native, self.options
+        self.in_transaction = self.begun = self.native = False
+        self.options = self.rest_options
+        self.prefetches = False
+        self.log = self.trouble = self.first_error = None
+        self.pending = PendingCommands()
+        if server is None:
+            return
+        interrupted = error is not None and not isinstance(error, Exception)
+        if interrupted or server.is_lost() or server.generation is not process.generation:
+            self._drop(server, error)
+            return
+        self.lost = False
+        try:
+            if was_native or options is not NO_OPTIONS:
+                self.driver.resume_autocommit(server.dbapi, self.dialect, server.rest)
+            else:
+                self.driver.enter_autocommit(server.dbapi, self.dialect, server.rest)
+            if server.transaction_status() not in (0, -1):
+                raise sa.exc.InvalidRequestError("the connection is still in a transaction")
+        except BaseException as failure:
+            self._drop(server, failure)
+            if not isinstance(failure, Exception):
+                raise
+            return
+        if server is not self.kept:
+            server.give_back()
+
+    def close(self) -> None:
+        """The session is done with it."""
+        if self.in_transaction:
+            self.rollback()
+        self.let_go()
+
+    def _close_special(self, transaction_reset: bool = False) -> None:
+        self.close()
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
+        """Close the server connection in use for good."""
+        server = self.server or self.kept or self.early
+        self.in_transaction = self.begun = self.native = False
+        self.server = self.early = None
+        if server is not None:
+            self._drop(server, e)
+
+    def detach(self) -> None:
+        raise ConfigurationError("A session's connection cannot be detached from the pool; use db.engine.connect().")
+
+    @property
+    def is_valid(self) -> bool:
+        return True
+
+    @property
+    def is_detached(self) -> bool:
+        return False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection used last is lost: what SQLAlchemy asks after an error."""
+        server = self.server or self.early or self.kept
+        return self.lost if server is None else server.is_lost()
+
+    broken = closed
+
+    @property
+    def dbapi_connection(self) -> Any:
+        """The driver's connection, handed out: what waits has been sent, and from here on the driver's own BEGIN is
+        sent before whatever comes past the session's cursors."""
+        if self.in_transaction:
+            server = self.take()
+            self.go_native(server)
+            return server.dbapi
+        return self.in_use().dbapi
+
+    driver_connection = dbapi_connection
+
+    @property
+    def server_connection(self) -> Any:
+        """The driver's connection, for code of fictive that reads from it and sends nothing on it."""
+        return (self.server or self.kept or self.early or self.in_use()).dbapi
+
+    @property
+    def info(self) -> dict[Any, Any]:
+        server = self.server or self.kept or self.early
+        return server.fairy.info if server is not None else self.in_use().fairy.info
+
+    @property
+    def record_info(self) -> Any:
+        return self.in_use().fairy.record_info
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = getattr(self.dbapi_connection, name)
+        if name in ("tpc_commit", "tpc_rollback"):
+            return lambda *args: self._end_two_phase(value, *args)
+        return value
+
+    def _end_two_phase(self, end: Any, *args: Any) -> None:
+        try:
+            end(*args)
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._end()
+
+    # -- transactions -----------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """From here on statements are in one transaction; nothing is sent."""
+        self.in_transaction = True
+        self.committing = self.retried = False
+        if self.begins_with:
+            self.pending.commands.append(self.begins_with)
+        self.first_error = self.trouble = None
+
+    def take(self) -> ServerConnection:
+        """The transaction's connection; the first call takes one from the pool."""
+        server = self.server
+        if server is not None:
+            if server.generation is not process.generation:
+                raise self.inherited()
+            return server
+        server = self.server = self.keep() if self.owner.keeps else self.kept or self.borrow()
+        self._connection_record = server.fairy._connection_record
+        server.native = False
+        if self.driver.carries:
+            self.driver.leave_autocommit(server.dbapi)
+            self.pending.commands.insert(0, self.options.over(server.rest.characteristics).begin_command())
+        else:
+            self.driver.lend_natively(server.dbapi, self.dialect, self.options)
+            self.native = True
+        return server
+
+    def ride(self, command: str) -> None:
+        """Let a command, such as SET LOCAL, go with the next statement of the transaction."""
+        if self.native:
+            self.take().dbapi.cursor().execute(command)
+        else:
+            self.pending.commands.append(command)
+
+    def go_native(self, server: ServerConnection) -> None:
+        """Leave the transaction to the driver: what waits is sent, and its own BEGIN comes first if none was sent."""
+        if self.native:
+            return
+        commands = self.pending.take()
+        if not self.begun:
+            self.driver.lend_natively(server.dbapi, self.dialect, self.options.over(server.rest.characteristics))
+            commands = commands[1:]
+        else:
+            self.driver.adopt(server.dbapi)
+        self.native = True
+        for command in commands:
+            server.dbapi.cursor().execute(command)
+        self.pending.sent(commands)
+
+    def first_statement_failed(self, server: ServerConnection, error: BaseException, waited: list[str]) -> bool:
+        """Whether the transaction's first statement may be sent again, once: its connection was lost, and nothing is
+        done. `waited` are the commands that went with it."""
+        if self.retried or not self.owner.retries or self.owner.keeps:
+            return False
+        if not server.is_lost() or not isinstance(error, Exception):
+            return False
+        self.retried = True
+        log.info("the connection was lost; running the first statement of the transaction again")
+        self.server = None
+        self.kept = None if server is self.kept else self.kept
+        self.begun = self.native = False
+        self.pending.commands = [command for command in waited if not command.startswith("BEGIN")]
+        self.pending.savepoints.clear()
+        self._drop(server, error)
+        self.distrust_pool()
+        return True
+
+    def distrust_pool(self) -> None:
+        """A connection was lost, so that others, made before, may be about to be: the next one is a new one."""
+        pool = self.engine.pool
+        private.recycle(pool)
+        if isinstance(pool, BorrowingPool):
+            pool.check_in_all()
+
+    def aborted(self) -> TransactionAborted:
+        return abandoned(self.trouble, self.first_error)
+
+    def inherited(self) -> TransactionAborted:
+        return TransactionAborted(
+            "This transaction was begun before os.fork(), by the parent process, and is the parent's."
+        )
+
+    # -- borrowing --------------------------------------------------------------------------------------------------
+
+    def borrow(self) -> ServerConnection:
+        """A server connection that is alive, from among the idle ones or from the pool."""
+        try:
+            server = self.idle.pop()
+        except IndexError:
+            return self.check_out()
+        return self.second_look(server) if server.poll(0) or server.wants_look() else server
+
+    def second_look(self, server: ServerConnection) -> ServerConnection:
+        """The server has said something on an idle connection (a notice or notification, or that it is gone), it has
+        been idle for long, or the application wants to be told of each connection that is taken."""
+        if not self.driver.is_alive(server.dbapi):
+            self.replace(server)
+            return self.borrow()
+        if (server.pool.ages and time.monotonic() - server.idle_since > IDLE_FOR) or server.pool.has_reset_listeners():
+            server.release()
+            return check_out(self.engine, self.driver, patience=self.owner.patience)
+        try:
+            server.tell_taken()
+        except sa.exc.DisconnectionError as error:
+            self._drop(server, error)
+            return self.borrow()
+        except BaseException as error:
+            self._drop(server, error)
+            raise
+        return server
+
+    def check_out(self) -> ServerConnection:
+        """One from the pool, where none lies idle."""
+        pool = self.engine.pool
+        if isinstance(pool, BorrowingPool):
+            self.idle = pool.idle
+            if (server := pool.take_soon()) is not None:
+                return self.second_look(server) if server.poll(0) else server
+        server = check_out(self.engine, self.driver, patience=self.owner.patience)
+        if isinstance(pool, sa.NullPool) and not self.in_transaction:
+            self.kept = server  # to the end of the context: this pool would open one for each statement
+        return server
+
+    def take_or_note(self) -> ServerConnection:
+        """`take()`, in a transaction that cannot be committed if it fails: a statement would be missing from it."""
+        try:
+            return self.take()
+        except BaseException:
+            self.lost = False
+            self.trouble = "A statement of this transaction had no connection to run on."
+            raise
+
+    def send_pending(self, server: ServerConnection) -> None:
+        """Send what waits in a message of its own, for something that cannot take it along."""
+        if not self.native and not (self.begun and self.pending.waits_for_commit()):
+            commands = self.pending.take()
+            self.driver.send(server, commands)
+            self.pending.sent(commands)
+            self.begun = True
+
+    def controls(self, kind: str, name: str) -> bool:
+        """Whether SAVEPOINT, RELEASE or ROLLBACK TO waits, or has nothing left to do, so that it is not sent now."""
+        if self.native or not self.driver.carries:
+            return False
+        pending, server = self.pending, self.server
+        if kind == "ROLLBACK TO":
+            return not pending.roll_back_to(name)
+        if server is not None and self.begun and server.transaction_status() != INTRANS:
+            return False  # the server is to say what it says
+        if kind == "SAVEPOINT":
+            pending.savepoint(name)
+            return True
+        return not pending.release(name)
+
+    # -- what became of a statement -----------------------------------------------------------------------------------
+
+    def statement_failed(self, server: ServerConnection, error: BaseException, *, may_repeat: bool) -> bool:
+        """Outside: let go of the connection after an error; whether the statement may be run again on another one."""
+        if self.kept is server and self.owner.keeps:
+            return False
+        is_lost = server.is_lost()
+        if is_lost or not isinstance(error, Exception) or server.transaction_status() not in (0, -1):
+            self.kept = None if server is self.kept else self.kept
+            self._drop(server, error)
+            if is_lost and may_repeat and self.owner.retries and isinstance(error, Exception):
+                log.info("the connection was lost; running the read again")
+                self.distrust_pool()
+                return True
+        else:
+            self.lost = False
+            if server is not self.early and server is not self.kept:
+                server.give_back()
+        return False
+
+    def note_failure(self, server: ServerConnection, error: BaseException, *, first: bool) -> None:
+        """In a transaction: whether it can go on after an error."""
+        is_idle = not server.is_lost() and server.transaction_status() == IDLE
+        if first and not self.native:
+            self.begun = not is_idle
+        if is_idle and not first:
+            self.trouble = "The statement that failed has ended this transaction."
+        elif server.is_lost():
+            self.trouble = "The connection of this transaction was lost."
+        elif not isinstance(error, Exception):
+            self.trouble = "A statement of this transaction was interrupted."
+            self.server = None
+            self._drop(server, error)
+
+    def note_statement(self, statement: StatementClass, query: Any) -> None:
+        """In a transaction: what a statement that was run leaves behind."""
+        if statement.savepoint is not None:
+            self.pending.sent([" ".join(statement.savepoint)])
+        if statement.connection_state is not None and self.server is not None:
+            self.server.taint()
+        if self.log is not None and statement.effect is not Effect.READ:
+            self.log.note(summary(query))
+        if statement.may_end_transaction:
+            self.trouble = f"The transaction was ended by {summary(query)!r}, sent as text."
+
+    def ended_behind_the_back(self) -> TransactionAborted:
+        self.trouble = BEHIND_THE_BACK
+        return self.aborted()
+
+    def take_notices(self, dbapi: Any) -> None:
+        """Where SQLAlchemy's psycopg2 dialect looks for the server's notices, to log them."""
+        self.driver_side.notices = list(dbapi.notices)
+        del dbapi.notices[:]
+
+    # -- streams ------------------------------------------------------------------------------------------------------
+
+    def stream_connection(self) -> SessionConnection:
+        """A connection in a READ ONLY transaction, for one result that is read bit by bit."""
+        connection = SessionConnection(self.engine, self.owner)
+        connection.link.options = _READ_ONLY
+        connection.begin()
+        return connection
+
+    def open_stream(self) -> StreamCursor | None:
+        """A stream of this session's, on whose connection a read can run between two of its rows."""
+        return next((stream for stream in self.streams or () if stream.serves()), None)
+
+    def close_streams(self) -> None:
+        for stream in list(self.streams or ()):
+            stream.close()
+
+    def replace(self, server: ServerConnection) -> None:
+        """Close one that the server has closed while it lay idle."""
+        log.info("a pooled connection was closed by the server; taking another one")
+        self._drop(server)
+
+    def in_use(self) -> ServerConnection:
+        """The connection of the statement that is about to be sent, outside a transaction."""
+        server = self.kept or self.early
+        if server is None:
+            server = self.early = self.borrow()
+        return server
+
+    def keep(self) -> ServerConnection:
+        """The connection of a `pinned()` block."""
+        server = self.kept
+        if server is None:
+            server = self.kept = self.borrow()
+            self.remembered = self.driver.remember(server.dbapi, self.engine.url)
+        elif server.is_lost():
+            raise PinnedConnectionLost(
+                "The connection of this pinned() block was lost, and what was set through it with it. "
+                "Leave the block and begin it again."
+            )
+        return server
+
+    def unpin(self) -> None:
+        """Undo what was set through the pinned connection: close it, where no command undoes all and only that."""
+        server, self.kept = self.kept, None
+        if server is None or server is self.server:
+            if server is not None:
+                server.taint()  # a transaction that goes on keeps it to its end
+            return
+        done = False
+        try:
+            done = not server.is_lost() and self.driver.forget(server.dbapi, self.dialect, self.remembered)
+        finally:
+            if not done:
+                self._drop(server)
+        if done:
+            server.give_back()
+
+    def let_go(self) -> None:
+        """Give back whatever is held outside a transaction."""
+        self.let_early_go()
+        kept = self.kept
+        if kept is not None and not self.owner.keeps:
+            self.kept = None
+            kept.release()
+
+    def let_early_go(self) -> None:
+        early, self.early = self.early, None
+        if early is not None:
+            early.give_back()
+
+    def _drop(self, server: ServerConnection, error: BaseException | None = None) -> None:
+        self._connection_record = server.fairy._connection_record
+        self.lost = server.is_lost()
+        if self.lost:
+            note_lost(self.dialect)
+        if server is self.early:
+            self.early = None
+        server.drop(error)
+
+
+class DriverSide:
+    """What a cursor of a session has as its `connection`: the driver's, borrowed when somebody looks at it."""
+
+    __slots__ = ("_link", "notices")
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self.notices: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._link.server_connection, name)
+
+
+def abandoned(trouble: str | None, first_error: BaseException | None) -> TransactionAborted:
+    """The error of a transaction that the server, a text or a lost connection has ended."""
+    message = f"{trouble or ABORTED} "
+    cause = getattr(first_error, "orig", None) or first_error
+    if cause is not None:
+        message += f"The first error was: {str(cause).strip().splitlines()[0] if str(cause).strip() else cause!r}. "
+    error = TransactionAborted(
+        message
+        + "The transaction was rolled back, and nothing of it is saved. To go on in a transaction after an error "
+        "that you expect, put the statement in `with db.session.begin_nested():`."
+    )
+    error.__cause__ = first_error
+    return error
+
+
+STATEMENT_TIMEOUT = "fictive_statement_timeout"
+"""The execution option of an engine whose transactions have a `statement_timeout`, in milliseconds."""
+
+
+def statement_timeout_command(options: Mapping[str, Any]) -> str | None:
+    """What an engine's transactions begin with, for its execution options."""
+    timeout = options.get(STATEMENT_TIMEOUT)
+    return None if timeout is None else f"SET LOCAL statement_timeout = {int(timeout)}"
+
+
+class SessionConnection(sa.Connection):
+    """SQLAlchemy's connection of a session, over a `Link`. It lasts as long as the session."""
+
+    def __init__(self, engine: sa.Engine, owner: LinkOwner) -> None:
+        link = Link(engine, owner)
+        # the engine's own listener would set its isolation level on the driver's connection; here BEGIN says it
+        super().__init__(engine, connection=link, _has_events=False, _allow_autobegin=False)  # type: ignore[arg-type]
+        private.join_events(self, engine)
+        self.link = link
+        options = engine.get_execution_options()
+        link.begins_with = statement_timeout_command(options)
+        asked = {field: options[name] for name, field in _BEGIN_OPTIONS.items() if name in options}
+        if asked:
+            link.rest_options = link.options = TransactionOptions(**asked)
+        if options.get("stream_results") or options.get("yield_per"):
+            # outside, a server-side cursor needs a transaction of its own; only a statement can ask for one
+            self._execution_options = self._execution_options.union({"stream_results": False, "yield_per": None})
+
+    def begin(self) -> sa.RootTransaction:
+        if self._transaction is None:
+            self.link.begin()
+            self._Connection__savepoint_seq = 0  # names are used anew in each transaction, as on a new connection
+        return super().begin()
+
+    def begin_twophase(self, xid: Any = None) -> sa.TwoPhaseTransaction:
+        if self._transaction is None:
+            self.link.begin()
+        return super().begin_twophase(xid)
+
+    def execution_options(self, **options: Any) -> SessionConnection:
+        """As SQLAlchemy's; the level, READ ONLY and DEFERRABLE are those of the transaction that is about to begin."""
+        asked = {field: options.pop(name) for name, field in _BEGIN_OPTIONS.items() if name in options}
+        if asked:
+            if private.is_autocommit(asked):
+                raise ConfigurationError(
+                    "isolation_level='AUTOCOMMIT' of a session's connection: a session is in autocommit until "
+                    "begin(). For a connection in autocommit there is db.engine.connect().execution_options(...)."
+                )
+            if self.in_transaction():
+                raise sa.exc.InvalidRequestError("isolation_level cannot change in a transaction that has begun.")
+            self.link.options = TransactionOptions(**asked).over(self.link.options)
+        if options:
+            super().execution_options(**options)
+        return self
+
+    def _rollback_impl(self) -> None:
+        if self.in_transaction():  # else SQLAlchemy cleans up after an error, where there is nothing to undo
+            super()._rollback_impl()
+
+    def _handle_dbapi_exception(self, e: BaseException, *args: Any, **kwargs: Any) -> Any:
+        link, first_error = self.link, self.link.first_error
+        try:
+            super()._handle_dbapi_exception(e, *args, **kwargs)
+        except BaseException as error:
+            if link.in_transaction and first_error is None:
+                link.first_error = error
+            if first_error is not None and sqlstate(e) == "25P02" and isinstance(error, sa.exc.DBAPIError):
+                raise AbortedTransactionStatement(error, abandoned(None, first_error)) from first_error
+            raise
+
+    @classmethod
+    @contextlib.contextmanager
+    def standing_alone(cls, engine: sa.Engine) -> Iterator[sa.Connection]:
+        """A connection that is kept for the block, each statement on it standing alone; of no session."""
+        owner = _NoSession()
+        connection = cls(engine, owner)
+        try:
+            yield connection
+        finally:
+            server, connection.link.kept = connection.link.kept, None
+            if server is not None and (server.is_lost() or server.transaction_status() not in (0, -1)):
+                server.drop()
+            elif server is not None:
+                server.release()
+            connection.close()
+
+
+class _NoSession:
+    """The owner of a connection that fictive itself uses, and on which everything may be run."""
+
+    statement_options: Mapping[str, Any] = {}
+    retries = False
+    keeps = True
+    patience = PATIENCE
+
+    def judge(self, link: Link, statement: StatementClass, query: Any, parameters: Any) -> str | None:
+        return None
+
+    def wrote(self, what: str) -> None:
+        pass
+
+    def refuse_streams(self) -> None:
+        pass
+
+
+_BEGIN_OPTIONS = {
+    "isolation_level": "isolation_level",
+    "postgresql_readonly": "read_only",
+    "postgresql_deferrable": "deferrable",
+}

@@ -1,0 +1,146 @@
+"""A connection pool whose connections sessions can borrow for one statement, for less than a checkout.
+
+A connection that a session gives back after a statement lies *idle*: SQLAlchemy's pool counts it as in, the next
+statement takes it, whatever session it is of, and whoever comes through the pool has it checked in first. What must
+stay true: a connection is idle or in use, never both (`deque` makes that atomic), and whoever gives one back looks
+whether it is wanted after it has become idle, whoever wants one says so before looking.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+
+if TYPE_CHECKING:
+    from .servers import ServerConnection
+
+__all__ = ["BorrowingPool"]
+
+PATIENCE = 5.0
+"""Seconds after the loss of a connection during which one that is refused is tried again."""
+_PAUSE = 0.05
+IDLE_FOR = 1.0
+"""Seconds that a connection may be idle in a pool that pings or recycles."""
+HAND_OVER = 0.005
+"""Seconds that a statement waits for another one's connection before a further one is opened."""
+
+
+class BorrowingPool(QueuePool):
+    """SQLAlchemy's `QueuePool`, whose connections sessions borrow for single statements."""
+
+    def __init__(self, creator: Any, **kwargs: Any) -> None:
+        self.idle: deque[ServerConnection] = deque()
+        self.wanted = 0
+        """How many threads wait for a connection."""
+        self._came_back = threading.Condition(threading.Lock())
+        super().__init__(creator, **kwargs)
+        self.ages = self._pre_ping or self._recycle >= 0
+        """Whether a connection that has been idle for long has to go through SQLAlchemy's pool, which looks it
+        over."""
+        self.checkout_listeners: Sequence[Any] = ()
+        self.checkin_listeners: Sequence[Any] = ()
+        self.find_listeners()
+
+    def find_listeners(self) -> None:
+        """Told when fictive has attached its own listeners; the sequences then show those that come later, too."""
+        self.checkout_listeners = getattr(self.dispatch.checkout, "listeners", ())
+        self.checkin_listeners = getattr(self.dispatch.checkin, "listeners", ())
+
+    def has_reset_listeners(self) -> bool:
+        """Whether somebody listens to `reset`, which wants a connection to be really given back."""
+        return bool(self.dispatch.reset)
+
+    def take_soon(self) -> ServerConnection | None:
+        """The next connection that a statement gives back, if that is soon, and before one more is opened."""
+        if self._overflow < 0 or super().checkedin():
+            return None  # the pool has one, or is to open one of those that it keeps
+        with self._came_back:
+            self.wanted += 1
+            try:
+                end = time.monotonic() + HAND_OVER
+                while True:
+                    try:
+                        return self.idle.pop()
+                    except IndexError:
+                        if (left := end - time.monotonic()) <= 0 or not self._came_back.wait(left):
+                            return None
+            finally:
+                self.wanted -= 1
+
+    def give(self, server: ServerConnection) -> None:
+        """Make a connection idle while somebody waits for one, or more are open than the pool keeps."""
+        if self._overflow > 0 and len(self.idle) + super().checkedin() >= self.size():
+            server.release()
+            return
+        server.lie_idle()
+
+    def _hand_over(self) -> None:
+        with self._came_back:
+            self._came_back.notify()
+            takers = self._takers
+        if takers:
+            self._check_in_one()
+
+    _takers = 0
+
+    def _check_in_one(self) -> None:
+        try:
+            server = self.idle.popleft()
+        except IndexError:
+            return
+        server.release()
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        with self._came_back:
+            self.wanted += 1
+            self._takers += 1
+        try:
+            if self.idle and not super().checkedin():
+                self._check_in_one()
+            return super()._do_get()
+        finally:
+            with self._came_back:
+                self.wanted -= 1
+                self._takers -= 1
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if self._overflow > 0 and self.idle and len(self.idle) + super().checkedin() >= self.size():
+            try:  # as SQLAlchemy does with one that its queue has no place for
+                record.close()
+            finally:
+                self._dec_overflow()
+        else:
+            super()._do_return_conn(record)
+
+    def check_in_all(self) -> None:
+        """Give all idle connections back to SQLAlchemy's pool."""
+        while self.idle:
+            self._check_in_one()
+
+    def checkedin(self) -> int:
+        return super().checkedin() + len(self.idle)
+
+    def checkedout(self) -> int:
+        return super().checkedout() - len(self.idle)
+
+    def dispose(self) -> None:
+        self.check_in_all()
+        super().dispose()
+
+
+def patiently(
+    connect: Callable[[], Any], is_refusal: type[BaseException], since: Callable[[], float], patience: float
+) -> Any:
+    """Call `connect` until it works: shortly after a connection was lost, since the server may be restarting."""
+    while True:
+        try:
+            return connect()
+        except is_refusal:
+            if time.monotonic() - since() > patience:
+                raise
+            time.sleep(_PAUSE)

@@ -1,0 +1,209 @@
+"""psycopg2: commands ride in front of a statement, in its one simple message. Imported where psycopg2 is in use.
+
+While a session has a connection it is in autocommit, so that psycopg2 sends no BEGIN of its own; at the first
+statement of a transaction it is out of autocommit until that statement has reached `_Carrying.execute`. A cursor
+class that goes another way, as psycopg2's documentation shows it ("DictCursor" calls `super().execute`, but a user's
+may call `psycopg2.extensions.cursor.execute(self, ...)`), or a raw cursor, therefore meets psycopg2's own BEGIN, sent
+apart.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions as ext
+import sqlalchemy as sa
+
+from . import copying
+from .base import NO_OPTIONS, Rest
+from .pending import PendingCommands, again, are_plain, goes_alone
+from .postgresql import IDLE, PostgreSQLDriver
+
+__all__ = ["Psycopg2Driver"]
+
+_LEVELS = {1: "READ COMMITTED", 2: "REPEATABLE READ", 3: "SERIALIZABLE", 4: "READ UNCOMMITTED"}
+_Cursor: Any = ext.cursor
+
+
+class Psycopg2Driver(PostgreSQLDriver):
+    has_notices = True
+    read_only_attribute = "readonly"
+
+    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
+        # psycopg2 sends SET default_transaction_... for a characteristic that is set when autocommit changes
+        if dbapi.autocommit:
+            return
+        self.set_characteristics(dbapi, NO_OPTIONS)
+        dbapi.autocommit = True
+
+    def leave_autocommit(self, dbapi: Any) -> None:
+        dbapi.autocommit = False
+
+    def restore(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> bool:
+        # psycopg2 keeps a status of its own, which a COMMIT by text does not change
+        return super().restore(dbapi, dialect, rest) and dbapi.status == ext.STATUS_READY
+
+    def status_of(self, dbapi: Any) -> Callable[[], int]:
+        return dbapi.get_transaction_status  # type: ignore[no-any-return]
+
+    def adopt(self, dbapi: Any) -> None:
+        # psycopg2 begins by itself with whatever comes next; the server answers with a warning and changes nothing
+        dbapi.autocommit = False
+        before = list(dbapi.notices)
+        _Cursor(dbapi).execute(";")
+        dbapi.notices[:] = before
+
+    def transaction_status(self, dbapi: Any) -> int:
+        status: int = dbapi.get_transaction_status()
+        return status
+
+    def own_transaction(self, dbapi: Any) -> bool:
+        return bool(dbapi.status != ext.STATUS_READY)
+
+    def level(self, name: str) -> Any:
+        return name
+
+    def level_name(self, level: Any) -> str:
+        return _LEVELS[level]
+
+    def consume(self, dbapi: Any) -> None:
+        dbapi.poll()
+
+    # -- what rides ---------------------------------------------------------------------------------------------------
+
+    def send(self, server: Any, commands: list[str]) -> None:
+        dbapi = server.dbapi
+        if dbapi.status == ext.STATUS_READY and not dbapi.autocommit:
+            dbapi.autocommit = True
+        _Cursor(dbapi).execute("; ".join(commands))
+
+    def commit(self, server: Any, releases: list[str]) -> None:
+        _Cursor(server.dbapi).execute("; ".join([*releases, "COMMIT"]) if releases else "COMMIT")
+
+    def can_carry(self, dbapi: Any) -> bool:
+        factory = dbapi.cursor_factory or _Cursor
+        return isinstance(factory, type) and _is_known_to_reach(factory)
+
+    def execute_with(self, server: Any, pending: PendingCommands, query: Any, parameters: Any) -> Any:
+        dbapi = server.dbapi
+        factory = dbapi.cursor_factory or _Cursor
+        is_known = isinstance(factory, type) and _is_known_to_reach(factory)
+        if not is_known and (not isinstance(factory, type) or pending.commands != ["BEGIN"]):
+            return None
+        cursor = carrying(factory)(dbapi)
+        cursor.carries = self, server, pending
+        cursor.execute(query, parameters)
+        if cursor.carries is None:
+            if not is_known:
+                _reaching.add(factory)
+        else:  # the class went past ours, and psycopg2 has sent its own BEGIN
+            cursor.carries = None
+            pending.take()
+        return cursor
+
+    def _send_apart(self, server: Any, pending: PendingCommands) -> None:
+        commands = pending.take()
+        self.send(server, commands)
+        pending.sent(commands)
+
+    def carry(
+        self,
+        cursor: Any,
+        execute: Callable[..., Any],
+        server: Any,
+        pending: PendingCommands,
+        query: Any,
+        parameters: Any,
+    ) -> Any:
+        """Run a statement that has come down to ours, with what waits: in one message, or after it."""
+        dbapi = server.dbapi
+        own: bytes = _Cursor.mogrify(cursor, query, parameters)  # raises before anything is sent
+        plain = are_plain(parameters) and isinstance(query, str)
+        if not dbapi.autocommit:
+            dbapi.autocommit = True
+        if goes_alone(query if plain else own.decode("latin-1")):
+            self._send_apart(server, pending)
+            return execute(query, parameters)
+        before, riding = pending.before_and_with(query if plain else None)
+        if before:
+            self.send(server, before)
+            pending.sent(before)
+        if not riding:
+            return execute(query, parameters)
+        pending.sent(riding)
+        cursor.carried = own
+        try:
+            return execute("; ".join(riding).encode() + b"; " + own)
+        except psycopg2.Error as error:
+            commands = again(
+                riding,
+                idle=dbapi.get_transaction_status() == IDLE,
+                has_position=error.diag.statement_position is not None,
+            )
+            if commands is None or dbapi.closed:
+                raise
+        cursor.carried = None
+        self.send(server, commands)
+        return execute(query, parameters)
+
+    # -- the rest -----------------------------------------------------------------------------------------------------
+
+    def can_copy(self) -> bool:
+        return ext.get_wait_callback() is None  # psycopg2 refuses COPY while it is green
+
+    def copy_writer(self, cursor: Any, statement: str) -> copying.CopyWriter:
+        return copying.Psycopg2Writer(cursor, statement)
+
+    def copy_texts(self, connection: sa.Connection) -> Callable[[Any], str]:
+        return copying.psycopg2_texts(None)
+
+    def notifications(self, dbapi: Any) -> Callable[[], list[tuple[str, str]]]:
+        def read() -> list[tuple[str, str]]:
+            dbapi.poll()
+            found, dbapi.notifies = dbapi.notifies, []
+            return [(each.channel, each.payload) for each in found]
+
+        return read
+
+
+class _Carrying:
+    """Beneath the user's cursor class and above psycopg2's."""
+
+    carries: tuple[Psycopg2Driver, Any, PendingCommands] | None = None
+    carried: bytes | None = None
+
+    def execute(self, query: Any, vars: Any = None) -> Any:
+        carries, self.carries, self.carried = self.carries, None, None
+        if carries is None:
+            return super().execute(query, vars)  # type: ignore[misc]
+        driver, server, pending = carries
+        return driver.carry(self, super().execute, server, pending, query, vars)  # type: ignore[misc]
+
+    @property
+    def query(self) -> bytes | None:
+        """The user's statement as it was sent."""
+        return self.carried if self.carried is not None else _Cursor.query.__get__(self)
+
+
+_reaching: set[type] = {_Cursor}
+"""Cursor classes whose `execute` is known to come down to psycopg2's."""
+
+
+def _is_known_to_reach(factory: type) -> bool:
+    return factory in _reaching or all(
+        each.__module__.startswith("psycopg2.") for each in factory.__mro__ if "execute" in vars(each)
+    )
+
+
+@functools.cache
+def carrying(factory: type) -> Any:
+    """A class with `_Carrying` between `factory` and psycopg2's cursor."""
+    beneath = type("_CarryingCursor", (_Carrying, _Cursor), {})
+    return (
+        beneath
+        if factory is _Cursor
+        else type(factory.__name__, (factory, beneath), {"__module__": factory.__module__})
+    )

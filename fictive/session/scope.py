@@ -1,0 +1,137 @@
+"""What an opt-in session decides: what a statement outside a transaction may do, and what it does to the session."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from ..config import Settings, UnsavedChanges, WritesOutside
+from ..connection.classify import Effect, StatementClass, classify_with, summary
+from ..connection.engines import prepare
+from ..connection.link import Link, SessionConnection
+from ..errors import TransactionRequired
+from .callers import caller
+from .transaction import Kind, Transaction
+from .write_log import WriteLog
+
+if TYPE_CHECKING:
+    from .session import OptInSession
+
+__all__ = ["EMPTY", "Scope", "needs_a_transaction", "refused"]
+
+EMPTY: Mapping[str, Any] = {}
+
+
+class Scope:
+    """The part of a session that its connection objects know (`connection.link.LinkOwner`)."""
+
+    def __init__(
+        self,
+        session: OptInSession,
+        settings: Settings,
+        mode: WritesOutside,
+        unsaved_changes: UnsavedChanges,
+        retries: bool,
+    ) -> None:
+        self.settings = settings
+        self._session = weakref.ref(session)
+        self.mode = mode
+        self.unsaved_changes = unsaved_changes
+        self.retries = retries
+        self.patience = 5.0
+        self.keeps = False
+        self.lent: list[sa.Connection] = []
+        """Connections of somebody else's that the session is bound to."""
+        self.is_special = False
+        """Whether `execute` has to look at a statement before it is compiled."""
+        self.statement_options: Mapping[str, Any] = EMPTY
+        self.connections: dict[sa.Engine, SessionConnection] = {}
+        self.committed_writes = WriteLog()
+
+    def connection(self, engine: sa.Engine) -> SessionConnection:
+        """The session's connection object for an engine, made once; anew where SQLAlchemy has invalidated it."""
+        found = self.connections.get(engine)
+        if found is None or found.closed or found.invalidated:
+            prepare(engine)
+            lost = found
+            found = self.connections[engine] = SessionConnection(engine, self)
+            if lost is not None and self.keeps:
+                found.link.kept = lost.link.kept  # so that a pinned connection is not replaced in silence
+            elif lost is not None:
+                lost.link.let_go()
+        return found
+
+    def pinned_bind(self, bind: sa.Engine | sa.Connection) -> sa.Engine | sa.Connection:
+        return self.connection(bind) if isinstance(bind, sa.Engine) else bind
+
+    # -- asked by the connection object -------------------------------------------------------------------------------
+
+    def judge(self, link: Link | sa.Connection, statement: StatementClass, query: Any, parameters: Any) -> str | None:
+        """See `LinkOwner.judge`."""
+        options = self.statement_options
+        if options or statement.bound_flag is not None:
+            statement = classify_with(statement, parameters, options)
+        if statement.is_plain_read:
+            return None
+        if self.mode is WritesOutside.BEGIN:
+            self.begin_lasting(link.engine if isinstance(link, Link) else link)
+            return None
+        if statement.transaction_only:
+            raise needs_a_transaction(statement.transaction_only)
+        if statement.connection_state and not self.keeps:
+            raise TransactionRequired(
+                f"{statement.connection_state} changes the connection, which goes back to the pool after the "
+                "statement. Put it in `with db.pinned():`, which keeps one connection and undoes what was set, or run "
+                "it all the same with execution_options(fictive_outside=True)."
+            )
+        if statement.effect is Effect.READ:
+            return None
+        if self.mode is WritesOutside.REFUSE:
+            raise refused(summary(query))
+        return summary(query) if statement.effect is Effect.WRITE else "a function that may write"
+
+    def wrote(self, what: str) -> None:
+        self.committed_writes.note(what)
+
+    def refuse_streams(self) -> None:
+        if self.keeps:
+            raise TransactionRequired(
+                "yield_per and stream_results need a transaction, and in pinned() only you can begin it: "
+                "`with db.pinned(), db.session.begin():`."
+            )
+
+    def begin_lasting(self, engine: sa.Engine | sa.Connection | None = None) -> Transaction:
+        """Begin the transaction that a first write opens (`writes_outside="begin"`)."""
+        session = self._session()
+        assert session is not None
+        transaction = session._autobegin_t()
+        assert isinstance(transaction, Transaction)
+        transaction.kind = Kind.LASTING
+        transaction.begun_at = transaction.begun_at or caller()
+        if engine is not None:
+            session._connection_for_bind(engine)
+        return transaction
+
+
+def needs_a_transaction(part: str) -> TransactionRequired:
+    if part in ("BEGIN", "START TRANSACTION", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE SAVEPOINT"):
+        instead = "`with db.session.begin_nested():`" if "SAVEPOINT" in part else "`with db.session.begin():`"
+        return TransactionRequired(
+            f"{part} as text does not change the session's transaction: each statement goes to a connection of its "
+            f"own. Use {instead} instead: begin() begins, the end of its block commits, an exception rolls back."
+        )
+    return TransactionRequired(
+        f"{part} has an effect only within a transaction, and none is open. Put it in "
+        "`with db.session.begin():`, or run it alone all the same with "
+        "execution_options(fictive_outside=True)."
+    )
+
+
+def refused(what: str) -> TransactionRequired:
+    return TransactionRequired(
+        f'{what} outside a transaction, where writes are refused (writes_outside = "refuse"). Put it in '
+        "`with db.session.begin():`."
+    )

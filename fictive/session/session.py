@@ -1,0 +1,724 @@
+"""The session: statements stand alone, and a transaction is where the code says so."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+
+from ..config import Settings, UnsavedChanges, WritesOutside, choice, flag, nearest
+from ..connection.classify import classify
+from ..connection.pooler import is_pooled, refusal
+from ..drivers import NO_OPTIONS, TransactionOptions, driver_for
+from ..errors import (
+    ConfigurationError,
+    TransactionAlreadyBegun,
+    TransactionRequired,
+    UnknownOption,
+    UnsavedChangesError,
+    UnsavedChangesWarning,
+)
+from . import private
+from .callers import caller, stack_level
+from .hooks import Hook, HookKind, check_hook
+from .local_settings import LocalSettings
+from .options import BlockOptions, block_options
+from .scope import EMPTY, Scope, needs_a_transaction, refused
+from .transaction import Joined, Kind, Transaction, ended_error, innermost, is_enclosed
+from .write_log import WriteLog, pending_writes, warn_of_committed
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from .options import TransactionArguments
+
+__all__ = ["OptInSession", "add_hook", "atomic", "check_options", "has_block", "report_committed", "report_unsaved"]
+
+log = logging.getLogger("fictive.session")
+
+_DEFAULTS = Settings()
+_OWN = frozenset({"writes_outside", "unsaved_changes", "retry_reads"})
+_KNOWN = _OWN | set(inspect.signature(sa_orm.Session.__init__).parameters) | {"class_"}
+
+
+class OptInSession(sa_orm.Session):
+    """A `sqlalchemy.orm.Session` without the transaction that nobody asked for.
+
+    *Outside* a transaction each statement is one round trip on a connection that is back in the pool when the call
+    returns; a flush, and whatever else takes several statements, is atomic in a transaction of its own. *Inside*, from
+    `begin()` to the end of its block, it is SQLAlchemy's session. Loaded objects stay attached either way.
+
+    Takes the arguments of `sqlalchemy.orm.Session`, and:
+
+    `writes_outside`
+        what a write outside does: `"commit"` (default), `"begin"` or `"refuse"`; see `fictive.config.WritesOutside`.
+    `unsaved_changes`
+        what happens to changes no one wrote by the end of a `with` block or an app context: `"warn"` (default),
+        `"error"` or `"ignore"`.
+    `retry_reads`
+        whether a statement that met a lost connection is run again, once, where it can have done nothing: a read
+        outside, the first statement of a transaction. On by default.
+
+    `autoflush` and `expire_on_commit` are off by default; on under `writes_outside="begin"`, as in SQLAlchemy.
+    Not for use by several threads at once, as any session.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        writes_outside: WritesOutside | str | None = None,
+        unsaved_changes: UnsavedChanges | str | None = None,
+        retry_reads: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_options(kwargs)
+        self._given_defaults = kwargs.pop("autoflush", None), kwargs.pop("expire_on_commit", None)
+        settings = self._fictive_settings()
+        mode, unsaved, retries = settings.writes_outside, settings.unsaved_changes, settings.retry_reads
+        if writes_outside is not None:
+            mode = choice(WritesOutside, writes_outside, "writes_outside")
+        if unsaved_changes is not None:
+            unsaved = choice(UnsavedChanges, unsaved_changes, "unsaved_changes")
+        if retry_reads is not None:
+            retries = flag(retry_reads, "retry_reads")
+        scope = self._fictive = Scope(self, settings, mode, unsaved, retries)
+        super().__init__(*args, **kwargs)
+        if kwargs.get("binds") or isinstance(self.bind, sa.Connection):
+            scope.lent = [
+                bind for bind in (self.bind, *(kwargs.get("binds") or {}).values()) if isinstance(bind, sa.Connection)
+            ]
+            scope.is_special = bool(scope.lent)
+        if getattr(self, "execution_options", None):  # of the session, from SQLAlchemy 2.1 on
+            scope.is_special = True
+        self._apply_defaults(mode)
+
+    def _fictive_settings(self) -> Settings:
+        """The settings of a session that is not told otherwise; those of the app, in a Flask app."""
+        return _DEFAULTS
+
+    def _apply_defaults(self, mode: WritesOutside) -> None:
+        plain = mode is WritesOutside.BEGIN
+        autoflush, expire_on_commit = self._given_defaults
+        self.autoflush = plain if autoflush is None else autoflush
+        self.expire_on_commit = plain if expire_on_commit is None else expire_on_commit
+
+    @property
+    def writes_outside(self) -> WritesOutside:
+        """What a write outside does. Assigning a member or its value changes it for this session."""
+        return self._fictive.mode
+
+    @writes_outside.setter
+    def writes_outside(self, value: WritesOutside | str) -> None:
+        mode = choice(WritesOutside, value, "writes_outside")
+        if self.in_transaction():
+            raise TransactionAlreadyBegun("writes_outside cannot change within a transaction; end it first.")
+        self._fictive.mode = mode
+        if self._transaction is not None:
+            self._transaction.kind = Kind.LASTING if mode is WritesOutside.BEGIN else Kind.RECORD  # type: ignore[attr-defined]
+        self._apply_defaults(mode)
+
+    @property
+    def unsaved_changes(self) -> UnsavedChanges:
+        """What happens to changes no one wrote by the end of the context. Assigning changes it for this session."""
+        return self._fictive.unsaved_changes
+
+    @unsaved_changes.setter
+    def unsaved_changes(self, value: UnsavedChanges | str) -> None:
+        self._fictive.unsaved_changes = choice(UnsavedChanges, value, "unsaved_changes")
+
+    # -- whether a transaction is open ------------------------------------------------------------------------------
+
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open: from `begin()` to its end, whether or not anything was sent yet."""
+        return not self._is_outside()
+
+    def get_transaction(self) -> Transaction | None:
+        """The open transaction; None outside."""
+        return None if self._is_outside() else super().get_transaction()  # type: ignore[return-value]
+
+    def _is_outside(self) -> bool:
+        transaction = self._transaction
+        while transaction is not None and transaction._parent is not None:
+            transaction = transaction._parent
+        return transaction is None or transaction.kind is Kind.RECORD  # type: ignore[attr-defined]
+
+    def _raise_if_ended(self) -> None:
+        """Within a `with` block whose transaction has ended nothing can run."""
+        block = self._trans_context_manager
+        if block is not None and not block._transaction_is_active():
+            raise ended_error(block)  # type: ignore[arg-type]
+
+    # -- where SQLAlchemy would take a transaction for granted ------------------------------------------------------
+
+    def _autobegin_t(self, begin: bool = False) -> sa_orm.SessionTransaction:
+        if self._transaction is not None:
+            return self._transaction
+        self._raise_if_ended()
+        transaction = super()._autobegin_t(begin)
+        transaction.__class__ = Transaction
+        assert isinstance(transaction, Transaction)
+        transaction.is_plain = False
+        if begin:
+            transaction.kind = Kind.BLOCK
+        elif self._fictive.mode is WritesOutside.BEGIN:
+            transaction.begun_at = caller()
+        else:
+            transaction.kind = Kind.RECORD
+        return transaction
+
+    def _autoflush(self) -> None:
+        transaction: Any = self._transaction
+        while transaction is not None and transaction._parent is not None:
+            transaction = transaction._parent
+        if transaction is not None and transaction.kind is not Kind.RECORD and transaction.kind is not Kind.IMPLICIT:
+            super()._autoflush()
+
+    def _connection_for_bind(self, engine: Any, execution_options: Any = None, **kwargs: Any) -> sa.Connection:
+        transaction = self._transaction
+        if transaction is not None and (transaction._parent is not None or transaction.kind is not Kind.RECORD):  # type: ignore[attr-defined]
+            return transaction._connection_for_bind(engine, execution_options)
+        if self._trans_context_manager is not None:
+            self._raise_if_ended()
+        try:
+            found = self._fictive.connections[engine]
+        except KeyError:
+            return engine if isinstance(engine, sa.Connection) else self._fictive.connection(engine)
+        return self._fictive.connection(engine) if found._dbapi_connection is None else found
+
+    def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> sa.Connection:
+        """The transaction's connection; in `pinned()`, the pinned one.
+
+        Outside raises `TransactionRequired`: there is no connection that the session keeps. For a connection of your
+        own there is `db.engine.connect()`.
+        """
+        self._raise_if_ended()
+        scope = self._fictive
+        if self._is_outside() and not scope.keeps:
+            if scope.mode is not WritesOutside.BEGIN:
+                raise TransactionRequired(
+                    "session.connection() outside a transaction: the session keeps no connection. Call it within "
+                    "`with db.session.begin():` or `with db.pinned():`, or use db.engine.connect()."
+                )
+            scope.begin_lasting()
+        return super().connection(bind_arguments=bind_arguments, execution_options=execution_options)
+
+    # -- statements -------------------------------------------------------------------------------------------------
+
+    def execute(
+        self,
+        statement: Any,
+        params: Any = None,
+        *,
+        execution_options: Mapping[str, Any] = EMPTY,
+        **kwargs: Any,
+    ) -> sa.Result[Any]:
+        """Run a statement as `sqlalchemy.orm.Session.execute` does; outside, in one round trip and nothing around it.
+
+        Two execution options, for one statement: `fictive_writes=True` or `False` says whether it writes, where that
+        cannot be seen (a function in `text()`); `fictive_outside=True` lets one through that otherwise raises
+        `TransactionRequired`.
+        """
+        try:
+            own = statement._execution_options
+        except AttributeError:
+            own = None
+        if (
+            params is not None
+            or self._fictive.is_special
+            or (own and ("fictive_writes" in own or "fictive_outside" in own))
+            or (
+                execution_options and ("fictive_writes" in execution_options or "fictive_outside" in execution_options)
+            )
+        ):
+            return self._execute_specially(statement, params, execution_options, kwargs)  # type: ignore[no-any-return]
+        return super().execute(statement, params, execution_options=execution_options, **kwargs)
+
+    def scalar(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
+        """The first column of the first row, or None. As `execute`."""
+        return self.execute(statement, params, **kwargs).scalar()
+
+    def scalars(self, statement: Any, params: Any = None, **kwargs: Any) -> sa.ScalarResult[Any]:
+        """The first column of all rows. As `execute`."""
+        return self.execute(statement, params, **kwargs).scalars()
+
+    def _execute_specially(self, statement: Any, params: Any, options: Mapping[str, Any], kwargs: Any) -> Any:
+        """A statement with parameters, with execution options of ours, or on a connection that the session was
+        given."""
+        self._raise_if_ended()
+        scope = self._fictive
+        before, scope.statement_options = scope.statement_options, private.own_options(statement, options, self)
+        try:
+            if not self._is_outside():
+                return super().execute(statement, params, execution_options=options, **kwargs)
+            if (single := private.as_single_insert(statement, params)) is not None:
+                statement, params = single, None
+            several = bool(params) and not isinstance(params, Mapping) and not isinstance(statement, sa.SelectBase)
+            if several or (params and private.is_orm_dml(statement) and isinstance(statement, sa.Insert)):
+                with atomic(self, private.describe(statement)):
+                    return super().execute(statement, params, execution_options=options, **kwargs)
+            if scope.lent:
+                return self._execute_lent(statement, params, options, kwargs)
+            return super().execute(statement, params, execution_options=options, **kwargs)
+        finally:
+            scope.statement_options = before
+
+    def _execute_lent(self, statement: Any, params: Any, options: Mapping[str, Any], kwargs: Any) -> Any:
+        """In autocommit, where the session is bound to a connection: judged by its text before it is sent, and
+        committed after it where the connection is in no transaction of its owner's."""
+        scope = self._fictive
+        idle = [connection for connection in scope.lent if not connection.in_transaction()]
+        text = private.text_of(statement, scope.lent[0].dialect)
+        written = scope.judge(scope.lent[0], classify(text), text, params)
+        if not self._is_outside():
+            return super().execute(statement, params, execution_options=options, **kwargs)
+        if idle:
+            options = {**options, "stream_results": False, "yield_per": None}
+        try:
+            result = super().execute(statement, params, execution_options=options, **kwargs)
+            if idle and getattr(result, "returns_rows", True):
+                result = result.freeze()()
+        except BaseException:
+            for connection in idle:
+                connection.rollback()
+            raise
+        for connection in idle:
+            connection.commit()
+        if written is not None:
+            scope.wrote(written)
+        return result
+
+    def refresh(self, instance: object, attribute_names: Any = None, with_for_update: Any = None) -> None:
+        """As SQLAlchemy's. `with_for_update` outside raises before the object's state is touched."""
+        if with_for_update and self._is_outside() and self._fictive.mode is not WritesOutside.BEGIN:
+            self._raise_if_ended()
+            raise needs_a_transaction("FOR UPDATE / FOR SHARE")
+        super().refresh(instance, attribute_names, with_for_update)
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def flush(self, objects: Any = None) -> None:
+        """Write what is pending. Inside: in the transaction. Outside: in one of its own, all or nothing."""
+        given = () if objects is None else (objects,)  # naming it is deprecated from SQLAlchemy 2.1 on
+        if self._flushing or not self._is_outside():
+            super().flush(*given)
+            return
+        self._raise_if_ended()
+        if self._is_clean():
+            return
+        scope = self._fictive
+        if scope.mode is WritesOutside.REFUSE:
+            raise refused(pending_writes(self))
+        if scope.mode is WritesOutside.BEGIN:
+            scope.begin_lasting()
+            super().flush(*given)
+            return
+        writes = pending_writes(self)
+        transaction = self._autobegin_t()
+        assert isinstance(transaction, Transaction)
+        transaction.kind = Kind.IMPLICIT
+        try:
+            super().flush(*given)
+            private.commit_as_is(self, transaction)
+        except BaseException:
+            self._discard(transaction)
+            raise
+        scope.wrote(writes)
+
+    def commit(self) -> None:
+        """Inside: flush and commit, ending the block. Outside: flush what is pending in one transaction, if anything.
+
+        Outside with nothing pending it sends nothing.
+        """
+        self._raise_if_ended()
+        if not self._is_outside():
+            super().commit()
+            if self._transaction is None:
+                self._fictive.committed_writes.clear()
+            return
+        scope = self._fictive
+        if scope.mode is WritesOutside.REFUSE and not self._is_clean():
+            raise refused(pending_writes(self))
+        transaction = self._autobegin_t()
+        assert isinstance(transaction, Transaction)
+        transaction.kind = Kind.IMPLICIT
+        try:
+            super().commit()
+        except BaseException:
+            self._discard(transaction)
+            raise
+        scope.committed_writes.clear()
+
+    def rollback(self) -> None:
+        """Inside: undo the transaction, ending the block. Outside: discard what is pending; sends nothing.
+
+        Outside under `writes_outside="commit"` it warns with `AlreadyCommittedWarning` of writes since the last
+        commit that it can no longer undo.
+        """
+        scope = self._fictive
+        if not self._is_outside():
+            super().rollback()
+            scope.committed_writes.clear()
+            return
+        if self._transaction is None and (scope.mode is WritesOutside.BEGIN or not self._is_clean()):
+            self._autobegin_t()
+        writes, scope.committed_writes = scope.committed_writes, WriteLog()
+        super().rollback()
+        if writes:
+            warn_of_committed("rollback() outside a transaction cannot undo what was committed at once: ", writes)
+
+    def _discard(self, transaction: Transaction) -> None:
+        """Roll an implicit transaction back after an error, which is the one to see; the session works at once."""
+        try:
+            if not private.is_closed(transaction):
+                transaction.rollback(_to_root=True)
+        except Exception:
+            log.warning("ROLLBACK failed", exc_info=True)
+
+    def bulk_save_objects(self, objects: Iterable[object], *args: Any, **kwargs: Any) -> None:
+        """As SQLAlchemy's; outside, all or nothing in a transaction of its own."""
+        with atomic(self, "bulk_save_objects()"):
+            super().bulk_save_objects(objects, *args, **kwargs)
+
+    def bulk_insert_mappings(self, mapper: Any, *args: Any, **kwargs: Any) -> None:
+        """As SQLAlchemy's; outside, all or nothing in a transaction of its own."""
+        with atomic(self, "bulk_insert_mappings()"):
+            super().bulk_insert_mappings(mapper, *args, **kwargs)
+
+    def bulk_update_mappings(self, mapper: Any, *args: Any, **kwargs: Any) -> None:
+        """As SQLAlchemy's; outside, all or nothing in a transaction of its own."""
+        with atomic(self, "bulk_update_mappings()"):
+            super().bulk_update_mappings(mapper, *args, **kwargs)
+
+    # -- blocks -----------------------------------------------------------------------------------------------------
+
+    def begin(self, nested: bool = False) -> Transaction:
+        """Begin a transaction: `with session.begin():` commits at the end of the block, or rolls back on an exception.
+
+        What was changed before on the session's objects is part of it. Sends nothing until the first statement.
+        Raises `TransactionAlreadyBegun` inside.
+        """
+        return self.begin_nested() if nested else self._begin(NO_OPTIONS)
+
+    def begin_nested(self) -> Transaction:
+        """Inside: a savepoint. Outside: a transaction of its own, which ends with its block.
+
+        Under `writes_outside="begin"`, outside: a savepoint in a transaction that stays open, as in SQLAlchemy.
+        """
+        self._raise_if_ended()
+        if not self._is_outside():
+            return self._begin_savepoint()
+        if self._fictive.mode is WritesOutside.BEGIN:
+            self._fictive.begin_lasting()
+            return self._begin_savepoint()
+        whole = self._begin(NO_OPTIONS)
+        whole.asked_for_savepoint = True
+        whole.writes = WriteLog()
+        if not self._joins_a_transaction():
+            return whole
+        savepoint = self._begin_savepoint()
+        savepoint.whole = whole
+        return savepoint
+
+    def transaction(self, **arguments: Unpack[TransactionArguments]) -> Transaction:
+        """A transaction outside, a savepoint inside: for code that must be atomic wherever it is called from.
+
+        It is begun at once. `fictive.sqlalchemy.transaction` has the arguments, and is a decorator as well.
+        """
+        options = block_options(**arguments)
+        self._raise_if_ended()
+        if options.settings:
+            options.check(self.get_bind().dialect)
+        if self._is_outside():
+            return self._with_settings(self._begin(options.begin), options)
+        transaction = innermost(self)
+        assert transaction is not None
+        options.check_inside(self._begun_with(), enclosed=is_enclosed(self))
+        if options.savepoint:
+            return self._with_settings(self.begin_nested(), options)
+        joined = Joined(self, transaction)
+        if options.settings:
+            joined.settings = LocalSettings(transaction, options.settings)
+        return cast(Transaction, joined)  # which has all of it that a block's user needs
+
+    def _begun_with(self) -> TransactionOptions:
+        root: Any = super().get_transaction()
+        return NO_OPTIONS if root is None else root.options
+
+    def _begin(self, options: TransactionOptions) -> Transaction:
+        self._raise_if_ended()
+        transaction: Any = self._transaction
+        if not self._is_outside():
+            begun_at = getattr(super().get_transaction(), "begun_at", None)
+            raise TransactionAlreadyBegun(
+                "A transaction is open already"
+                + (f", begun by the write at {begun_at}" if begun_at else "")
+                + ". For a savepoint in it call begin_nested(); transaction() begins outside, a savepoint inside."
+            )
+        if options:
+            self._check_begin_options(options)
+        if transaction is None:
+            transaction = self._autobegin_t(begin=True)
+        transaction.kind = Kind.BLOCK
+        transaction.options = options
+        return transaction  # type: ignore[no-any-return]
+
+    def _begin_savepoint(self) -> Transaction:
+        savepoint = super().begin(nested=True)
+        savepoint.__class__ = Transaction
+        assert isinstance(savepoint, Transaction)
+        savepoint.kind = Kind.BLOCK
+        return savepoint
+
+    def _joins_a_transaction(self) -> bool:
+        """Whether the session is bound to a connection in a transaction of somebody else's (SQLAlchemy documentation,
+        "Joining a Session into an External Transaction")."""
+        try:
+            bind = self.get_bind()
+        except sa.exc.UnboundExecutionError:
+            return False
+        return isinstance(bind, sa.Connection) and bind.in_transaction()
+
+    def _check_begin_options(self, options: TransactionOptions) -> None:
+        bind = self.get_bind()
+        dialect = bind.dialect
+        driver = driver_for(dialect)
+        if not driver.has_options:
+            driver.refuse_options(options, dialect)
+        known = [level for level in dialect.get_isolation_level_values(None) if level != "AUTOCOMMIT"]  # type: ignore[arg-type]
+        if options.isolation_level is not None and options.isolation_level not in known:
+            raise ConfigurationError(
+                f"isolation_level={options.isolation_level!r}: expected one of {', '.join(known)}."
+            )
+        if isinstance(bind, sa.Connection):
+            if bind.in_transaction():
+                raise TransactionAlreadyBegun(
+                    "The session is bound to a connection that is in a transaction already, whose isolation level, "
+                    "READ ONLY and DEFERRABLE cannot change. Leave them out, or ask for them where it was begun."
+                )
+            bind.execution_options(**private.core_options(options))
+
+    def _with_settings(self, block: Transaction, options: BlockOptions) -> Transaction:
+        if options.settings:
+            whole = block.is_root and not self._joins_a_transaction()
+            LocalSettings(block, options.settings, whole=whole)
+        return block
+
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[Self]:
+        """Keep one connection for the block: for temporary tables, `SET`, session-level locks.
+
+        Statements still stand alone, and `begin()` works, all on that connection. At the end it is closed, so that
+        nothing set through it reaches anyone else; the price is one reconnect. In a `pinned()` block it changes
+        nothing; inside a transaction it raises `TransactionAlreadyBegun`.
+        """
+        scope = self._fictive
+        if scope.keeps:
+            yield self
+            return
+        if isinstance(bind := self.get_bind(), sa.Engine) and is_pooled(bind):
+            raise refusal("pinned()")
+        if not self._is_outside():
+            raise TransactionAlreadyBegun("pinned() goes around begin(), not inside; a transaction has its own.")
+        for connection in scope.connections.values():
+            connection.link.let_go()
+        scope.keeps = True
+        get_bind = self.get_bind
+        # code that begins a transaction on the session's bind means the connection that is kept
+        self.get_bind = lambda *args, **kwargs: scope.pinned_bind(get_bind(*args, **kwargs))  # type: ignore[method-assign]
+        try:
+            yield self
+        finally:
+            scope.keeps = False
+            del self.get_bind
+            self._unpin()
+
+    def _unpin(self) -> None:
+        try:
+            transaction = innermost(self)
+            if transaction is not None and transaction.kind is Kind.BLOCK and not transaction._is_entered():
+                self.rollback()  # begun in here and never ended
+        finally:
+            for connection in self._fictive.connections.values():
+                connection.link.unpin()
+
+    # -- the end of the context -------------------------------------------------------------------------------------
+
+    def unsaved(self) -> list[str]:
+        """What is new, changed or deleted and not written, a few words for each object. Sends nothing."""
+        found = [f"{_name(obj)} (new)" for obj in self.new]
+        found += [f"{_name(obj)} (deleted)" for obj in self.deleted]
+        for obj in self.dirty:
+            if self.is_modified(obj):
+                changed = [attr.key for attr in sa.inspect(obj).attrs if attr.history.has_changes()]
+                found.append(f"{_name(obj)} (changed: {', '.join(changed)})")
+        return found
+
+    def close(self) -> None:
+        """Give back whatever is held; an open transaction is rolled back. Changes not written are dropped."""
+        self._let_go(super().close)
+
+    def reset(self) -> None:
+        """As `close()`, for a session that goes on."""
+        self._let_go(super().reset)
+
+    def invalidate(self) -> None:
+        """As `close()`, closing the connections of an open transaction for good."""
+        self._let_go(super().invalidate)
+
+    def _let_go(self, close: Any) -> None:
+        scope = self._fictive
+        try:
+            close()
+        finally:
+            if scope.connections:
+                for connection in list(scope.connections.values()):
+                    link = connection.link
+                    if link.streams:
+                        link.close_streams()
+                    if link.in_transaction or link.early is not None or link.kept is not None:
+                        link.close()
+                        link.unpin()
+                scope.connections.clear()
+            scope.committed_writes.clear()
+
+    def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
+        try:
+            if type_ is None:
+                report_unsaved(self)
+            else:
+                report_committed(self)
+        finally:
+            self.close()
+
+
+def atomic(session: sa_orm.Session, what: str) -> contextlib.AbstractContextManager[None]:
+    """Let the statements of the block succeed or fail as one, for functions that take several.
+
+    In a transaction they are part of it. In autocommit `writes_outside` decides: they get a transaction of their own,
+    or the one that stays open, or `TransactionRequired`, which names `what`. Changes pending in the session are not
+    flushed by it. A plain session keeps its transaction open anyway, and its owner commits.
+    """
+    if not isinstance(session, OptInSession):
+        return contextlib.nullcontext()
+    session._raise_if_ended()
+    if not session._is_outside():
+        return contextlib.nullcontext()
+    mode = session._fictive.mode
+    if mode is WritesOutside.REFUSE:
+        raise refused(what)
+    return _lasting(session) if mode is WritesOutside.BEGIN else _implicit(session, what)
+
+
+@contextlib.contextmanager
+def _implicit(session: OptInSession, what: str) -> Iterator[None]:
+    """A transaction for the body, committed with it. What is pending in the session stays as it is, either way."""
+    aside = session._transaction
+    private.set_transaction(session, None)
+    try:
+        transaction = session._autobegin_t(begin=True)
+        assert isinstance(transaction, Transaction)
+        transaction.kind = Kind.IMPLICIT
+        try:
+            yield
+            private.commit_as_is(session, transaction)
+        except BaseException:
+            try:
+                transaction.close()
+            except Exception:
+                log.warning("ROLLBACK failed", exc_info=True)
+            raise
+    finally:
+        if session._transaction is None:
+            private.set_transaction(session, aside)
+    session._fictive.wrote(what)
+
+
+@contextlib.contextmanager
+def _lasting(session: OptInSession) -> Iterator[None]:
+    session._fictive.begin_lasting()
+    yield
+
+
+def has_block(session: OptInSession) -> bool:
+    """Whether a transaction is open that `begin()`, `begin_nested()` or `transaction()` has begun."""
+    transaction = innermost(session)
+    while transaction is not None:
+        if transaction.kind is Kind.BLOCK:
+            return True
+        transaction = transaction.parent  # type: ignore[assignment]
+    return False
+
+
+def add_hook(session: OptInSession, kind: HookKind, fn: Hook) -> None:
+    """What `fictive.sqlalchemy.on_commit` and `on_rollback` do; call those."""
+    check_hook(fn)
+    session._raise_if_ended()
+    if session._is_outside():
+        if kind == "commit":
+            fn()
+        return
+    transaction = innermost(session)
+    assert transaction is not None
+    transaction.hooks = [*(transaction.hooks or ()), (kind, fn)]
+
+
+def report_unsaved(session: OptInSession) -> None:
+    """Warn of, or raise for, changes that are about to be lost, as `unsaved_changes` says."""
+    if session.unsaved_changes is UnsavedChanges.IGNORE or session._is_clean():
+        return
+    found = session.unsaved()
+    if not found:
+        return
+    shown = ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
+    message = f"The context ends with changes that no one wrote, and they are lost: {shown}."
+    if session.unsaved_changes is UnsavedChanges.ERROR:
+        raise UnsavedChangesError(message)
+    warnings.warn(UnsavedChangesWarning(message), stacklevel=stack_level())
+
+
+def report_committed(session: OptInSession) -> None:
+    """Warn of writes that stay although their context ended with an error."""
+    if session._fictive.committed_writes:
+        warn_of_committed(
+            "The context ended with an error, after these were committed at once: ", session._fictive.committed_writes
+        )
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise `ConfigurationError` for options of a session that cannot work; they may come from a sessionmaker."""
+    if "autocommit" in options and options["autocommit"] is not None:
+        raise ConfigurationError(
+            f"autocommit={options['autocommit']} is not an option of the opt-in session. Leave it out: outside "
+            "begin() each statement is committed. "
+            'For writes that wait for commit(), as in SQLAlchemy, set writes_outside="begin" '
+            "or FICTIVE_WRITES_OUTSIDE."
+        )
+    if options.get("autobegin") is False:
+        raise ConfigurationError(
+            "autobegin=False cannot be combined with the opt-in session: nothing begins by itself here, and "
+            "SQLAlchemy's record of changes needs it. Leave the option out."
+        )
+    if options.get("execution_options") and private.is_autocommit(options["execution_options"]):
+        raise ConfigurationError(
+            "execution_options={'isolation_level': 'AUTOCOMMIT'} would leave begin() without a transaction. "
+            "Leave it out: outside begin() the session runs statements in autocommit by itself."
+        )
+    for name in options:
+        if name not in _KNOWN and (near := nearest(name, _OWN)):
+            raise UnknownOption(f"A session has no option {name}: did you mean {near[0]}?")
+    for name, kind in (("writes_outside", WritesOutside), ("unsaved_changes", UnsavedChanges)):
+        if options.get(name) is not None:
+            choice(kind, options[name], name)
+    if options.get("retry_reads") is not None:
+        flag(options["retry_reads"], "retry_reads")
+
+
+def _name(obj: object) -> str:
+    identity = sa.inspect(obj).identity
+    return type(obj).__name__ + (f" {', '.join(map(str, identity))}" if identity else "")
