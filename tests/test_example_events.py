@@ -6,16 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from examples.events.app import Job, create_app, db
+from examples.events.app import create_app, db
 
 
 @pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
 def test_g2_a_browser_sees_each_change(database_url: str) -> None:
     app = create_app(database_url)
-    with app.app_context():
-        db.session.add(Job(id=1))
-        db.session.commit()
     client, worker = app.test_client(), app.test_client()
+    assert 'action="/jobs"' in client.get("/").text
+    assert client.post("/jobs").location == "/jobs/1"
     assert '"/jobs/1/events"' in client.get("/jobs/1").text
     assert client.get("/jobs/2/events").status_code == 404
     response = client.get("/jobs/1/events")

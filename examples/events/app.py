@@ -6,9 +6,10 @@ import json
 import os
 from collections.abc import Iterator
 
-from flask import Flask, Response, stream_with_context
+from flask import Flask, Response, redirect, stream_with_context
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from werkzeug.wrappers import Response as Redirect
 
 from fictive.errors import NotFoundError
 from fictive.flask_sqlalchemy import OptInTransactionMixin
@@ -33,8 +34,16 @@ class Job(db.Model):  # type: ignore[name-defined, misc]
 
 notify_changes(Job)
 
-PAGE = """<!doctype html><title>Job {key}</title><progress max="100" value="0"></progress>
+START = """<!doctype html><html lang="en"><title>Jobs</title>
+<form method="post" action="/jobs"><button>New job</button></form>"""
+
+PAGE = """<!doctype html><html lang="en"><title>Job {key}</title><h1>Job {key}</h1>
+<progress max="100" value="0" aria-label="progress"></progress>
+<p>Open this page twice, and move the job on in one of them:
+<button value="25">25 %</button> <button value="75">75 %</button> <button value="100">done</button>
 <script>
+for (const button of document.querySelectorAll("button"))
+  button.onclick = () => fetch("/jobs/{key}/progress/" + button.value, {{method: "POST"}});
 const events = new EventSource("/jobs/{key}/events"), bar = document.querySelector("progress");
 events.onmessage = (event) => {{
   bar.value = JSON.parse(event.data).progress;
@@ -49,6 +58,17 @@ def create_app(url: str | None = None) -> Flask:
     db.init_app(app)
     with app.app_context():
         db.create_all()
+
+    @app.get("/")
+    def start() -> str:
+        return START
+
+    @app.post("/jobs")
+    def create() -> Redirect:
+        job = Job()
+        db.session.add(job)
+        db.session.commit()
+        return redirect(f"/jobs/{job.id}", 303)
 
     @app.get("/jobs/<int:key>")
     def page(key: int) -> str:
