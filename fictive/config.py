@@ -45,7 +45,7 @@ class WritesOutside(str, enum.Enum):
 
 
 class UnsavedChanges(str, enum.Enum):
-    """What happens to changes that no one wrote by the end of the context."""
+    """What happens to changes that were not written by the end of the context."""
 
     WARN = "warn"
     ERROR = "error"

@@ -91,7 +91,7 @@ class TransactionOutOfOrder(FictiveError, sa_exc.InvalidRequestError):
 
 
 class TransactionAborted(FictiveError, sa_exc.PendingRollbackError):
-    """A block ended normally, but the server had already given its transaction up.
+    """A block ended normally, but PostgreSQL had already aborted its transaction after an error.
 
     Nothing of the block was committed. `__cause__` is the first error, the one after which PostgreSQL refused all
     others (PostgreSQL documentation, "PL/pgSQL and psql aside": a failed statement aborts its transaction block).
@@ -139,7 +139,7 @@ class HooksFailed(FictiveError, ExceptionGroup[Exception]):
 
 
 class ConnectionBusy(FictiveError, sa_exc.TimeoutError):
-    """The only connection of an in-memory SQLite database is in use by this same thread, which would wait for ever."""
+    """The only connection of an in-memory SQLite database is in use by this same thread, which would wait forever."""
 
 
 class PinnedConnectionLost(FictiveError, sa_exc.InvalidRequestError):
@@ -159,7 +159,7 @@ class _ToldByTheServer(FictiveError, sa_exc.OperationalError):
 
 
 class LockTimeout(_ToldByTheServer, TimeoutError):
-    """A lock could not be had in the time given, or at once. The message names who holds it, where that can be seen.
+    """A lock was not available in the given time, or at once. The message names who holds it, where that can be seen.
 
     A transaction that was open before `lock_tables()`, `advisory_lock()` or `cleanup_tables()` goes on.
     `__cause__` is the driver's error as SQLAlchemy raised it, if there was one.
@@ -179,7 +179,7 @@ class UnsupportedDialect(FictiveError, sa_exc.InvalidRequestError, NotImplemente
 
 
 class UnsavedChangesError(FictiveError, sa_exc.InvalidRequestError):
-    """A context ended with changes that no one wrote (`FICTIVE_UNSAVED_CHANGES = "error"`)."""
+    """A context ended with changes that were never written (`FICTIVE_UNSAVED_CHANGES = "error"`)."""
 
 
 class UnknownAttribute(FictiveError, sa_exc.InvalidRequestError, TypeError):
@@ -258,7 +258,7 @@ class SettingIgnoredWarning(FictiveWarning):
 
 
 class UnsavedChangesWarning(FictiveWarning):
-    """A context ended with new, changed or deleted objects that no one wrote; they are lost."""
+    """A context ended with new, changed or deleted objects that were never written; they are lost."""
 
 
 class NPlusOneWarning(FictiveWarning):

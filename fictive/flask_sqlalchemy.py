@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 
         query: ClassVar[flask_sqlalchemy.query.Query]
         find_or_create: FindOrCreateDescriptor
-        """The object with these attributes, created where there is none: `find_or_create(defaults, name="x")`."""
+        """The object with these attributes, created if it does not exist: `find_or_create(defaults, name="x")`."""
         get_or_create: GetOrCreateDescriptor
         """As `find_or_create`, returning `(object, created)`."""
         update_or_create: UpdateOrCreateDescriptor

@@ -36,7 +36,7 @@ _PREPARER = postgresql.dialect(paramstyle="named").identifier_preparer  # type: 
 
 
 def init_default_handlers(app: flask.Flask) -> None:
-    """What needs no asking: a row that is not there is 404, a cursor or filter of the URL that is none is 400.
+    """What needs no asking: a row that is not there is 404, a malformed cursor or filter is 400.
 
     Answered as by `abort()`, so that the app's own pages for these codes are shown.
     """

@@ -52,7 +52,7 @@ class Tokens:
         except itsdangerous.SignatureExpired:
             return Positions()
         except itsdangerous.BadData:
-            raise InvalidToken("The token is none that this application has made with db.token().") from None
+            raise InvalidToken("This application did not make that token with db.token().") from None
         engines = self._engines()
         return Positions(
             {engines[key or None]: position for key, position in found.items() if (key or None) in engines}

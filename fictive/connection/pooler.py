@@ -56,7 +56,7 @@ def set_pooler(engine: sa.Engine, mode: str = "transaction", *, direct_url: str 
     server itself, or raises `DirectConnectionRequired` where there is none. Call it before the engine's first
     connection. In a Flask app the settings `FICTIVE_POOLER` and `FICTIVE_DIRECT_URL` do it.
 
-    Raises `ConfigurationError` for another mode, another database than PostgreSQL, and a direct URL that is none.
+    Raises `ConfigurationError` for another mode, another database than PostgreSQL, and a malformed direct URL.
     """
     if mode != "transaction":
         raise ConfigurationError(

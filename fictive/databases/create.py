@@ -86,7 +86,7 @@ def create_database(
     Without it that raises SQLAlchemy's `ProgrammingError` ("already exists"). A template that others are connected
     to raises `DatabaseInUse`, naming them, after the 5 seconds that PostgreSQL waits for them. Other errors of the
     server's (a role or a template that does not exist, no right to make databases) come out as they are. Names that
-    PostgreSQL would cut off or refuse raise at the call, and so does a URL that is none. Only for PostgreSQL.
+    PostgreSQL would cut off or refuse raise at the call, and so does a malformed URL. Only for PostgreSQL.
     """
     for value, what in ((name, "name"), (template, "template"), (owner, "owner"), (encoding, "encoding")):
         if value is not None or what == "name":

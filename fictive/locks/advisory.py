@@ -125,7 +125,7 @@ def advisory_lock(
 
     `key` is a signed 64-bit integer, a pair of signed 32-bit integers, or text, of which a hash is taken (`lock_key`).
     All users of a database share the keys. `shared` lets other shared holders in. `timeout` is how long to wait,
-    `"5s"`, seconds or a timedelta; without one for ever, or as long as the server's own `lock_timeout`. With `nowait`
+    `"5s"`, seconds or a timedelta; without one forever, or as long as the server's own `lock_timeout`. With `nowait`
     nothing is waited for.
 
     Raises `LockTimeout` when the lock is not to be had; a transaction that was open goes on, but for one whose server

@@ -1,4 +1,4 @@
-"""What the tables of most apps have in common. Names only; each is of use without the others."""
+"""What the tables of most apps have in common. Names only; each is usable on its own."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ SessionSource = Callable[[], "sa_orm.Session | sa_orm.scoped_session[Any]"]
 
 class _FindOrCreate(Protocol[_T_co]):
     def __call__(self, defaults: Defaults = None, **filter_by: Any) -> _T_co:
-        """The object that has the attributes `filter_by`, created with `defaults` as well where there is none.
+        """The object that has the attributes `filter_by`, created with `defaults` as well if it does not exist.
 
         However many do it at once, there is one row. 1 round trip on a hit, 2 on a miss.
         """

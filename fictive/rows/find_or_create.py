@@ -1,4 +1,4 @@
-"""Find a row by some of its attributes, or create it: right under load, and never by an error that is caught."""
+"""Find a row by some of its attributes, or create it: correct under concurrency, without catching IntegrityError."""
 
 from __future__ import annotations
 

@@ -264,7 +264,7 @@ class Wire:
     # Disturbances ----------------------------------------------------------------------------
 
     def cut(self, connection: int | None = None) -> None:
-        """From now on pass nothing, either way, and tell nobody: a silent network failure.
+        """From now on pass nothing, in either direction, without closing: a silent network failure.
 
         Connections stay open, closing included nothing gets through, new connections hang in
         their start-up. `restore` delivers what was held back, as TCP would. With the number of a
@@ -814,7 +814,7 @@ class _Frames:
         self._wanted = frozenset(wanted)
         self._counted = counted
         self._count = 0
-        self._skip = 0  # bytes still to come of a body that nobody wants
+        self._skip = 0  # remaining bytes of a body that is skipped
         self._kept = bytearray()  # an incomplete header or wanted message
         self._need = 0  # how long that must be before it is worth another look
 
