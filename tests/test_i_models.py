@@ -179,18 +179,24 @@ SELECTS: dict[str, Any] = {
     "lambda": lambda: sa.lambda_stmt(lambda: sa.select(Line.id)),
     "any": lambda: sa.select(Order.id).where(Order.lines.any(Line.name == "gone")),
     "not any": lambda: sa.select(Order.id).where(~Order.lines.any(Line.name == "gone")),
+    "exists": lambda: sa.select(Order.id).where(sa.exists().where(Line.order_id == Order.id, Line.name == "gone")),
+    "exists of a select": lambda: sa.select(Order.id).where(
+        sa.select(Line.id).where(Line.order_id == Order.id, Line.name == "gone").exists()
+    ),
     "has": lambda: sa.select(Order.id).where(Order.lines.any(Line.order.has(Order.lines.any(Line.id == 2)))),
 }
 LIVE: dict[str, list[int]] = {
     "entity": [2], "whole entity": [2], "alias": [2], "joined inheritance": [], "single-table inheritance": [],
     "join": [2], "join by its name": [1], "join of an alias": [1], "outer join": [1], "count": [1],
-    "subquery": [], "union": [2, 2], "lambda": [2], "any": [], "has": [1], "not any": [1],
+    "subquery": [], "union": [2, 2], "lambda": [2], "any": [], "exists": [], "exists of a select": [],
+    "has": [1], "not any": [1],
 }  # fmt: skip
 ALL: dict[str, list[int]] = {
     "entity": [1, 2, 3, 4], "whole entity": [1, 2, 3, 4], "alias": [1, 2, 3, 4], "joined inheritance": [3],
     "single-table inheritance": [4], "join": [1, 2], "join by its name": [1, 1], "join of an alias": [1, 1],
     "outer join": [1, 1], "count": [4], "subquery": [1],
-    "union": [1, 1, 2, 2, 3, 3, 4, 4], "any": [1], "not any": [], "has": [1],
+    "union": [1, 1, 2, 2, 3, 3, 4, 4], "any": [1], "exists": [1],
+    "exists of a select": [1], "not any": [], "has": [1],
 }  # fmt: skip
 
 

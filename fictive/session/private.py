@@ -254,9 +254,12 @@ def join_events(connection: sa.Connection, engine: sa.Engine) -> None:
 
 
 def named_froms(exists: Any) -> Sequence[Any]:
-    """What `select_from()` of the SELECT in an `exists()` was given; `any()` and `has()` name their table so."""
-    inner = exists.element
-    froms: Sequence[Any] = getattr(getattr(inner, "element", inner), "_from_obj", ())
+    """What the SELECT in an `exists()` is of, where its columns do not say so: `any()` and `has()` name their table by
+    `select_from()`, and `exists().where(...)` in its conditions."""
+    select = getattr(exists.element, "element", exists.element)
+    froms: Sequence[Any] = getattr(select, "_from_obj", ())
+    if not froms and isinstance(select, sa.Select) and not any(map(mapper_of, select._raw_columns)):
+        froms = select.get_final_froms()
     return froms
 
 
