@@ -15,7 +15,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from fictive.errors import ConfigurationError
+from fictive.errors import ConfigurationError, DuplicateRows
 from fictive.models import Repository
 from fictive.rows.bulk import Upserted, insert_many, update_many, upsert_many
 from fictive.rows.find_or_create import get_or_create, update_or_create
@@ -224,6 +224,31 @@ def test_a30_a_moment_is_one_however_it_is_written(db: OptInSession, engine: sa.
     changed = look("select xmin::text from contract_moment order by id")
     update_or_create(db, Moment, {"at": at}, {"price": price})
     assert (changed != before, look("select xmin::text from contract_moment order by id")) == (True, changed)
+
+
+def test_a30_keys_that_are_one_in_the_database(db: OptInSession, engine: sa.Engine, look: Look) -> None:
+    class Keys(DeclarativeBase):
+        pass
+
+    class Priced(Keys):
+        __tablename__ = "contract_priced"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        price: Mapped[Any] = mapped_column(sa.Numeric(5, 2), unique=True, nullable=True)
+        name: Mapped[str | None]
+        n: Mapped[int | None]
+
+    sa.Index("contract_priced_name", sa.func.lower(Priced.name), unique=True)
+    Keys.metadata.create_all(engine)
+    rows = [{"price": decimal.Decimal(price), "n": n} for n, price in enumerate(("1.006", "1.01", "2"))]
+    with pytest.raises(DuplicateRows):
+        upsert_many(db, Priced, rows, key="price")
+    assert upsert_many(db, Priced, rows, key="price", duplicates="last") == Upserted(2, 0, 1)
+    assert look("select price, n from contract_priced order by price") == [(decimal.Decimal("1.01"), 1), (2, 2)]
+    # an index on an expression keeps rows apart that the lookup does not take for one
+    assert update_or_create(db, Priced, {"name": "x"}, {"n": 7})[1] is True
+    with pytest.raises(sa.exc.IntegrityError):
+        update_or_create(db, Priced, {"name": "X"}, {"n": 8})
+    assert look("select n from contract_priced where name = 'x'") == [7]
 
 
 def test_a31_writes_go_where_a_routing_session_writes(engine: sa.Engine, look: Look) -> None:

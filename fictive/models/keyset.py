@@ -52,23 +52,30 @@ class Key:
         return self.column.desc() if self.descending else self.column.asc()
 
 
+_ALIKE = (sa.Integer, sa.BigInteger, sa.SmallInteger, sa.String, sa.Text, sa.Uuid, sa.Date)
+"""Types whose values are stored as they are."""
+
+
 class Order:
     """An order of pages: its columns, and the condition of the rows beyond one of them. Kept for each mapper, since
     building the condition takes longer than asking for it."""
 
     def __init__(self, keys: Sequence[Key]) -> None:
         self.keys = keys
+        self._by_dialect = any(type(key.column.type) not in _ALIKE for key in keys)
         self._beyond: dict[tuple[bool, str], sa.ColumnElement[bool]] = {}
 
     def order_by(self, *, backwards: bool) -> list[Any]:
         return [(key.backwards() if backwards else key).order for key in self.keys]
 
-    def beyond(self, dialect: sa.Dialect, *, backwards: bool) -> sa.ColumnElement[bool]:
-        """The condition of rows after, or before, the one whose values are the parameters of `parameters`."""
-        found = self._beyond.get((backwards, dialect.name))
+    def beyond(self, dialect: Callable[[], sa.Dialect], *, backwards: bool) -> sa.ColumnElement[bool]:
+        """The condition of rows after, or before, the one whose values are those of `parameters`. `dialect` is asked
+        where the types are not stored alike everywhere."""
+        name = dialect().name if self._by_dialect else ""
+        found = self._beyond.get((backwards, name))
         if found is None:
             keys = [key.backwards() if backwards else key for key in self.keys]
-            found = self._beyond[backwards, dialect.name] = _beyond(keys, dialect)
+            found = self._beyond[backwards, name] = _beyond(keys, dialect())
         return found
 
     def parameters(self, cursor: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
@@ -242,7 +243,7 @@ class Repository(Generic[_M]):
         cursor = after if before is None else before
         parameters = None if cursor is None else order.parameters(cursor)
         if parameters is not None:
-            dialect = dialect_of(self.session, self._mapper)
+            dialect = functools.partial(dialect_of, self.session, self._mapper)
             statement = statement.where(order.beyond(dialect, backwards=backwards))
         found = _List(self.session.scalars(statement, parameters).unique())
         more, items = len(found) > size, found[:size]

@@ -15,6 +15,7 @@ from .bulk_input import Batch
 from .bulk_operation import BulkOperation, Progress
 from .copy_loader import copy_into_table, insert_rows, staged, statements_for
 from .duplicates import Duplicates, check_duplicates, conflicts_explained, raise_on_duplicate, without_duplicates
+from .stored_values import is_exact
 from .upsert_sql import Upsert
 
 __all__ = ["BATCH_SIZE", "Upserted", "insert_many", "update_many", "upsert_many"]
@@ -158,7 +159,8 @@ def upsert_many(
         setting = [name for name in names if name not in keys] if updates is None else updates
         upsert = operation.upsert_into_live(keys, setting, connection.dialect)
         with conflicts_explained(operation, keys, connection.dialect):
-            if operation.is_small(STAGE_ABOVE + 1) or upsert.by_row or not operation.may_stage(connection):
+            few = operation.is_small(STAGE_ABOVE + 1) and not (duplicates == "last" and _may_hide_duplicates(upsert))
+            if few or upsert.by_row or not operation.may_stage(connection):
                 _upsert_from_values(operation, connection, batches, upsert, keys, duplicates, totals)
                 return
             batches = without_duplicates(batches, keys, duplicates)
@@ -236,6 +238,13 @@ def update_many(
     operation.run(work)
     operation.expire_loaded()
     return updated
+
+
+def _may_hide_duplicates(upsert: Upsert) -> bool:
+    """Whether two keys that Python tells apart may be one in the database, as 1.005 and 1.01 of two places are."""
+    return upsert.dialect.name == "postgresql" and not all(
+        is_exact(column.type, upsert.dialect) for column in upsert.key
+    )
 
 
 def _insert_values(operation: BulkOperation, connection: sa.Connection, batches: Iterator[Batch]) -> None:

@@ -80,7 +80,10 @@ def upsert(lookup: Lookup, values: Values, changes: Values, key: UniqueKey, dial
         column: EXCLUDED if column in values and values[column] is value else value
         for column, value in changes.items()
     }
-    beyond_key = lookup.criteria if lookup.expressions or not lookup.columns.keys() <= key.columns else ()
+    # of a row with the same key that is another one by the rest of the lookup, or by what an expression leaves out
+    by_columns = all(isinstance(element, sa.Column) for element in key.elements)
+    is_all = by_columns and not lookup.expressions and lookup.columns.keys() <= key.columns
+    beyond_key = () if is_all else lookup.criteria
     statement = on_conflict_update(
         insert_into(table, dialect.name).values(dict(values)),
         key.target,

@@ -7,10 +7,12 @@ import uuid
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.expression import ClauseElement
 
 __all__ = [
-    "PaddedText", "as_stored", "bound", "database_type", "images_differ", "is_sql", "none_is_a_value", "texts_differ",
+    "PaddedText", "as_stored", "bound", "database_type", "images_differ", "is_exact", "is_sql",
+    "none_is_a_value", "texts_differ",
 ]  # fmt: skip
 
 
@@ -77,6 +79,14 @@ _EXACT: tuple[tuple[type, frozenset[type]], ...] = (
     (sa.LargeBinary, frozenset({bytes})),
     (sa.Date, frozenset({datetime.date})),
 )
+
+
+def is_exact(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> bool:
+    """Whether values that Python tells apart are stored as values that PostgreSQL tells apart."""
+    stored: Any = database_type(type_, dialect)
+    if isinstance(stored, sa.String):
+        return not isinstance(stored, (sa.CHAR, postgresql.CITEXT)) and stored.collation is None
+    return isinstance(stored, tuple(kind for kind, _ in _EXACT))
 
 
 def as_stored(value: Any, type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Any:
