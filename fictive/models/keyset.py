@@ -156,7 +156,7 @@ def _beyond(keys: Sequence[Key], dialect: sa.Dialect) -> sa.ColumnElement[bool]:
     """In one direction it is a comparison of rows, which an index over the columns answers (PostgreSQL documentation,
     "Row Constructor Comparison"). The values are compared as their columns store them: a REAL is no double."""
     values = [
-        as_stored(sa.bindparam(_parameter(at), type_=key.column.type), key.column.type, dialect)
+        as_stored(sa.bindparam(_parameter(at), type_=key.column.type), key.column.type, dialect, key.type)
         for at, key in enumerate(keys)
     ]
     if len({key.descending for key in keys}) == 1:

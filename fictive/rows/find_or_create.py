@@ -18,7 +18,7 @@ from ..session.given import dialect_of, session_of, together
 from ..session.session import OptInSession
 from . import get_or_create_sql
 from .attributes import mapper_of
-from .lookups import Lookup, lookup_of
+from .lookups import Lookup, lookup_of, plan_of
 from .new_objects import (
     Defaults,
     check_names,
@@ -50,7 +50,7 @@ def get_or_create(
     """See `FindOrCreateDescriptor`."""
     call = LookupOperation(session, model, "find_or_create", filter_by)
     if not callable(defaults):
-        check_names(call.mapper, defaults or {}, "defaults", call.lookup)
+        check_names(call.mapper, defaults or {}, "defaults", filter_by)
     return call.again_on_conflict(lambda: call.find_or_create(defaults))
 
 
@@ -63,8 +63,8 @@ def update_or_create(
 ) -> tuple[_T, bool]:
     """See `UpdateOrCreateDescriptor`."""
     call = LookupOperation(session, model, "update_or_create", filter_by)
-    check_names(call.mapper, defaults, "defaults", call.lookup)
-    check_names(call.mapper, create_defaults or {}, "create_defaults", call.lookup)
+    check_names(call.mapper, defaults, "defaults", filter_by)
+    check_names(call.mapper, create_defaults or {}, "create_defaults", filter_by)
     changes = evaluated(defaults)
     return call.again_on_conflict(lambda: call.update_or_create(changes, create_defaults or {}))
 
@@ -77,12 +77,19 @@ class LookupOperation:
         self.mapper = mapper_of(model)
         self.what = f"{model.__name__}.{method}()"
         self.dialect = dialect_of(self.session, self.mapper)
-        self.lookup: Lookup = lookup_of(self.mapper, filter_by, self.dialect)
+        self._filter_by = filter_by
+        self._plan = plan_of(self.mapper, filter_by, self.dialect)
+        if self._plan is None:
+            _ = self.lookup  # what is wrong with it is an error before any SQL
         if self.dialect.name not in ("postgresql", "sqlite"):
             raise UnsupportedDialect(
                 f"{self.what} needs PostgreSQL or SQLite; this session is on {self.dialect.name}."
             )
         self._made: dict[str, Any] | None = None
+
+    @functools.cached_property
+    def lookup(self) -> Lookup:
+        return lookup_of(self.mapper, self._filter_by, self.dialect)
 
     @functools.cached_property
     def key(self) -> UniqueKey | None:
@@ -121,7 +128,11 @@ class LookupOperation:
     def find(self, *, populate_existing: bool = False) -> Any:
         """The object, or None; raises `MultipleResultsFound`."""
         options = {"populate_existing": True} if populate_existing else {}
-        return self.session.scalars(self.lookup.select(), execution_options=options).unique().one_or_none()
+        if self._plan is None:
+            statement, parameters = self.lookup.select(), None
+        else:
+            statement, parameters = self._plan.statement, self._plan.parameters(self._filter_by)
+        return self.session.scalars(statement, parameters, execution_options=options).unique().one_or_none()
 
     def find_or_create(self, defaults: Defaults) -> tuple[Any, bool]:
         if (found := self.find()) is not None:
@@ -168,7 +179,7 @@ class LookupOperation:
         if self._made is None:
             given = defaults() if callable(defaults) else defaults
             if callable(defaults):
-                check_names(self.mapper, given or {}, "defaults", self.lookup)
+                check_names(self.mapper, given or {}, "defaults", self._filter_by)
             self._made = {**self.lookup.assigned, **self.lookup.related, **evaluated(given or {})}
         return self._made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,10 +20,10 @@ from .attributes import (
     table_columns,
     unknown_attribute,
 )
-from .stored_values import as_stored, none_is_a_value
+from .stored_values import as_stored, cut_to_length, is_sql, none_is_a_value
 from .unique_keys import UniqueKey, key_for
 
-__all__ = ["Lookup", "lookup_of"]
+__all__ = ["Lookup", "LookupPlan", "lookup_of", "plan_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,54 @@ class Lookup:
             return sa.select(self.mapper.class_).where(*self.criteria).limit(2)
         # a session that hides deleted rows does not add it once more
         return sa.select(self.mapper.class_).where(*self.criteria[:-1]).limit(2).options(live_rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class LookupPlan:
+    """The statement of lookups by the same columns and classes of values, made once: most find their row, and building
+    it would take as long as running it."""
+
+    statement: sa.Select[Any]
+    columns: tuple[sa.Column[Any], ...]
+    dialect: sa.Dialect
+
+    def parameters(self, filter_by: Mapping[str, Any]) -> dict[str, Any]:
+        values = zip(self.columns, filter_by.values(), strict=True)
+        return {f"fictive_{n}": cut_to_length(v, c.type, self.dialect) for n, (c, v) in enumerate(values)}
+
+
+_plans: weakref.WeakKeyDictionary[sa_orm.Mapper[Any], dict[Any, LookupPlan | None]] = weakref.WeakKeyDictionary()
+_MOST_PLANS = 500  # of a model; classes of values without end would be a mistake
+
+
+def plan_of(mapper: sa_orm.Mapper[Any], filter_by: Mapping[str, Any], dialect: sa.Dialect) -> LookupPlan | None:
+    """The plan of a lookup by columns; None where one of the values is NULL, an SQL expression or of no column."""
+    known = _plans.setdefault(mapper, {})
+    key = (dialect.name, dialect.driver, *((name, type(value)) for name, value in filter_by.items()))
+    if key not in known:
+        if len(known) >= _MOST_PLANS:
+            known.clear()
+        known[key] = _plan(mapper, filter_by, dialect)
+    return known[key]
+
+
+def _plan(mapper: sa_orm.Mapper[Any], filter_by: Mapping[str, Any], dialect: sa.Dialect) -> LookupPlan | None:
+    live = live_attribute(mapper)
+    criteria: list[Any] = []
+    columns: list[sa.Column[Any]] = []
+    for number, (name, value) in enumerate(filter_by.items()):
+        found = table_columns(mapped_property(mapper, name))
+        if not found or value is None or is_sql(value) or name == live:
+            return None
+        type_ = found[0].type
+        parameter = sa.bindparam(f"fictive_{number}", type_=type_)
+        criteria.append(getattr(mapper.class_, name) == as_stored(parameter, type_, dialect, type(value)))
+        columns.append(found[0])
+    if live is not None:
+        criteria.append(getattr(mapper.class_, live).is_(None))
+    if not columns:
+        return None
+    return LookupPlan(Lookup(mapper, tuple(criteria), {}, (), {}, {}, live).select(), tuple(columns), dialect)
 
 
 def lookup_of(mapper: sa_orm.Mapper[Any], filter_by: Mapping[str, Any], dialect: sa.Dialect) -> Lookup:

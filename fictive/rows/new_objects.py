@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..errors import UnknownAttribute
-from .attributes import foreign_key_of, hybrid, mapped_property, table_columns, unknown_attribute
+from .attributes import foreign_key_of, hybrid, live_attribute, mapped_property, table_columns, unknown_attribute
 from .column_defaults import InsertDefaults, first_version
 from .lookups import Lookup
 from .stored_values import none_is_a_value
@@ -30,9 +30,9 @@ __all__ = [
 Defaults = Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None
 
 
-def check_names(mapper: sa_orm.Mapper[Any], given: Mapping[str, Any], where: str, lookup: Lookup) -> None:
+def check_names(mapper: sa_orm.Mapper[Any], given: Mapping[str, Any], where: str, taken: Collection[str]) -> None:
     """Raise for names that cannot be stored, names the lookup has already, and related objects without a row."""
-    model = mapper.class_.__name__
+    model, live = mapper.class_.__name__, live_attribute(mapper)
     for name, value in given.items():
         prop = mapped_property(mapper, name)
         if isinstance(prop, sa_orm.RelationshipProperty):
@@ -47,12 +47,12 @@ def check_names(mapper: sa_orm.Mapper[Any], given: Mapping[str, Any], where: str
                 raise UnknownAttribute(f"{model}.{name} in {where} is a generated column; the database computes it.")
         elif not isinstance(prop, sa_orm.CompositeProperty) and getattr(hybrid(mapper, name), "fset", None) is None:
             raise unknown_attribute(mapper, name, where)
-        if name == lookup.live:
+        if name == live:
             raise UnknownAttribute(
                 f"{model}.{name} cannot be in {where}: only rows that are not deleted are found and made here. "
                 "Call soft_delete() on the object."
             )
-        if name in lookup.assigned or name in lookup.related:
+        if name in taken:
             raise UnknownAttribute(f"{model}.{name} is in the lookup, so it cannot be in {where} as well.")
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.expression import ClauseElement
 
 __all__ = [
-    "PaddedText", "as_stored", "bound", "database_type", "images_differ", "is_exact", "is_sql",
+    "PaddedText", "as_stored", "bound", "cut_to_length", "database_type", "images_differ", "is_exact", "is_sql",
     "none_is_a_value", "texts_differ",
 ]  # fmt: skip
 
@@ -89,8 +89,17 @@ def is_exact(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> bool:
     return isinstance(stored, tuple(kind for kind, _ in _EXACT))
 
 
-def as_stored(value: Any, type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Any:
-    """`value`, to be compared with a column of that type as if it had been stored there and read back.
+def cut_to_length(value: Any, type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Any:
+    """A text without the blanks that `varchar(n)` has no room for."""
+    stored: Any = database_type(type_, dialect)
+    if not isinstance(value, str) or not isinstance(stored, sa.String) or isinstance(stored, (sa.CHAR, sa.Enum)):
+        return value
+    return value[: stored.length] if stored.length and not value[stored.length :].strip(" ") else value
+
+
+def as_stored(value: Any, type_: sa.types.TypeEngine[Any], dialect: sa.Dialect, kind: type[Any] | None = None) -> Any:
+    """`value`, to be compared with a column of that type as if it had been stored there and read back. `kind` is the
+    class of the values of a parameter.
 
     A cast to the type is what an INSERT does, except that a cast cuts what is longer than `varchar(n)`, where an
     INSERT refuses it unless the rest is blanks (PostgreSQL documentation, "Character Types").
@@ -101,12 +110,11 @@ def as_stored(value: Any, type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) 
     if isinstance(stored, sa.String) and not isinstance(stored, sa.Enum):
         if isinstance(stored, sa.CHAR):
             return sa.cast(bound(value, type_), PaddedText()) if stored.length else bound(value, type_)
-        if isinstance(value, str) and stored.length and not value[stored.length :].strip(" "):
-            value = value[: stored.length]
-        is_text = isinstance(value, str) or is_sql(value)
-        return bound(value, type_) if is_text else sa.cast(bound(value, type_), sa.Text())
-    for kind, exact in _EXACT:
-        if isinstance(stored, kind) and (type(value) in exact or isinstance(value, sa.BindParameter)):
+        is_text = issubclass(kind, str) if kind else isinstance(value, str) or is_sql(value)
+        given = bound(cut_to_length(value, type_, dialect), type_)
+        return given if is_text else sa.cast(given, sa.Text())
+    for stored_class, exact in _EXACT:
+        if isinstance(stored, stored_class) and (kind or type(value)) in exact:
             return bound(value, type_)
     return sa.cast(bound(value, type_), type_)
 
