@@ -51,6 +51,7 @@ from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, Upser
 from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
 from .session.blocks import TransactionBlock, on_commit, on_rollback, run_transaction, transaction_required
 from .session.durations import Duration
+from .session.model_events import Told, after_commit_of
 from .session.retry import BeforeRetry
 from .session.scoped import OptInScopedSession
 from .session.session import OptInSession, check_options, report_committed, report_unsaved
@@ -340,6 +341,10 @@ class OptInTransactionMixin(MakesModels):
     ) -> None:
         """`fictive.sqlalchemy.on_rollback` of the current session."""
         on_rollback(self.session, fn, *args, **kwargs)
+
+    def after_commit_of(self, model: type[_T]) -> Callable[[Told[_T]], Told[_T]]:
+        """`fictive.sqlalchemy.after_commit_of`: a decorator of `def index(created, changed, deleted): ...`."""
+        return after_commit_of(model)
 
     def context(self, app: flask.Flask) -> contextlib.AbstractContextManager[OptInSession]:
         """`with db.context(app) as session:` for scripts, jobs and commands: an app context with its session.

@@ -29,6 +29,7 @@ from .session.blocks import (
     transaction_required,
 )
 from .session.contexts import create_db_context, create_db_dependency
+from .session.model_events import after_commit_of
 from .session.options import IsolationLevel
 from .session.scoped import OptInScopedSession, sessionmaker
 from .session.session import OptInSession
@@ -59,6 +60,7 @@ __all__ = [
     "Upserted",
     "WritesOutside",
     "advisory_lock",
+    "after_commit_of",
     "claim",
     "cleanup_tables",
     "create_database",

@@ -15,6 +15,7 @@ from ..drivers import sqlstate
 from ..errors import KeyOfDeletedRow, UnsupportedDialect
 from ..session import private
 from ..session.given import dialect_of, session_of, together
+from ..session.model_events import OWNER
 from ..session.session import OptInSession
 from . import get_or_create_sql
 from .attributes import mapper_of
@@ -267,7 +268,7 @@ class LookupOperation:
             else:
                 level = self._write(get_or_create_sql.lock_lookup(self.lookup, self.dialect)).one()[1]
             connection = self._connection()
-            with sa_orm.Session(connection, **_ASIDE) as aside:
+            with sa_orm.Session(connection, info={OWNER: self.session}, **_ASIDE) as aside:
                 yield aside, level
 
     def _create(self, aside: sa_orm.Session, values: Mapping[str, Any], level: str) -> tuple[Any, bool]:
