@@ -55,7 +55,6 @@ from .session.model_events import Told, after_commit_of
 from .session.retry import BeforeRetry
 from .session.scoped import OptInScopedSession
 from .session.session import OptInSession, check_options, report_committed, report_unsaved
-from .session.unentered import Opens
 
 __all__ = ["BulkMixin", "FilterByOrCreateMixin", "OptInTransactionMixin"]
 
@@ -357,7 +356,7 @@ class OptInTransactionMixin(MakesModels):
 
     def pinned(self) -> contextlib.AbstractContextManager[OptInSession]:
         """`OptInSession.pinned` of the current session."""
-        return Opens("db.pinned()", self.session.pinned)
+        return self.session.pinned()
 
     @also_named(rel_attr="relationship")
     def m2m_add(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +13,7 @@ from .session.blocks import TransactionBlock
 from .session.contexts import finishing
 from .session.session import OptInSession
 from .session.transaction import Rollback
+from .session.unentered import needs_with
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -55,7 +55,7 @@ def around_view(block: TransactionBlock, view: _View) -> _View:
     return run  # type: ignore[return-value]
 
 
-@contextlib.contextmanager
+@needs_with("db.context(app)")
 def app_context(app: flask.Flask, session: Callable[[], OptInSession]) -> Iterator[OptInSession]:
     """An app context with its session: what is pending or open at its end is committed, an exception rolls back."""
     with app.app_context():

@@ -7,13 +7,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import flask
 import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask import Flask
 
 from fictive.errors import ConfigurationError, NotEnteredWarning
-from fictive.sqlalchemy import get_transaction, run_transaction, transaction
+from fictive.models import allow_lazy_loads
+from fictive.sqlalchemy import create_db_context, get_transaction, run_transaction, sessionmaker, transaction
 from tests.models import Item, db
 
 FORGOTTEN: dict[str, Callable[[], Any]] = {
@@ -23,6 +25,11 @@ FORGOTTEN: dict[str, Callable[[], Any]] = {
     "of a session": lambda: transaction(db.session),
     "by its other name": lambda: get_transaction(db.session, savepoint=False),
     "pinned": lambda: db.pinned(),
+    "pinned, of the session": lambda: db.session().pinned(),
+    "primary": lambda: db.primary(),
+    "an app context": lambda: db.context(flask.current_app),
+    "a context": lambda: create_db_context(sessionmaker(db.engine))(),
+    "lazy loads": lambda: allow_lazy_loads(),
 }
 
 
@@ -44,6 +51,18 @@ def test_a28_nothing_is_told_of_what_is_used(app: Flask, caplog: pytest.LogCaptu
             pass
         with db.pinned() as session, db.pinned():
             session.execute(sa.text("select 1"))
+        with db.primary(), allow_lazy_loads(), create_db_context(sessionmaker(db.engine))():
+            pass
+
+        @allow_lazy_loads()
+        @db.primary()
+        @db.pinned()
+        @db.lock_tables([Item])
+        def decorated(number: int) -> int:
+            assert db.session.in_transaction()
+            return number
+
+        assert [decorated(1), decorated(number=2)] == [1, 2]
         db.transaction()(lambda: None)
         db.transaction(lambda: None)()
         db.transactional(lambda: "")  # never served

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 
 from ..errors import ConfigurationError
 from ..session import private
+from ..session.unentered import needs_with
 
 __all__ = [
     "BEHIND",
@@ -143,7 +144,7 @@ def using_positions(positions: Positions) -> Iterator[Positions]:
 _primary: contextvars.ContextVar[bool] = contextvars.ContextVar("fictive_primary", default=False)
 
 
-@contextlib.contextmanager
+@needs_with("primary()")
 def on_primary() -> Iterator[None]:
     """Reads in the block go to the primary. Also a decorator."""
     token = _primary.set(True)

@@ -6,7 +6,6 @@ the SELECTs that SQLAlchemy sends for a relationship of an object; all others pa
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import dataclasses
 import warnings
@@ -23,6 +22,7 @@ from ..errors import LazyLoadRefused, NPlusOneError, NPlusOneWarning
 from ..session import private
 from ..session.callers import caller, stack_level
 from ..session.session import OptInSession
+from ..session.unentered import needs_with
 from . import batch_loading
 
 __all__ = ["THRESHOLD", "allow_lazy_loads", "set_lazy_loads"]
@@ -70,7 +70,7 @@ def set_lazy_loads(
         event.listen(listening, "do_orm_execute", _look_at)
 
 
-@contextlib.contextmanager
+@needs_with("allow_lazy_loads()")
 def allow_lazy_loads() -> Iterator[None]:
     """Within the block lazy loads are neither refused nor reported: it is known, and meant."""
     token = _allowed.set(True)

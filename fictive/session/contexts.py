@@ -17,6 +17,7 @@ from ..other_names import also_named
 from . import private
 from .given import session_of
 from .session import OptInSession
+from .unentered import needs_with
 
 __all__ = ["create_db_context", "create_db_dependency", "finishing"]
 
@@ -57,7 +58,7 @@ def create_db_context(
     if not callable(session_factory):
         raise TypeError(f"session_factory is called for a session; {session_factory!r} cannot be called.")
 
-    @contextlib.contextmanager
+    @needs_with("db_context()")
     def db_context() -> Iterator[Any]:
         session = session_of(session_factory())
         if session.info.get(_OPEN):

@@ -31,6 +31,7 @@ from .local_settings import LocalSettings
 from .options import BlockOptions, block_options
 from .scope import EMPTY, Scope, needs_a_transaction, refused
 from .transaction import Joined, Kind, Transaction, ended_error, innermost, is_enclosed
+from .unentered import needs_with
 from .write_log import WriteLog, pending_writes, warn_of_committed
 
 if TYPE_CHECKING:
@@ -509,7 +510,7 @@ class OptInSession(sa_orm.Session):
             LocalSettings(block, options.settings, whole=whole)
         return block
 
-    @contextlib.contextmanager
+    @needs_with("pinned()")
     def pinned(self) -> Iterator[Self]:
         """Keep one connection for the block: for temporary tables, `SET`, session-level locks.
 

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ..errors import NotEnteredWarning
 from .callers import caller_frame
 
-__all__ = ["NeedsWith", "Opens", "warn_not_entered"]
+__all__ = ["NeedsWith", "needs_with", "warn_not_entered"]
 
 log = logging.getLogger("fictive.unentered")
 
 _T = TypeVar("_T")
+_Arguments = ParamSpec("_Arguments")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class NeedsWith(contextlib.AbstractContextManager[_T]):
-    """A context manager whose work begins with `with`.
+    """A context manager whose work begins with `with`; also a decorator, around each call.
 
     One that is dropped unentered gives a `NotEnteredWarning` and a log record, which name the line that made it.
     Subclasses write `_open()`; each `with` opens anew. `_needs_with = False` says that there is nothing to miss.
@@ -50,20 +53,51 @@ class NeedsWith(contextlib.AbstractContextManager[_T]):
     ) -> bool | None:
         return self._opened.pop().__exit__(type_, error, traceback)
 
+    def __call__(self, function: _Function) -> _Function:
+        self._needs_with = False
+
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self._open():
+                return function(*args, **kwargs)
+
+        return run  # type: ignore[return-value]
+
     def __del__(self) -> None:
         if getattr(self, "_needs_with", False):  # not there where __init__ raised
             warn_not_entered(self._what, *self._made_at)
 
 
-class Opens(NeedsWith[_T]):
-    """One that opens what `make` returns."""
+class _Made(NeedsWith[_T]):
+    """What a function made by `needs_with` returns."""
 
     def __init__(self, what: str, make: Callable[[], contextlib.AbstractContextManager[_T]]) -> None:
         self._make = make
+        self._first: contextlib.AbstractContextManager[_T] | None = make()  # raises for wrong arguments
         super().__init__(what)
 
     def _open(self) -> contextlib.AbstractContextManager[_T]:
-        return self._make()
+        first, self._first = self._first, None
+        return first or self._make()
+
+
+def needs_with(
+    what: str,
+) -> Callable[[Callable[_Arguments, Iterator[_T]]], Callable[_Arguments, contextlib.AbstractContextManager[_T]]]:
+    """`contextlib.contextmanager` for functions whose call without `with` is a mistake; `what` names it."""
+
+    def decorate(
+        function: Callable[_Arguments, Iterator[_T]],
+    ) -> Callable[_Arguments, contextlib.AbstractContextManager[_T]]:
+        make = contextlib.contextmanager(function)
+
+        @functools.wraps(function)
+        def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> contextlib.AbstractContextManager[_T]:
+            return _Made(what, lambda: make(*args, **kwargs))
+
+        return call
+
+    return decorate
 
 
 def warn_not_entered(what: str, file: str | None = None, line: int = 0) -> None:
