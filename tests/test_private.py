@@ -134,7 +134,6 @@ def test_nothing_else_in_fictive_touches_sqlalchemys_underscores() -> None:
             "super()._fictive_settings", "super()._make_engine", "super()._teardown_session",
             "super()._apply_driver_defaults",
         },
-        "flask_models.py": {"super()._make_declarative_base"},
         "report/guards.py": {"sys._current_frames"},
         "report/requests.py": {"request_ctx._get_current_object"},
         "rows/stored_values.py": {"found._variant_mapping", "type_._isnull"},
