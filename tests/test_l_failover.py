@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 
 from fictive.errors import CommitOutcomeUnknown
 from fictive.sqlalchemy import OptInSession
+from fictive.testing.wire import Wire
 from tests.fix_nodes import Nodes, started_nodes
 
 THREADS = 8
@@ -81,3 +83,33 @@ def test_l3_a_promotion_under_load(pair: Nodes, driver: str) -> None:
     assert {token for token, what in told.items() if what == "committed"} <= there
     assert not {token for token, what in told.items() if what == "failed"} & there
     assert failed_reads == []
+
+
+@pytest.mark.parametrize("block", [True, False], ids=["block", "bare"])
+def test_l3_connections_to_a_demoted_primary_are_replaced(
+    nodes: Nodes, node_database: str, driver: str, block: bool
+) -> None:
+    with Wire(nodes.replica.host, nodes.replica.port) as wire:
+        engine = sa.create_engine(wire.url(nodes.primary.url(node_database, driver=driver)))
+
+        def write() -> None:
+            with session.begin() if block else contextlib.nullcontext():
+                session.execute(sa.text("insert into item (name) values ('a')"))
+
+        with OptInSession(engine) as session, OptInSession(engine) as other:
+            with other.begin():
+                other.scalar(sa.text("select 1"))
+                session.scalar(sa.text("select 1"))
+            with pytest.raises(sa.exc.InternalError, match="read-only"):
+                write()
+            wire.upstream = (nodes.primary.host, nodes.primary.port)
+            for _ in range(2):
+                session.scalar(sa.text("select 1"))
+            write()
+            with wire.record() as log:  # READ ONLY that was asked for says nothing of the server
+                with pytest.raises(sa.exc.InternalError), session.begin():
+                    session.execute(sa.text("set transaction read only"))
+                    session.execute(sa.text("delete from item"))
+                session.scalar(sa.text("select count(*) from item"))
+            assert log.connections_opened == 0
+        engine.dispose()

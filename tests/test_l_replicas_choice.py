@@ -50,7 +50,7 @@ def test_l2_positions_as_postgresql_writes_them() -> None:
 
 def test_l1_the_least_busy_one_then_any() -> None:
     draws = iter([0.9, 0.1, 0.5, 0.5, 0.5, 0.1])
-    replicas = Replicas([an_engine("a"), an_engine("b")], order=lambda: next(draws))
+    replicas = Replicas(an_engine("primary"), [an_engine("a"), an_engine("b")], order=lambda: next(draws))
     a, b = replicas.members
     assert replicas.choose() is b
     b.busy.append(None)
@@ -61,7 +61,7 @@ def test_l1_the_least_busy_one_then_any() -> None:
 
 def test_l2_a_lag_is_paid_once() -> None:
     clock = Clock()
-    replicas = Replicas([an_engine()], clock=clock)
+    replicas = Replicas(an_engine("primary"), [an_engine()], clock=clock)
     (replica,) = replicas.members
     assert replicas.choose(50) is replica
     replica.was_behind(50)
@@ -90,7 +90,7 @@ def test_l2_a_lag_is_paid_once() -> None:
 
 def test_l1_one_that_fails_is_left_out_for_a_while() -> None:
     clock = Clock()
-    replicas = Replicas([an_engine("a"), an_engine("b")], clock=clock)
+    replicas = Replicas(an_engine("primary"), [an_engine("a"), an_engine("b")], clock=clock)
     a, b = replicas.members
     a.failed(lost=True)
     assert {replicas.choose() for _ in range(20)} == {b}

@@ -23,7 +23,7 @@ from .notify_triggers import announces_inserts
 __all__ = ["wait_for_rows"]
 
 # A row that is looked at under FOR UPDATE SKIP LOCKED is free again at once, which is what is asked here.
-_LOOKS = {"fictive_writes": False, "fictive_outside": True}
+_LOOKS = {"fictive_writes": False, "fictive_outside": True, "fictive_primary": True}
 _FIXED = ("repeatable read", "serializable")
 
 

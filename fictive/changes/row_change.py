@@ -26,7 +26,7 @@ __all__ = ["wait_for_row_change"]
 
 _T = TypeVar("_T")
 _UNKNOWN: Any = object()
-_READS = {"fictive_writes": False}  # whatever functions are called
+_READS = {"fictive_writes": False, "fictive_primary": True}  # whatever functions are called
 _FIXED = ("repeatable read", "serializable")
 
 

@@ -14,6 +14,7 @@ from ..drivers.pending import note_parsed, parsed
 from ..session.private import EmptyListener
 from . import process
 from .classify import PLAIN_READ, classify, known_texts
+from .replica_reads import read_from_replica
 from .servers import check_out
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class StatementCursor(SessionCursor):
             if link.in_transaction:  # this statement has begun one
                 self.__class__ = TransactionCursor  # type: ignore[assignment]
                 return self.execute(query, parameters)
+        if link.replicas is not None and statement.is_plain_read and read_from_replica(link, self, query, parameters):
+            return None
         if owner.keeps:
             server = link.keep()
         elif link.early is not None or link.kept is not None:
@@ -161,6 +164,8 @@ class StatementCursor(SessionCursor):
                     pool._hand_over()
         if written is not None and cursor.rowcount != 0:  # else it met no row, and nothing of it stays
             owner.wrote(written)
+            if link.replicas is not None:
+                owner.positions().written(link.replicas.primary, None)
         return None
 
     def executemany(self, query: Any, parameters: Any) -> Any:
@@ -184,6 +189,8 @@ class StatementCursor(SessionCursor):
             raise
         if written is not None:
             link.owner.wrote(written)
+            if link.replicas is not None:
+                link.owner.positions().written(link.replicas.primary, None)
         return None
 
     def _driver_cursor(self) -> Any:
@@ -215,6 +222,8 @@ class TransactionCursor(SessionCursor):
             statement = classify(query)
         if statement is not PLAIN_READ and statement.savepoint is not None and link.controls(*statement.savepoint):
             return None
+        if link.is_pooled and statement is not PLAIN_READ:
+            link.refuse_connection_state(statement, parameters)
         server = link.server
         if server is None:
             server = link.take_or_note()
@@ -263,6 +272,7 @@ class TransactionCursor(SessionCursor):
         return None
 
     def executemany(self, query: Any, parameters: Any) -> Any:
+        self.link.wrote = True
         cursor = self.driver_cursor = self._driver_cursor()
         statement = classify(query)
         try:
@@ -282,6 +292,7 @@ class TransactionCursor(SessionCursor):
             raise link.aborted()
         server = link.take_or_note()
         link.send_pending(server)
+        link.wrote = True
         return server.dbapi.cursor()
 
 

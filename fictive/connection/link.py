@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import time
 import weakref
 from collections import deque
@@ -24,9 +25,11 @@ from ..drivers.pending import PendingCommands
 from ..errors import AbortedTransactionStatement, ConfigurationError, PinnedConnectionLost, TransactionAborted
 from ..session import private
 from . import process
-from .classify import Effect, StatementClass, summary
+from .classify import Effect, StatementClass, classify_with, summary
 from .cursors import IDLE, INERROR, INTRANS, StatementCursor, StreamCursor, TransactionCursor
 from .pool import IDLE_FOR, PATIENCE, BorrowingPool
+from .pooler import is_pooled, refusal
+from .replicas import COMMIT_POSITION, Positions, parse_lsn, replicas_of
 from .servers import ServerConnection, check_out, note_lost
 
 if TYPE_CHECKING:
@@ -40,7 +43,12 @@ __all__ = ["Link", "LinkOwner", "SessionConnection", "abandoned"]
 log = logging.getLogger("fictive.connection")
 
 _READ_ONLY = TransactionOptions(read_only=True)
+# What a COMMIT that brings its position back may report although it was done: the question after it was cancelled.
+_MAY_COME_AFTER_COMMIT = ("57014", "53200", "57P01")
+
 ABORTED = "PostgreSQL aborted this transaction after an earlier error."
+_COMMITS = re.compile(r"\b(?:commit|end)\b", re.IGNORECASE)
+_COMMITTED = " What was done until then may be committed."
 BEHIND_THE_BACK = "The transaction was ended on the driver's connection, not by the session."
 _NEVER_IDLE: deque[ServerConnection] = deque(maxlen=0)
 
@@ -62,6 +70,9 @@ class LinkOwner(Protocol):
     def wrote(self, what: str) -> None:
         """A write was committed at once."""
 
+    def positions(self) -> Positions:
+        """How far this session has written, and has to see."""
+
     def refuse_streams(self) -> None:
         """Raise where a stream cannot have a transaction of its own."""
 
@@ -71,9 +82,9 @@ class Link:
 
     __slots__ = ("__weakref__", "_connection_record", "begins_with", "begun", "committing", "connection",
                  "dialect", "driver", "driver_side", "early", "engine", "first_error", "idle",
-                 "in_transaction", "kept", "log", "lost", "native", "options", "owner", "pending",
-                 "prefetches", "remembered", "rest_options", "retried", "server", "streams", "trouble",
-                 "users")  # fmt: skip
+                 "in_transaction", "is_pooled", "kept", "log", "lost", "native", "options", "owner", "pending",
+                 "prefetches", "remembered", "replicas", "rest_options", "retried", "server", "streams", "trouble",
+                 "users", "wrote")  # fmt: skip
 
     def __init__(self, engine: sa.Engine, owner: LinkOwner) -> None:
         self.engine = engine
@@ -82,6 +93,11 @@ class Link:
         self.owner = owner
         pool = engine.pool
         self.idle = pool.idle if isinstance(pool, BorrowingPool) else _NEVER_IDLE
+        self.replicas = replicas_of(engine)
+        self.is_pooled = is_pooled(engine)
+        """Whether a pooler of transactions is between it and the server."""
+        self.wrote = False
+        """Whether the transaction may have written."""
         self.server: ServerConnection | None = None
         """The transaction's, from its first statement on."""
         self.kept: ServerConnection | None = None
@@ -140,6 +156,10 @@ class Link:
         server, releases = self.server, self.pending.with_commit()
         if not self.in_transaction:
             return
+        if server is not None and server.generation is not process.generation:
+            inherited = self.inherited()
+            self._end(inherited)
+            raise inherited
         if self.trouble is None and self.begun and server is not None:
             self.trouble = self._why_not_committable(server)
         if self.trouble is not None:
@@ -150,6 +170,8 @@ class Link:
             else:
                 self.rollback()
             raise error
+        replicas = self.replicas if self.wrote else None
+        position: int | None = None
         try:
             if server is not None and server.generation is process.generation:
                 if self.native:
@@ -157,11 +179,20 @@ class Link:
                     server.dbapi.commit()
                 elif self.begun:
                     self.committing = True
-                    self.driver.commit(server, releases)
+                    if replicas is not None:
+                        position = parse_lsn(self.driver.commit_and_ask(server, releases, COMMIT_POSITION))
+                    else:
+                        self.driver.commit(server, releases)
             self.committing = False
         except BaseException as error:
+            if replicas is not None:
+                self.owner.positions().written(replicas.primary, None)
+                if sqlstate(error) in _MAY_COME_AFTER_COMMIT and server is not None:
+                    server.drop(error)  # SQLAlchemy takes it for a lost connection, and so for an unknown outcome
             self._end(error)
             raise
+        if replicas is not None:
+            self.owner.positions().written(replicas.primary, position)
         self._end()
 
     def _why_not_committable(self, server: ServerConnection) -> str | None:
@@ -295,12 +326,15 @@ class Link:
         except BaseException as error:
             self._end(error)
             raise
+        if self.wrote and self.replicas is not None:
+            self.owner.positions().written(self.replicas.primary, None)
         self._end()
 
     # -- transactions -----------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """From here on statements are in one transaction; nothing is sent."""
+        self.wrote = False
         self.in_transaction = True
         self.committing = self.retried = False
         if self.begins_with:
@@ -334,6 +368,7 @@ class Link:
 
     def go_native(self, server: ServerConnection) -> None:
         """Leave the transaction to the driver: what waits is sent, and its own BEGIN comes first if none was sent."""
+        self.wrote = True
         if self.native:
             return
         commands = self.pending.take()
@@ -459,6 +494,7 @@ class Link:
         if self.kept is server and self.owner.keeps:
             return False
         is_lost = server.is_lost()
+        self._note_demotion(server, error)
         if is_lost or not isinstance(error, Exception) or server.transaction_status() not in (0, -1):
             self.kept = None if server is self.kept else self.kept
             self._drop(server, error)
@@ -474,6 +510,7 @@ class Link:
 
     def note_failure(self, server: ServerConnection, error: BaseException, *, first: bool) -> None:
         """In a transaction: whether it can go on after an error."""
+        self._note_demotion(server, error)
         is_idle = not server.is_lost() and server.transaction_status() == IDLE
         if first and not self.native:
             self.begun = not is_idle
@@ -486,8 +523,25 @@ class Link:
             self.server = None
             self._drop(server, error)
 
+    def _note_demotion(self, server: ServerConnection, error: BaseException) -> None:
+        """A write was refused because the server is a standby now: another one has its place, and is to be found."""
+        if sqlstate(error) != "25006" or self.options.read_only or not self.driver.is_standby(server.dbapi):
+            return
+        log.warning("%r is a standby now; its connections are closed, and made anew", self.engine.url)
+        server.taint()
+        note_lost(self.dialect)
+        self.engine.dispose()
+
+    def refuse_connection_state(self, statement: StatementClass, parameters: Any) -> None:
+        """Behind a pooler another client would meet what the statement leaves on the server connection."""
+        found = classify_with(statement, parameters, self.owner.statement_options)
+        if found.connection_state is not None:
+            raise refusal(found.connection_state)
+
     def note_statement(self, statement: StatementClass, query: Any) -> None:
         """In a transaction: what a statement that was run leaves behind."""
+        if statement.effect is not Effect.READ:
+            self.wrote = True
         if statement.savepoint is not None:
             self.pending.sent([" ".join(statement.savepoint)])
         if statement.connection_state is not None and self.server is not None:
@@ -496,6 +550,8 @@ class Link:
             self.log.note(summary(query))
         if statement.may_end_transaction:
             self.trouble = f"The transaction was ended by {summary(query)!r}, sent as text."
+            if _COMMITS.search(str(query)):
+                self.trouble += _COMMITTED
 
     def ended_behind_the_back(self) -> TransactionAborted:
         self.trouble = BEHIND_THE_BACK
@@ -602,6 +658,8 @@ class DriverSide:
 
 def abandoned(trouble: str | None, first_error: BaseException | None) -> TransactionAborted:
     """The error of a transaction that the server, a text or a lost connection has ended."""
+    if trouble is not None and trouble.endswith(_COMMITTED):
+        return TransactionAborted(f"{trouble} Nothing runs after it. Use commit(), or leave the block.")
     message = f"{trouble or ABORTED} "
     cause = getattr(first_error, "orig", None) or first_error
     if cause is not None:
@@ -715,6 +773,9 @@ class _NoSession:
 
     def wrote(self, what: str) -> None:
         pass
+
+    def positions(self) -> Positions:
+        return Positions()
 
     def refuse_streams(self) -> None:
         pass

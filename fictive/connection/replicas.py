@@ -33,6 +33,7 @@ __all__ = [
     "check_position",
     "current_positions",
     "format_lsn",
+    "has_replicas",
     "is_replica",
     "on_primary",
     "parse_lsn",
@@ -243,11 +244,13 @@ class Replicas:
 
     def __init__(
         self,
+        primary: sa.Engine,
         engines: Sequence[sa.Engine],
         *,
         clock: Callable[[], float] = time.monotonic,
         order: Callable[[], float] = random.random,
     ) -> None:
+        self.primary = primary
         self.members = [Replica(engine, clock) for engine in engines]
         self._clock = clock
         self._order = order
@@ -288,17 +291,23 @@ def set_replicas(engine: sa.Engine, replicas: Sequence[sa.Engine]) -> Replicas:
             raise ConfigurationError(
                 f"set_replicas(): {each.url!r}: primary and replicas have to be PostgreSQL with the same driver."
             )
-    found = Replicas(replicas)
+    root = private.root_engine(engine)
+    found = Replicas(root, replicas)
     if replicas:
-        _replicas[private.root_engine(engine)] = found
+        _replicas[root] = found
     else:
-        _replicas.pop(private.root_engine(engine), None)
+        _replicas.pop(root, None)
     return found
+
+
+def has_replicas() -> bool:
+    """Whether any engine of this process has some."""
+    return bool(_replicas)
 
 
 def replicas_of(engine: sa.Engine) -> Replicas | None:
     """The replicas of an engine; None where it has none."""
-    return _replicas.get(engine) if _replicas else None
+    return _replicas.get(private.root_engine(engine)) if _replicas else None
 
 
 def is_replica(engine: sa.Engine) -> bool:

@@ -142,6 +142,10 @@ class Driver(abc.ABC):
         """Whether the driver knows that the connection is lost. Sends nothing."""
         return bool(getattr(dbapi, "closed", False))
 
+    def is_standby(self, dbapi: Any) -> bool:
+        """Whether the server has said that it takes no writes. Sends nothing."""
+        return False
+
     def poll(self, dbapi: Any) -> Callable[[int], Any]:
         """A function that tells, given 0, whether the server has something to say on a connection at rest."""
         return _nothing_to_read
@@ -169,6 +173,10 @@ class Driver(abc.ABC):
 
     def commit(self, server: Any, releases: list[str]) -> None:
         """COMMIT a transaction that a command of ours began."""
+        raise NotImplementedError
+
+    def commit_and_ask(self, server: Any, releases: list[str], query: str) -> str:
+        """`commit`, and in the same message a query whose one value is returned."""
         raise NotImplementedError
 
     def own_transaction(self, dbapi: Any) -> bool:

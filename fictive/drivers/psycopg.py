@@ -77,6 +77,9 @@ class PsycopgDriver(PostgreSQLDriver):
     def level_name(self, level: Any) -> str:
         return str(level.name).replace("_", " ")
 
+    def is_standby(self, dbapi: Any) -> bool:
+        return bool(dbapi.info.parameter_status("in_hot_standby") == "on")
+
     def consume(self, dbapi: Any) -> None:
         dbapi.pgconn.consume_input()
         while (notification := dbapi.pgconn.notifies()) is not None:
@@ -102,6 +105,15 @@ class PsycopgDriver(PostgreSQLDriver):
 
     def can_carry(self, dbapi: Any) -> bool:
         return self.carries and dbapi.cursor_factory in _reaching
+
+    def commit_and_ask(self, server: Any, releases: list[str], query: str) -> str:
+        dbapi = server.dbapi
+        _set_autocommit(dbapi, True)
+        with psycopg.Cursor(dbapi) as cursor:
+            cursor.execute("; ".join([*releases, "COMMIT", query]).encode(), prepare=False)
+            while cursor.nextset():
+                pass
+            return str((cursor.fetchone() or [""])[0])
 
     def execute_with(self, server: Any, pending: PendingCommands, query: Any, parameters: Any) -> Any:
         dbapi = server.dbapi

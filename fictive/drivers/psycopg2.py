@@ -69,6 +69,9 @@ class Psycopg2Driver(PostgreSQLDriver):
     def level_name(self, level: Any) -> str:
         return _LEVELS[level]
 
+    def is_standby(self, dbapi: Any) -> bool:
+        return bool(dbapi.get_parameter_status("in_hot_standby") == "on")
+
     def consume(self, dbapi: Any) -> None:
         dbapi.poll()
 
@@ -86,6 +89,11 @@ class Psycopg2Driver(PostgreSQLDriver):
     def can_carry(self, dbapi: Any) -> bool:
         factory = dbapi.cursor_factory or _Cursor
         return isinstance(factory, type) and _is_known_to_reach(factory)
+
+    def commit_and_ask(self, server: Any, releases: list[str], query: str) -> str:
+        cursor = _Cursor(server.dbapi)
+        cursor.execute("; ".join([*releases, "COMMIT", query]))
+        return str(cursor.fetchone()[0])
 
     def execute_with(self, server: Any, pending: PendingCommands, query: Any, parameters: Any) -> Any:
         dbapi = server.dbapi

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..config import WritesOutside
+from ..connection.replicas import has_replicas
 from ..drivers import sqlstate
 from ..errors import KeyOfDeletedRow, UnsupportedDialect
 from ..session import private
@@ -129,6 +130,8 @@ class LookupOperation:
     def find(self, *, populate_existing: bool = False) -> Any:
         """The object, or None; raises `MultipleResultsFound`."""
         options = {"populate_existing": True} if populate_existing else {}
+        if has_replicas():
+            options["fictive_primary"] = True
         if self._plan is None:
             statement, parameters = self.lookup.select(), None
         else:

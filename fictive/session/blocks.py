@@ -12,6 +12,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..config import refuse_unknown
+from ..connection import process
 from ..errors import ConfigurationError, TransactionAlreadyBegun, TransactionEnded, TransactionRequired
 from . import private
 from .given import session_of
@@ -293,6 +294,7 @@ def _add(kind: HookKind, given: Any, fn: Callable[..., object], args: Any, kwarg
         if current is None or not current.is_active:
             raise TransactionEnded(f"on_{kind}() in a transaction that has failed; rollback() ends it.")
         current.hooks = [*(current.hooks or ()), (kind, hook)]
+        current.hooks_of = process.generation
     elif kind == "commit":
         hook()
 

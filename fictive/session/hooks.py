@@ -14,6 +14,7 @@ from typing import Literal
 
 import sqlalchemy.orm as sa_orm
 
+from ..connection.replicas import on_primary
 from ..errors import HooksFailed
 from . import private
 
@@ -55,7 +56,7 @@ def run_due(session: sa_orm.Session, *, after: BaseException | None = None) -> N
         return
     failures: list[Exception] = []
     interrupt: BaseException | None = None
-    with private.past_ended_blocks(session):  # a hook is not part of the block that has ended
+    with on_primary(), private.past_ended_blocks(session):  # a hook is not part of the block that has ended
         for fn in hooks:
             try:
                 fn()

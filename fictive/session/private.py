@@ -217,6 +217,10 @@ def text_of(statement: Any, dialect: sa.Dialect) -> str:
         return describe(statement)
 
 
+OPTIONS = frozenset({"fictive_writes", "fictive_outside", "fictive_primary"})
+"""The execution options of fictive's own."""
+
+
 def own_options(statement: Any, execution_options: Mapping[str, Any], session: sa_orm.Session) -> Mapping[str, Any]:
     """The execution options of fictive's that hold for a statement; the statement's own are kept without a public name
     that works on every kind of statement."""
@@ -227,7 +231,7 @@ def own_options(statement: Any, execution_options: Mapping[str, Any], session: s
         execution_options,
     ):
         if options:
-            found.update({name: options[name] for name in ("fictive_writes", "fictive_outside") if name in options})
+            found.update({name: options[name] for name in OPTIONS if name in options})
     return found
 
 

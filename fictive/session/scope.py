@@ -12,6 +12,9 @@ from ..config import Settings, UnsavedChanges, WritesOutside
 from ..connection.classify import Effect, StatementClass, classify_with, summary
 from ..connection.engines import prepare
 from ..connection.link import Link, SessionConnection
+from ..connection.pool import PATIENCE
+from ..connection.pooler import refusal
+from ..connection.replicas import Positions, positions_of
 from ..errors import TransactionRequired
 from .callers import caller
 from .transaction import Kind, Transaction
@@ -41,7 +44,7 @@ class Scope:
         self.mode = mode
         self.unsaved_changes = unsaved_changes
         self.retries = retries
-        self.patience = 5.0
+        self.patience = PATIENCE
         self.keeps = False
         self.lent: list[sa.Connection] = []
         """Connections of somebody else's that the session is bound to."""
@@ -58,6 +61,9 @@ class Scope:
             prepare(engine)
             lost = found
             found = self.connections[engine] = SessionConnection(engine, self)
+            if found.link.replicas is not None:
+                for replica in found.link.replicas.members:
+                    prepare(replica.engine)
             if lost is not None and self.keeps:
                 found.link.kept = lost.link.kept  # so that a pinned connection is not replaced in silence
             elif lost is not None:
@@ -82,6 +88,8 @@ class Scope:
         if statement.transaction_only:
             raise needs_a_transaction(statement.transaction_only)
         if statement.connection_state and not self.keeps:
+            if isinstance(link, Link) and link.is_pooled:
+                raise refusal(statement.connection_state)
             raise TransactionRequired(
                 f"{statement.connection_state} changes the connection, which goes back to the pool after the "
                 "statement. Put it in `with db.pinned():`, which keeps one connection and undoes what was set, or run "
@@ -95,6 +103,10 @@ class Scope:
 
     def wrote(self, what: str) -> None:
         self.committed_writes.note(what)
+
+    def positions(self) -> Positions:
+        session = self._session()
+        return positions_of({} if session is None else session.info)
 
     def refuse_streams(self) -> None:
         if self.keeps:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..config import Settings, UnsavedChanges, WritesOutside, choice, flag, nearest
+from ..connection import process
 from ..connection.classify import classify
 from ..connection.pooler import is_pooled, refusal
 from ..drivers import NO_OPTIONS, TransactionOptions, driver_for
@@ -89,6 +90,7 @@ class OptInSession(sa_orm.Session):
         if retry_reads is not None:
             retries = flag(retry_reads, "retry_reads")
         scope = self._fictive = Scope(self, settings, mode, unsaved, retries)
+        scope.patience = settings.patience
         super().__init__(*args, **kwargs)
         if kwargs.get("binds") or isinstance(self.bind, sa.Connection):
             scope.lent = [
@@ -221,9 +223,9 @@ class OptInSession(sa_orm.Session):
     ) -> sa.Result[Any]:
         """Run a statement as `sqlalchemy.orm.Session.execute` does; outside, in one round trip and nothing around it.
 
-        Two execution options, for one statement: `fictive_writes=True` or `False` says whether it writes, where that
+        Three execution options, for one statement: `fictive_writes=True` or `False` says whether it writes, where that
         cannot be seen (a function in `text()`); `fictive_outside=True` lets one through that otherwise raises
-        `TransactionRequired`.
+        `TransactionRequired`; `fictive_primary=True` reads on the primary, where there are replicas.
         """
         try:
             own = statement._execution_options
@@ -232,10 +234,8 @@ class OptInSession(sa_orm.Session):
         if (
             params is not None
             or self._fictive.is_special
-            or (own and ("fictive_writes" in own or "fictive_outside" in own))
-            or (
-                execution_options and ("fictive_writes" in execution_options or "fictive_outside" in execution_options)
-            )
+            or (own and ("fictive_writes" in own or "fictive_outside" in own or "fictive_primary" in own))
+            or (execution_options and not private.OPTIONS.isdisjoint(execution_options))
         ):
             return self._execute_specially(statement, params, execution_options, kwargs)  # type: ignore[no-any-return]
         return super().execute(statement, params, execution_options=execution_options, **kwargs)
@@ -667,6 +667,7 @@ def add_hook(session: OptInSession, kind: HookKind, fn: Hook) -> None:
     transaction = innermost(session)
     assert transaction is not None
     transaction.hooks = [*(transaction.hooks or ()), (kind, fn)]
+    transaction.hooks_of = process.generation
 
 
 def report_unsaved(session: OptInSession) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
+from ..connection import process
 from ..connection.engines import status_of
 from ..connection.link import SessionConnection, abandoned
 from ..drivers import NO_OPTIONS, TransactionStatus
@@ -116,6 +117,8 @@ class Transaction(sa_orm.SessionTransaction):
     has_foreign = False
     """Whether it has a connection that the session was given."""
     hooks: list[tuple[HookKind, Hook]] | None = None
+    hooks_of: object = None
+    """The process that registered them: a child that inherits the block by `os.fork()` runs none."""
     ended_at: str | None = None
     """The line that ended the transaction before its block was left."""
     begun_at: str | None = None
@@ -219,9 +222,12 @@ class Transaction(sa_orm.SessionTransaction):
         if self._outcome is not None:
             return
         lost = isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
-        if self._parent is None and lost and private.is_prepared(self) and self._commit_was_sent():
+        interrupted = not isinstance(error, Exception)
+        if self._parent is None and (lost or interrupted) and private.is_prepared(self) and self._commit_was_sent():
             self._outcome = TransactionState.IN_DOUBT
             self._roll_back_quietly(error)
+            if interrupted:  # it may have been done all the same, so that no hook may run
+                return
             raise CommitOutcomeUnknown(error) from error  # type: ignore[arg-type]
         if isinstance(error, TransactionAborted) or self.kind is Kind.IMPLICIT or not isinstance(error, Exception):
             self._roll_back_quietly(error)
@@ -277,10 +283,11 @@ class Transaction(sa_orm.SessionTransaction):
             if self.writes and committed:
                 log_of_writes.extend(self.writes)
         hooks, self.hooks = self.hooks, None
-        if hooks:
+        if hooks and self.hooks_of is process.generation:
             parent = self._parent
             if self.nested and committed and isinstance(parent, Transaction):
                 parent.hooks = [*(parent.hooks or ()), *hooks]
+                parent.hooks_of = self.hooks_of
             elif self._outcome is TransactionState.IN_DOUBT:
                 log.warning("the outcome of a COMMIT is unknown: %d hooks were not run", len(hooks))
             else:

@@ -1,0 +1,114 @@
+"""A read of a session's on a replica, and back to the primary where that could not answer."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from ..drivers import sqlstate
+from ..drivers.pending import PendingCommands
+from .pool import BorrowingPool
+from .replicas import BEHIND, Replica, check_position, wants_primary
+from .servers import ServerConnection, check_out
+
+if TYPE_CHECKING:
+    from .cursors import StatementCursor
+    from .link import Link
+
+__all__ = ["read_from_replica"]
+
+log = logging.getLogger("fictive.replicas")
+
+
+def read_from_replica(link: Link, cursor: StatementCursor, query: Any, parameters: Any) -> bool:
+    """Run a read outside a transaction on a replica, in 1 round trip; False where the primary is to run it.
+
+    Whatever goes wrong on a replica sends the read to the primary, whose answer or error is the one that counts.
+    """
+    assert link.replicas is not None
+    if wants_primary() or link.early is not None or link.kept is not None or link.streams:
+        return False
+    owner, engine = link.owner, link.replicas.primary
+    if owner.keeps or owner.statement_options.get("fictive_primary"):
+        return False
+    positions = owner.positions()
+    if positions.needs_primary(engine):
+        return False
+    position = positions[engine]
+    replica = link.replicas.choose(position)
+    if replica is None:
+        return False
+    replica.busy.append(None)
+    try:
+        return _read(link, replica, position, cursor, query, parameters)
+    finally:
+        replica.busy.pop()
+
+
+def _read(link: Link, replica: Replica, position: int, cursor: StatementCursor, query: Any, parameters: Any) -> bool:
+    try:
+        server = _borrow(link, replica.engine)
+    except Exception as error:
+        replica.failed(lost=not isinstance(error, sa.exc.TimeoutError))
+        log.info("no connection to the replica %r: %s", replica.engine.url, error)
+        return False
+    try:
+        found = _execute(link, server, position, query, parameters)
+        if found is not None:
+            cursor.driver_cursor, cursor.description = found, found.description
+            if server.buffers:
+                cursor._rows = found.fetchall() if found.description is not None else None
+    except BaseException as error:
+        lost = server.is_lost()
+        if lost or not isinstance(error, Exception) or server.transaction_status() not in (0, -1):
+            server.drop(error)
+        else:
+            server.give_back()
+        if not isinstance(error, Exception):
+            raise
+        cursor.driver_cursor = cursor.description = cursor._rows = None
+        if position and sqlstate(error) == BEHIND:
+            replica.was_behind(position)
+        else:
+            replica.failed(lost=lost)
+            log.info("the replica %r did not answer; asking the primary: %s", replica.engine.url, error)
+        return False
+    server.give_back()
+    if found is None:
+        return False
+    replica.passed(position)
+    return True
+
+
+def _execute(link: Link, server: ServerConnection, position: int, query: Any, parameters: Any) -> Any:
+    """The driver's cursor; None where the application's cursor class lets nothing ride."""
+    if position:
+        pending = PendingCommands()
+        pending.commands.append(check_position(position))
+        try:
+            return link.driver.execute_with(server, pending, query, parameters)
+        finally:
+            link.driver.enter_autocommit(server.dbapi, link.dialect, server.rest)
+    cursor = server.dbapi.cursor()
+    if parameters is None:
+        cursor.execute(query)
+    else:
+        cursor.execute(query, parameters)
+    return cursor
+
+
+def _borrow(link: Link, engine: sa.Engine) -> ServerConnection:
+    pool = engine.pool
+    while isinstance(pool, BorrowingPool):
+        try:
+            server: ServerConnection | None = pool.idle.pop()
+        except IndexError:
+            server = pool.take_soon()
+        if server is None:
+            break
+        if not server.poll(0) or link.driver.is_alive(server.dbapi):
+            return server
+        server.drop()
+    return check_out(engine, link.driver, patience=0.0)
