@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -352,6 +353,56 @@ def test_nothing_there(client: FlaskClient) -> None:
 
 
 # The commands
+
+
+@pytest.mark.parametrize(
+    ("path", "statements", "shown"),
+    [
+        ("", 2, ["Anchor", "50.00", ">brass</a>"]),
+        ("?tag=brass", 2, ["Bell"]),
+        ("orders", 2, ["Ann", "new", "18.00"]),
+        ("customers", 1, ["ann@example.com", "<td>1</td>"]),
+        ("queue", 1, ["pack", "waiting"]),
+        ("tags", 1, ["brass</a>: 1"]),
+    ],
+)
+def test_the_pages(app: Flask, client: FlaskClient, wire: Wire, path: str, statements: int, shown: list[str]) -> None:
+    answer(client.put(f"/products/{product_ids(client)['Bell']}/tags", json={"tags": ["brass"]}))
+    order(client, Bell=2)
+    with wire.record() as log:
+        found = client.get(f"/pages/{path}")
+    assert found.status_code == 200
+    assert [text for text in shown if text not in found.text] == []
+    assert messages(log) == ["SELECT"] * statements
+
+
+def test_the_pages_in_a_browser(pg: Server) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    command = [sys.executable, "-m", "examples.shop.serve", "--port", "0"]
+    environment = {**os.environ, "FICTIVE_TEST_DATABASE_URL": pg.url()}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as serve:
+        try:
+            assert serve.stdout is not None
+            serve.stdout.readline()
+            url = serve.stdout.readline().rpartition(" ")[2].strip()
+            with playwright.sync_playwright() as started:
+                browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+                page = browser.new_page()
+                page.goto(url)
+                for title in ("Orders", "Customers", "Queue", "Tags", "Products"):
+                    page.click(f"nav >> text={title}")
+                    assert page.inner_text("h1") == title
+                    assert "This page sent" in page.inner_text("footer")
+                    assert page.locator(".lane .bar.read").count() >= 1
+                    assert axe.Axe().run(page).response["violations"] == []
+                browser.close()
+        finally:
+            serve.send_signal(signal.SIGINT)
+            assert serve.wait(60) in (0, 130)
 
 
 def test_the_server_that_run_shop_starts(pg: Server) -> None:

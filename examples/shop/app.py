@@ -15,7 +15,7 @@ from fictive import migrations
 from fictive.errors import InvalidCursor
 from fictive.models import ConcurrentModificationError
 
-from . import commands, views
+from . import commands, pages, views
 from .database import db
 
 # Rendering as a batch is for SQLite.
@@ -39,6 +39,7 @@ def create_app(**config: Any) -> Flask:
     db.init_app(app)
     migrate.init_app(app)
     app.register_blueprint(views.blueprint)
+    app.register_blueprint(pages.blueprint)
     app.cli.add_command(commands.shop)
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(ConcurrentModificationError, _changed_meanwhile)

@@ -53,8 +53,10 @@ def _serve(port: int, driver: str) -> int:
                 print(f"error: port {port}: {error.strerror}", file=sys.stderr)
                 return 1
             print(f"curl http://127.0.0.1:{server.port}/products", flush=True)
+            print(f"in a browser: http://127.0.0.1:{server.port}/pages/", flush=True)
             print(f"what each request did: http://127.0.0.1:{server.port}/_fictive/", flush=True)
-            print(f"DATABASE_URL={pg.url(name, driver=driver)} flask --app examples.shop.app shop work", flush=True)
+            worker = f"{sys.executable} -m flask --app examples.shop.app shop work"
+            print(f"DATABASE_URL={pg.url(name, driver=driver)} {worker}", flush=True)
             server.serve_forever()
         finally:
             with app.app_context():
