@@ -75,6 +75,14 @@ def test_an_unknown_option_of_a_block(way: str, given: str, meant: str, session:
     assert not db.session.in_transaction()
 
 
+def test_options_of_begin(app: Flask) -> None:
+    with pytest.raises(UnknownOption, match=r"begin\(\) has no options; transaction\(\) has: .*isolation_level=..."):
+        db.session.begin(isolation_level="SERIALIZABLE")  # type: ignore[arg-type]
+    with pytest.raises(UnknownOption, match=r"begin\(\) has no option nestd: did you mean nested\?"):
+        db.session.begin(nestd=True)  # type: ignore[arg-type]
+    assert not db.session.in_transaction()
+
+
 @pytest.mark.parametrize("way", [way for way in BLOCKS if "session.transaction" not in way])
 def test_an_unknown_option_that_is_nearly_retries(way: str, session: Any) -> None:
     name = "transactional" if way == "db.transactional" else "run_transaction" if "run" in way else "transaction"

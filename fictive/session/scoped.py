@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy.orm as sa_orm
 
-from ..config import UnsavedChanges, WritesOutside
+from ..config import UnsavedChanges, WritesOutside, refuse_unknown
+from ..errors import UnknownOption
+from .options import OPTIONS
 from .session import OptInSession, check_options
 from .transaction import Transaction
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Never, Unpack
 
     from .options import TransactionArguments
 
@@ -40,7 +42,12 @@ class OptInScopedSession(sa_orm.scoped_session[OptInSession]):
     SQLAlchemy's hands on a fixed list of methods; this one also those that are the opt-in session's own.
     """
 
-    def begin(self, nested: bool = False) -> Transaction:
+    def begin(self, nested: bool = False, **unknown: Never) -> Transaction:
+        if unknown:
+            refuse_unknown(set(unknown) - set(OPTIONS), ("nested",), "begin()")
+            raise UnknownOption(
+                f"begin() has no options; transaction() has: `with db.transaction({next(iter(unknown))}=...):`."
+            )
         return self().begin(nested)
 
     def begin_nested(self) -> Transaction:
