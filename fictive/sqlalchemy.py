@@ -8,6 +8,7 @@ from .changes.row_change import wait_for_row_change
 from .config import Settings, UnsavedChanges, WritesOutside
 from .connection.pool import BorrowingPool
 from .connection.pooler import set_pooler
+from .connection.replicas import on_primary, set_replicas
 from .databases.cleanup import cleanup_tables
 from .databases.create import create_database, database_exists, drop_database
 from .drivers.sqlite import TakeTurnsPool
@@ -78,10 +79,12 @@ __all__ = [
     "m2m_set",
     "notify_changes",
     "on_commit",
+    "on_primary",
     "on_rollback",
     "run_transaction",
     "sessionmaker",
     "set_pooler",
+    "set_replicas",
     "transaction",
     "transaction_required",
     "update_many",
