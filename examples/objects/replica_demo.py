@@ -19,10 +19,6 @@ from fictive.testing import postgres
 from fictive.testing.wire import Wire
 
 
-class Base(DeclarativeBase):
-    pass
-
-
 class DB(OptInTransactionMixin, SQLAlchemy):
     pass
 
@@ -77,7 +73,7 @@ def main(driver: str) -> int:
 
 def _make(servers: Servers, driver: str) -> tuple[flask.Flask, Any]:
     app = flask.Flask("replica_demo")
-    db = DB(model_class=Base)
+    db = DB(model_class=type("Base", (DeclarativeBase,), {}))
 
     class Thing(db.Model):  # type: ignore[name-defined, misc]
         __tablename__ = "thing"
