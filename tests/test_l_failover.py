@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from fictive.sqlalchemy import OptInSession
 from fictive.testing.wire import Wire
 from tests.fix_nodes import Nodes, started_nodes
 
-THREADS = 8
+THREADS = int(os.environ.get("FICTIVE_FAILOVER_THREADS", "8"))
 
 
 @pytest.fixture
