@@ -33,7 +33,7 @@ __all__ = ["node_database", "nodes", "pooler"]  # fixtures
 
 DRIVERS = ("psycopg2", "psycopg")
 POOLED = bool(os.environ.get("FICTIVE_TEST_POOLER"))
-"""Whether everything goes through a PgBouncer with two server connections; which tests cannot is in CONTRIBUTING."""
+"""Whether everything goes through a PgBouncer with two server connections; docs/promises says which tests cannot."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
