@@ -11,7 +11,7 @@ from flask import Flask
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from typing_extensions import assert_type
+from typing import assert_type
 
 from fictive import migrations
 from fictive.errors import TransactionRequired
