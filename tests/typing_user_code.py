@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import assert_type
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -11,7 +12,6 @@ from flask import Flask
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from typing import assert_type
 
 from fictive import migrations
 from fictive.errors import TransactionRequired
