@@ -51,9 +51,9 @@ def _target() -> Target:
     db = app.extensions["sqlalchemy"]
     environment: Environment = app.extensions.get(ENVIRONMENT, Environment())
     databases, origins = [], dict(environment.origins)
-    for key, engine in sorted(db.engines.items(), key=lambda each: each[0] or ""):
+    for key, engine in sorted(db.engines.items(), key=lambda each: str(each[0] or "")):
         options, given_by = options_in_force(app.config, db._engine_options, environment, key, engine.url)
-        databases.append(Database(key or "default", engine, db.metadatas.get(key), options))
+        databases.append(Database(str(key or "default"), engine, db.metadatas.get(key), options))
         origins |= given_by
     return Target(
         databases,

@@ -59,7 +59,10 @@ class Layer:
 
 
 def check_urls(config: Mapping[str, Any], class_options: Mapping[str, Any]) -> None:
-    """Raise `ConfigurationError` that names the key in `config` whose URL cannot be used."""
+    """Raise `ConfigurationError` that names the key in `config` whose value or URL cannot be used."""
+    for name in (_OPTIONS, _BINDS):
+        if not isinstance(config.get(name) or {}, Mapping):
+            raise ConfigurationError(f"{name} = {config[name]!r}: expected a dictionary.")
     for name, key, url in _named_urls(config, class_options):
         if not any("module" in layer.options for layer in option_layers(config, class_options, Environment(), key)):
             database_url(url, name)
@@ -140,7 +143,7 @@ def options_in_force(
     for layer in layers:
         for name in layer.options:
             default = f"DB_{name.upper()}"
-            variable = f"{key.upper()}_{default}" if key else default
+            variable = f"{key}_{default}".upper() if key else default
             origins[variable] = (
                 layer.origin or environment.origins.get(variable) or environment.origins.get(default, "")
             )
@@ -149,7 +152,7 @@ def options_in_force(
         options |= {name: value for name, value in each.options.items() if name not in POOL_OPTIONS and name != "url"}
         startup = str((each.options.get("connect_args") or {}).get("options", ""))
         if "statement_timeout" in startup and each.origin:
-            origins[f"{key.upper()}_DB_STATEMENT_TIMEOUT" if key else "DB_STATEMENT_TIMEOUT"] = each.origin
+            origins[f"{key}_DB_STATEMENT_TIMEOUT".upper() if key else "DB_STATEMENT_TIMEOUT"] = each.origin
     if connect_args := merged_connect_args(each.options for each in own):
         options["connect_args"] = connect_args
     return options, origins
@@ -170,7 +173,8 @@ def read_environment(config: Mapping[str, Any], class_options: Mapping[str, Any]
     names = _names()
     binds = config.get(_BINDS) or {}
     own = _default_url(config, class_options) or _url_of(binds.get(None))
-    prefixes = ("DB_", *(f"{key.upper()}_DB_" for key in binds if key))
+    keys = [key for key in binds if isinstance(key, str)]  # others are keys too, but no variable can name them
+    prefixes = ("DB_", *(f"{key.upper()}_DB_" for key in keys))
     if not any(name.startswith(prefixes) for name in names) and (own is not None or "DATABASE_URL" not in names):
         return Environment()
     try:
@@ -189,10 +193,9 @@ def read_environment(config: Mapping[str, Any], class_options: Mapping[str, Any]
         found[None] = settings(None, own)
         if own is None:
             urls[None] = found[None].url
-        keys = [*found[None].db_binds, *(key for key in binds if key)]
+        keys = [*found[None].db_binds, *keys]
     elif binds:  # no default engine, and so options for pools alone
-        keys = [key for key in binds if key]
-        found[None] = settings(None, _url_of(binds[keys[0]]) if keys else None)
+        found[None] = settings(None, _url_of(next(iter(binds.values()))))
     else:
         return Environment()
     for key in dict.fromkeys(keys):

@@ -493,6 +493,9 @@ def _tell_of_poolers(engines: Mapping[str | None, sa.Engine], settings: Settings
 
 def _add_urls(app: flask.Flask, environment: Environment, class_options: Mapping[str, Any]) -> None:
     """Let Flask-SQLAlchemy make engines of the databases that only the environment names."""
+    for name in ("SQLALCHEMY_BINDS", "SQLALCHEMY_ENGINE_OPTIONS"):
+        if name in app.config and not app.config[name]:
+            app.config[name] = {}
     uri = app.config.get("SQLALCHEMY_DATABASE_URI")
     if isinstance(uri, str) and not uri.strip():
         app.config["SQLALCHEMY_DATABASE_URI"] = None
@@ -532,7 +535,7 @@ def _complete_options(
     explicit = {name for layer in layers if layer.origin for name in layer.options}
     implied = {name: options.pop(name) for name in ("echo", "echo_pool") if name in options and name not in explicit}
     for name in add_options(options, given):
-        variable = f"{key.upper()}_DB_{name.upper()}" if key else f"DB_{name.upper()}"
+        variable = f"{key}_DB_{name}".upper() if key else f"DB_{name}".upper()
         warnings.warn(
             f"{variable} is without effect: the engine has a pool of its own kind, which has no {name}.",
             SettingIgnoredWarning,

@@ -163,6 +163,25 @@ def test_i4_a_bind_without_url(tmp_path: Path) -> None:
             _init({}, {"SQLALCHEMY_BINDS": {"x": bind}}, tmp_path)
 
 
+def test_i4_binds_and_options_that_are_none_or_unusual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_POOL_RECYCLE", "60")
+    for config in (
+        {"SQLALCHEMY_BINDS": None},
+        {"SQLALCHEMY_ENGINE_OPTIONS": None},
+        {"SQLALCHEMY_BINDS": {1: "sqlite://"}},
+    ):
+        db, app = _init({}, {"SQLALCHEMY_DATABASE_URI": "sqlite:///x.db", **config}, tmp_path)
+        with app.app_context():
+            assert db.session.scalar(sa.text("select 1")) == 1
+            for engine in db.engines.values():
+                engine.dispose()
+        shown = app.test_cli_runner().invoke(args=["fictive", "settings"])
+        assert shown.exit_code == 0, shown.output
+    for name in ("SQLALCHEMY_BINDS", "SQLALCHEMY_ENGINE_OPTIONS"):
+        with pytest.raises(ConfigurationError, match=f"{name} = .*expected a dictionary"):
+            _init({}, {"SQLALCHEMY_DATABASE_URI": "sqlite://", name: ["x"]}, tmp_path)
+
+
 def test_h1_a_server_url_may_name_any_driver(driver: str, database_url: str, only: Callable[..., None]) -> None:
     """A server can be administered by whatever driver is there, so that one URL serves an asyncio application too."""
     only(driver)
