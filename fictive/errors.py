@@ -37,6 +37,7 @@ __all__ = [
     "PinnedConnectionLost",
     "RowChangeTimeout",
     "RowsDiffer",
+    "SandboxError",
     "SettingIgnoredWarning",
     "SnapshotIsFixed",
     "TransactionAborted",
@@ -76,6 +77,11 @@ class TransactionRequired(FictiveError, sa_exc.InvalidRequestError):
 class DirectConnectionRequired(FictiveError, sa_exc.InvalidRequestError):
     """Something that needs one server connection for longer than a transaction was tried behind a pooler. Nothing was
     sent. The remedies are `FICTIVE_DIRECT_URL`, or a form that ends with the transaction."""
+
+
+class SandboxError(FictiveError, sa_exc.InvalidRequestError):
+    """Something that the one connection of a test's sandbox cannot do: two-phase transactions, use from a child
+    process, two threads with transactions that wait for each other."""
 
 
 class TransactionAlreadyBegun(FictiveError, sa_exc.InvalidRequestError):

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from typing_extensions import ParamSpec, Unpack
 
     from .session.options import TransactionArguments
+    from .testing.sandbox import Sandbox
 
     class ModelMethods:
         """What Flask-SQLAlchemy and the mixins give a model, for type checkers: see the page "Types"."""
@@ -406,6 +407,18 @@ class OptInTransactionMixin(MakesModels):
         """`fictive.sqlalchemy.claim`, which needs no session."""
         refuse_unknown(options, ClaimOptions.__annotations__, "claim()")
         return claim(statement, limit, **options)
+
+    def sandbox(
+        self, app: flask.Flask | None = None, *, patience: Duration = "10s"
+    ) -> contextlib.AbstractContextManager[Sandbox]:
+        """`with db.sandbox():` for tests: what the app does with its databases is rolled back at the end of the block.
+
+        For all bind keys of `app`; of the current app where none is given. See `fictive.testing.sandbox.sandbox`.
+        """
+        from .testing.sandbox import sandbox
+
+        engines = self.engines if app is None else self._app_engines[app]
+        return sandbox(*engines.values(), patience=patience)
 
     def cleanup_tables(self, *, lock_timeout: Duration | None = "5s") -> None:
         """`fictive.sqlalchemy.cleanup_tables` for the tables of all bind keys, with the current session."""

@@ -25,7 +25,7 @@ from .link import SessionConnection, statement_timeout_command
 from .pool import PATIENCE, BorrowingPool, patiently
 from .servers import REST, lost_at, note_lost
 
-__all__ = ["check_engine", "connection_in_autocommit", "prepare", "status_of"]
+__all__ = ["check_engine", "connection_in_autocommit", "listeners_of", "prepare", "status_of"]
 
 log = logging.getLogger("fictive.connection")
 
@@ -46,8 +46,8 @@ def prepare(engine: sa.Engine) -> None:
         if root not in _prepared:
             dialect, driver = root.dialect, driver_for(root.dialect)
             dialect.connect = functools.partial(_connect, dialect, driver, dialect.connect)  # type: ignore[method-assign]
-            event.listen(root, "checkout", functools.partial(_check_out, dialect, driver))
-            event.listen(root, "checkin", functools.partial(_restore, dialect, driver))
+            for name, listener in listeners_of(root, driver):
+                event.listen(root, name, listener)
             if driver.begins_by_statement:
                 # after all `begin` listeners, among which may be SQLAlchemy's documented recipe to the same end
                 dialect.do_begin = driver.begin  # type: ignore[method-assign, assignment]
@@ -58,6 +58,14 @@ def prepare(engine: sa.Engine) -> None:
             process.watch(root)
             _prepared.add(root)
         _prepared.add(engine)
+
+
+def listeners_of(engine: sa.Engine, driver: Driver) -> list[tuple[str, Any]]:
+    """fictive's own listeners of a pool."""
+    return [
+        ("checkout", functools.partial(_check_out, engine.dialect, driver)),
+        ("checkin", functools.partial(_restore, engine.dialect, driver)),
+    ]
 
 
 def check_engine(engine: sa.Engine) -> None:

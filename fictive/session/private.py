@@ -31,6 +31,7 @@ __all__ = [
     "is_closed",
     "is_committed",
     "is_orm_dml",
+    "is_own_listener",
     "is_prepared",
     "join_events",
     "key_of",
@@ -52,6 +53,7 @@ __all__ = [
     "root_engine",
     "run_on_cursor",
     "scope_of",
+    "sessions",
     "set_transaction",
     "text_of",
     "texts_of",
@@ -290,6 +292,19 @@ def as_single_insert(statement: Any, params: Any) -> Any | None:
     if statement.get_execution_options().get("dml_strategy", "auto") != "auto":
         return None
     return statement.values(dict(params))
+
+
+def sessions() -> list[sa_orm.Session]:
+    """All sessions of the process, as `close_all_sessions()` finds them."""
+    return list(sa_session._sessions.values())
+
+
+def is_own_listener(listener: Any) -> bool:
+    """Whether a listener of a pool is one that fictive or the dialect attached, and not the application."""
+    function = getattr(listener, "func", listener)
+    function = getattr(function, "fn", function)
+    module = getattr(function, "__module__", "") or ""
+    return module.startswith(("sqlalchemy.", "fictive.connection."))
 
 
 def root_engine(engine: sa.Engine) -> sa.Engine:

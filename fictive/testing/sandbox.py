@@ -1,0 +1,221 @@
+"""A sandbox for tests: the application works as ever, and nothing of it remains."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from sqlalchemy import event
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from ..connection.engines import listeners_of, prepare
+from ..connection.pool import BorrowingPool
+from ..drivers import driver_for, replace_driver
+from ..errors import ConfigurationError, UnsupportedDialect
+from ..session import private
+from ..session.durations import Duration, timeout_in_ms
+from .sandbox_driver import sandbox_driver
+from .shared_connection import SharedConnection
+
+__all__ = ["Sandbox", "sandbox"]
+
+log = logging.getLogger("fictive.testing")
+
+_MANY = 1000
+_open: dict[sa.Engine, SharedConnection] = {}
+"""The engines that are in a sandbox."""
+
+
+@contextlib.contextmanager
+def sandbox(*engines: sa.Engine, patience: Duration = "10s") -> Iterator[Sandbox]:
+    """`with sandbox(engine) as box:` everything done through the engines is rolled back at the end of the block.
+
+    The application's own code is not changed: its `begin()` is a savepoint, its `commit()` releases it and checks the
+    deferred constraints, and a statement outside a transaction stands alone. Sessions, `engine.begin()`,
+    `engine.connect()` and `engine.raw_connection()` all use one server connection for each database. Threads take
+    turns: where one has written in a transaction that is open, another waits for its end, up to `patience` (seconds,
+    `"10s"` or a timedelta), and raises `SandboxError` then.
+
+    Sandboxes nest: the inner one undoes what was done in it. Sessions on the engines are closed at the end.
+
+    Raises `ConfigurationError` where a session has a transaction open, and `UnsupportedDialect` for other databases
+    than PostgreSQL by psycopg2 or psycopg. Price: 1 round trip at the begin, 1 at the end, and 2 for each statement.
+    """
+    seconds = (timeout_in_ms(patience, "patience") or 0) / 1000
+    roots = list(dict.fromkeys(map(private.root_engine, engines)))
+    if not roots:
+        raise ConfigurationError("sandbox() needs an engine.")
+    for engine in roots:
+        if (engine.dialect.name, engine.dialect.driver) not in (("postgresql", "psycopg2"), ("postgresql", "psycopg")):
+            raise UnsupportedDialect(
+                "sandbox() needs PostgreSQL by psycopg2 or psycopg, not "
+                f"{engine.dialect.name}+{engine.dialect.driver}."
+            )
+    for link in _links(roots):
+        if link.in_transaction or link.owner.keeps:
+            raise ConfigurationError("sandbox() goes around transactions and pinned(), and a session has one open.")
+    box = Sandbox(patience=seconds)
+    with contextlib.ExitStack() as stack:
+        box._enter(roots, stack)
+        yield box
+
+
+class Sandbox:
+    """What `with db.sandbox() as box:` gives."""
+
+    def __init__(self, *, patience: float) -> None:
+        self._patience = patience
+        self._staged: deque[str] = deque()
+        self._keeps = False
+        self._outer: list[SharedConnection] = []
+
+    def fail_next_commit(self, sqlstate: str = "40001") -> None:
+        """Let the next COMMIT of the application fail with an error of this SQLSTATE, as the server raises it.
+
+        `"40001"` is a serialization failure, `"40P01"` a deadlock: what `retries` runs again. Each call stages one.
+        Statements outside a transaction have no COMMIT. Sends nothing.
+        """
+        if len(sqlstate) != 5 or not sqlstate.isalnum():
+            raise ConfigurationError(f"{sqlstate!r} is no SQLSTATE: five letters or digits, such as '40001'.")
+        self._staged.append(sqlstate.upper())
+
+    def keep(self) -> None:
+        """Commit at the end of the sandbox instead of rolling back, to look at the rows: a log line says where they
+        are. For debugging."""
+        self._keeps = True
+        for shared in self._outer:
+            shared.is_kept = True
+
+    def _enter(self, engines: list[sa.Engine], stack: contextlib.ExitStack) -> None:
+        by_url: dict[str, SharedConnection] = {}
+        for engine, shared in _open.items():
+            by_url[_key(engine)] = shared
+        nested: dict[SharedConnection, None] = {}
+        for engine in engines:
+            found = by_url.get(_key(engine))
+            if engine in _open:
+                nested[_open[engine]] = None
+                continue
+            if found is None:
+                prepare(engine)
+                found = by_url[_key(engine)] = SharedConnection(engine, staged=self._staged, patience=self._patience)
+                stack.callback(self._end, found, engine)
+            elif found not in self._outer:
+                nested[found] = None
+            self._outer.append(found)
+            stack.enter_context(_replaced_pool(engine, found))
+        for shared in nested:
+            self._outer.append(shared)
+            stack.enter_context(self._nested(shared))
+
+    def _end(self, shared: SharedConnection, engine: sa.Engine) -> None:
+        keeps = self._keeps or shared.is_kept
+        shared.end(keep=keeps)
+        if keeps:
+            log.warning("the rows of the sandbox were kept, in %s", engine.url.render_as_string())
+
+    @contextlib.contextmanager
+    def _nested(self, shared: SharedConnection) -> Iterator[None]:
+        """A sandbox in another one."""
+        engines = [engine for engine, each in _open.items() if each is shared]
+        known = {session: list(session) for session in _sessions(engines)}
+        name, staged = shared.nest(self._staged)
+        try:
+            yield
+        finally:
+            for connection in list(shared.connections):
+                shared.rollback(connection)
+            shared.unnest(name, staged, keep=self._keeps)
+            for session in _sessions(engines):
+                private.scope_of(session).committed_writes.clear()
+                session.rollback() if session.in_transaction() else None
+                before = set(map(id, known.get(session, ())))
+                for instance in [*session]:
+                    if id(instance) not in before:
+                        session.expunge(instance)
+                session.expire_all()
+
+
+class SandboxPool(BorrowingPool):
+    """In place of an engine's pool: each connection is one over the sandbox's."""
+
+    def __init__(self, engine: sa.Engine, shared: SharedConnection) -> None:
+        super().__init__(shared.connect, pool_size=_MANY, max_overflow=-1, dialect=engine.dialect)
+        for name, listener in listeners_of(engine, sandbox_driver(driver_for(engine.dialect))):
+            event.listen(self, name, listener)
+        for name in ("checkout", "checkin", "reset"):
+            for listener in getattr(engine.pool.dispatch, name):
+                if not private.is_own_listener(listener):
+                    event.listen(self, name, listener)
+        self.find_listeners()
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if record.dbapi_connection is not None:
+            record.dbapi_connection.reset()
+        super()._do_return_conn(record)
+
+    def recreate(self) -> SandboxPool:
+        return self  # `engine.dispose()` of the application
+
+    def dispose(self) -> None:
+        """Nothing to close before the sandbox ends."""
+
+
+@contextlib.contextmanager
+def _replaced_pool(engine: sa.Engine, shared: SharedConnection) -> Iterator[None]:
+    original, driver = engine.pool, driver_for(engine.dialect)
+    pool = SandboxPool(engine, shared)
+    for link in _links([engine]):
+        link.let_go()
+    engine.pool = pool
+    _open[engine] = shared
+    replace_driver(engine.dialect, sandbox_driver(driver))
+    _retarget([engine])
+    try:
+        yield
+    finally:
+        for session in _sessions([engine]):
+            try:
+                session.close()
+            except Exception:
+                log.warning("closing a session at the end of the sandbox failed", exc_info=True)
+        pool.check_in_all()
+        engine.pool = original
+        del _open[engine]
+        replace_driver(engine.dialect, None)
+        _retarget([engine])
+
+
+def _retarget(engines: list[sa.Engine]) -> None:
+    """Let the connection objects of sessions that are there take their connections from the engine's pool of now."""
+    for link in _links(engines):
+        link.driver = driver_for(link.dialect)
+        link.idle = getattr(link.engine.pool, "idle", deque(maxlen=0))
+
+
+def _sessions(engines: Iterable[sa.Engine]) -> list[sa_orm.Session]:
+    return [session for session, link in _sessions_and_links(engines)]
+
+
+def _links(engines: Iterable[sa.Engine]) -> list[Any]:
+    return [link for _, link in _sessions_and_links(engines)]
+
+
+def _sessions_and_links(engines: Iterable[sa.Engine]) -> list[tuple[sa_orm.Session, Any]]:
+    roots = set(engines)
+    return [
+        (session, connection.link)
+        for session in private.sessions()
+        if (scope := private.scope_of(session)) is not None
+        for engine, connection in list(scope.connections.items())
+        if private.root_engine(engine) in roots
+    ]
+
+
+def _key(engine: sa.Engine) -> str:
+    return engine.url.render_as_string(hide_password=False)

@@ -1,0 +1,89 @@
+"""What a session's connection object asks of a driver, on connections of a sandbox."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+
+from ..drivers import NO_OPTIONS, Driver
+from ..drivers.base import Rest
+from ..drivers.pending import PendingCommands
+from ..drivers.postgresql import PostgreSQLDriver
+
+__all__ = ["sandbox_driver"]
+
+
+class _InSandbox(PostgreSQLDriver):
+    """In front of the driver's own class: commands are given to the sandbox one by one, and nothing is switched."""
+
+    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
+        dbapi.autocommit = True
+
+    def leave_autocommit(self, dbapi: Any) -> None:
+        dbapi.autocommit = False
+
+    def resume_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
+        self.set_characteristics(dbapi, NO_OPTIONS)
+        dbapi.autocommit = True
+
+    def adopt(self, dbapi: Any) -> None:
+        dbapi.autocommit = False
+
+    def restore(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> bool:
+        return True
+
+    def transaction_status(self, dbapi: Any) -> int:
+        return int(dbapi.state)
+
+    def status_of(self, dbapi: Any) -> Callable[[], int]:
+        return functools.partial(getattr, dbapi, "state")
+
+    def own_transaction(self, dbapi: Any) -> bool:
+        return False
+
+    def level_name(self, level: Any) -> str:
+        return str(getattr(level, "name", level)).replace("_", " ")
+
+    def poll(self, dbapi: Any) -> Callable[[int], Any]:
+        return _quiet
+
+    def is_alive(self, dbapi: Any) -> bool:
+        return not dbapi.closed
+
+    def forget(self, dbapi: Any, dialect: sa.Dialect, remembered: object) -> bool:
+        return False
+
+    def notifications(self, dbapi: Any) -> Callable[[], list[tuple[str, str]]] | None:
+        return None  # they come at COMMIT, and there is none
+
+    def send(self, server: Any, commands: list[str]) -> None:
+        for command in commands:
+            server.dbapi.cursor().execute(command)
+
+    def commit(self, server: Any, releases: list[str]) -> None:
+        self.send(server, [*releases, "COMMIT"])
+
+    def can_carry(self, dbapi: Any) -> bool:
+        return True
+
+    def execute_with(self, server: Any, pending: PendingCommands, query: Any, parameters: Any) -> Any:
+        commands = pending.take()
+        self.send(server, commands)
+        pending.sent(commands)
+        cursor = server.dbapi.cursor()
+        cursor.execute(query, parameters)
+        return cursor
+
+
+def _quiet(timeout: int) -> bool:
+    return False
+
+
+@functools.cache
+def sandbox_driver(driver: Driver) -> Driver:
+    """The counterpart of `driver` for connections of a sandbox."""
+    made: Driver = type(f"Sandbox{type(driver).__name__}", (_InSandbox, type(driver)), {"carries": True})()
+    return made

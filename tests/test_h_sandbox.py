@@ -1,0 +1,528 @@
+"""The sandbox (contract H4): the application's ways work in it unchanged, and nothing of them remains."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flask
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from flask import Flask
+
+from fictive import errors
+from fictive.drivers import sqlstate
+from fictive.sqlalchemy import OptInSession, Rollback
+from fictive.testing.sandbox import sandbox
+from tests.models import opt_in
+
+db = opt_in.db
+Item, Child, Booking, Tag = opt_in.Item, opt_in.Child, opt_in.Booking, opt_in.Tag
+Look = Callable[..., list[Any]]
+
+LOCKS = """
+select count(*) from pg_locks where pid <> pg_backend_pid() and locktype <> 'virtualxid'
+and database = (select oid from pg_database where datname = current_database())
+"""
+TABLES = ("item", "child", "tag", "item_tag", "animal", "dog", "booking")
+
+
+@pytest.fixture
+def nothing_remains(look: Look) -> Iterator[None]:
+    """No row, lock, transaction or table of a test is left."""
+    tables = look("select relname from pg_class where relnamespace = 'public'::regnamespace order by 1")
+    yield
+    for table in TABLES:
+        assert look(f"select count(*) from {table}") == [0], table
+    assert look("select relname from pg_class where relnamespace = 'public'::regnamespace order by 1") == tables
+    assert look(LOCKS) == [0]
+
+
+pytestmark = pytest.mark.usefixtures("nothing_remains")
+
+
+@pytest.fixture(params=["commit", "begin", "refuse"])
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def app_in(make_app: Any, mode: str) -> Iterator[Flask]:
+    app = make_app(FICTIVE_WRITES_OUTSIDE=mode)
+    with app.app_context():
+        yield app
+
+
+def names() -> list[str]:
+    return list(db.session.scalars(sa.select(Item.name).order_by(Item.name)))
+
+
+# -- the app's ways, in each mode -------------------------------------------------------------------------------------
+
+
+def block() -> None:
+    with db.session.begin():
+        db.session.add(Item(name="x"))
+
+
+def nested_block() -> None:
+    with db.session.begin():
+        db.session.add(Item(name="x"))
+        with db.session.begin_nested():
+            db.session.add(Item(name="gone"))
+            raise Rollback
+
+
+def savepoint_alone() -> None:
+    with db.session.begin_nested():
+        db.session.add(Item(name="x"))
+
+
+def durable() -> None:
+    with db.transaction(durable=True):
+        db.session.add(Item(name="x"))
+
+
+def options() -> None:
+    with db.transaction(isolation_level="SERIALIZABLE", lock_timeout="1s", statement_timeout="2s"):
+        db.session.add(Item(name="x"))
+
+
+def core_begin() -> None:
+    with db.engine.begin() as connection:
+        connection.execute(sa.insert(Item.__table__).values(name="x"))
+
+
+def core_connect() -> None:
+    with db.engine.connect() as connection:
+        connection.execute(sa.insert(Item.__table__).values(name="gone"))
+        connection.rollback()
+        connection.execute(sa.insert(Item.__table__).values(name="x"))
+        connection.commit()
+        connection.execute(sa.insert(Item.__table__).values(name="gone too"))
+
+
+def core_autocommit() -> None:
+    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.insert(Item.__table__).values(name="x"))
+
+
+def raw_connection() -> None:
+    raw = db.engine.raw_connection()
+    try:
+        with raw.cursor() as cursor:
+            cursor.execute("INSERT INTO item (name) VALUES (%s)", ("x",))
+        raw.commit()
+        with raw.cursor() as cursor:
+            cursor.execute("INSERT INTO item (name) VALUES (%s)", ("gone",))
+        raw.rollback()
+    finally:
+        raw.close()
+
+
+def raw_in_block() -> None:
+    with db.session.begin():
+        raw = db.session.connection().connection.driver_connection
+        with raw.cursor() as cursor:
+            cursor.execute("INSERT INTO item (name) VALUES (%s)", ("x",))
+
+
+def bulk() -> None:
+    with db.session.begin():
+        db.session.execute(sa.insert(Item), [{"name": "x"}])
+        assert db.session.execute(sa.insert(Tag), [{"label": str(n)} for n in range(50)])
+
+
+def copy() -> None:
+    from fictive.sqlalchemy import insert_many, upsert_many
+
+    with db.session.begin():
+        assert insert_many(db.session, Tag, ({"label": str(n)} for n in range(5000))) == 5000
+        upsert_many(db.session, Tag, [{"label": str(n)} for n in range(3000)], key=["label"])
+        upsert_many(db.session, Tag, [{"label": str(n)} for n in range(3000)], key=["label"])
+        db.session.add(Item(name="x"))
+
+
+def locks() -> None:
+    with db.session.begin():
+        db.session.add(Item(name="x"))
+        db.session.flush()
+        db.session.scalars(sa.select(Item).with_for_update()).all()
+        with db.advisory_lock("key"):
+            pass
+        with db.lock_tables([Item]):
+            pass
+
+
+def pinned() -> None:
+    with db.pinned(), db.session.begin():
+        db.session.execute(sa.text("CREATE TEMPORARY TABLE tmp (n int)"))
+        db.session.execute(sa.text("SET search_path = public, pg_catalog"))
+        db.session.add(Item(name="x"))
+
+
+def plain_session() -> None:
+    with sa_orm.Session(db.engine) as session:
+        session.add(Item(name="x"))
+        session.commit()
+        session.add(Item(name="gone"))
+        session.flush()
+        session.rollback()
+
+
+def from_thread() -> None:
+    app = flask.current_app._get_current_object()  # type: ignore[attr-defined]
+
+    def run() -> None:
+        with app.app_context(), db.session.begin():
+            db.session.add(Item(name="x"))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+
+def from_cli() -> None:
+    app = flask.current_app._get_current_object()  # type: ignore[attr-defined]
+
+    @app.cli.command("add")
+    def add() -> None:
+        with db.session.begin():
+            db.session.add(Item(name="x"))
+
+    result = app.test_cli_runner().invoke(args=["add"])
+    assert result.exception is None, result.exception
+
+
+def retried() -> None:
+    tries = []
+
+    def run() -> None:
+        tries.append(1)
+        db.session.add(Item(name="x"))
+        db.session.flush()
+        if len(tries) == 1:
+            raise sa.exc.DBAPIError("", {}, _Serialization())
+
+    db.run_transaction(run, retries=2)
+    assert len(tries) == 2
+
+
+class _Serialization(Exception):
+    sqlstate = pgcode = "40001"
+
+
+def read_only_refuses() -> None:
+    with pytest.raises(sa.exc.DBAPIError) as caught, db.transaction(read_only=True):
+        assert db.session.scalar(sa.text("SHOW transaction_read_only")) == "on"
+        db.session.execute(sa.insert(Item).values(name="gone"))
+    assert sqlstate(caught.value) == "25006"
+    block()
+
+
+def created_table() -> None:
+    table = sa.Table("made", sa.MetaData(), sa.Column("n", sa.Integer, primary_key=True))
+    table.create(db.engine)
+    with db.engine.begin() as connection:
+        connection.execute(table.insert().values(n=1))
+    block()
+
+
+def lasting_plain_read() -> None:
+    """A plain session that has read, and keeps its transaction, stops nobody."""
+    with sa_orm.Session(db.engine) as reader:
+        reader.scalars(sa.select(Item)).all()
+        block()
+        from_reader = reader.scalars(sa.select(Item.name)).all()
+        assert from_reader == ["x"]
+
+
+WAYS = [
+    block, nested_block, savepoint_alone, durable, options, core_begin, core_connect, core_autocommit, raw_connection,
+    raw_in_block, bulk, copy, locks, pinned, plain_session, from_thread, from_cli, retried, read_only_refuses,
+    created_table, lasting_plain_read,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_what_the_app_does_is_seen_and_nothing_remains(app_in: Flask, way: Callable[[], None], look: Look) -> None:
+    with db.sandbox():
+        way()
+        db.session.commit()  # under "begin" a savepoint alone leaves its transaction open
+        assert names() == ["x"]
+        assert look("select count(*) from item") == [0]
+        way_again = sa.delete(Item)
+        with db.session.begin():
+            db.session.execute(way_again)
+        assert names() == []
+    assert names() == []
+
+
+def test_a_statement_outside_stands_alone(app: Flask) -> None:
+    with db.sandbox():
+        db.session.execute(sa.insert(Item).values(name="x"))
+        for _ in range(2):
+            with pytest.raises(sa.exc.IntegrityError):
+                db.session.execute(sa.insert(Item).values(name="x"))
+        with pytest.raises(sa.exc.ProgrammingError):
+            db.session.execute(sa.text("SELECT nonsense"))
+        assert names() == ["x"]
+        db.session.add(Item(name="y"))
+        db.session.commit()
+        assert names() == ["x", "y"]
+
+
+def test_guards_fire(app: Flask) -> None:
+    with db.sandbox():
+        with pytest.raises(errors.TransactionRequired):
+            db.session.scalars(sa.select(Item).with_for_update()).all()
+        with pytest.raises(errors.TransactionRequired):
+            db.session.execute(sa.text("SET LOCAL lock_timeout = 5"))
+        with db.session.begin(), pytest.raises(errors.TransactionAlreadyBegun):
+            db.session.begin()
+        with db.session.begin(), pytest.raises(errors.FictiveError), db.transaction(durable=True):
+            pass
+
+
+def test_refuse_refuses(make_app: Any) -> None:
+    with make_app(FICTIVE_WRITES_OUTSIDE="refuse").app_context(), db.sandbox():
+        with pytest.raises(errors.TransactionRequired):
+            db.session.execute(sa.insert(Item).values(name="x"))
+
+
+def test_begin_keeps_a_transaction_open(make_app: Any) -> None:
+    with make_app(FICTIVE_WRITES_OUTSIDE="begin").app_context(), db.sandbox():
+        db.session.execute(sa.insert(Item).values(name="x"))
+        db.session.rollback()
+        assert names() == []
+        db.session.execute(sa.insert(Item).values(name="y"))
+        db.session.commit()
+        assert names() == ["y"]
+
+
+def test_hooks_run_at_the_outermost_commit(app: Flask) -> None:
+    ran: list[str] = []
+    with db.sandbox():
+        with db.session.begin():
+            db.on_commit(lambda: ran.append("commit"))
+            with db.session.begin_nested():
+                db.on_commit(lambda: ran.append(names()[0]))
+                db.session.add(Item(name="x"))
+            assert ran == []
+        assert ran == ["commit", "x"]
+        with pytest.raises(ValueError), db.session.begin():
+            db.on_rollback(lambda: ran.append("rollback"))
+            raise ValueError
+        assert ran[-1] == "rollback"
+
+
+def test_deferred_constraints_are_checked_at_commit(app: Flask) -> None:
+    with db.sandbox():
+        for _ in range(2):
+            with pytest.raises(sa.exc.IntegrityError), db.session.begin():
+                db.session.execute(sa.insert(Booking).values(seat=1))
+                db.session.execute(sa.insert(Booking).values(seat=1))
+                assert db.session.scalar(sa.select(sa.func.count()).select_from(Booking)) == 2
+        assert db.session.scalar(sa.select(sa.func.count()).select_from(Booking)) == 0
+        with pytest.raises(sa.exc.IntegrityError):
+            db.session.execute(sa.text("INSERT INTO booking (seat) VALUES (1), (1)"))
+        block()
+        assert names() == ["x"]
+
+
+def test_a_serialization_failure_can_be_staged(app: Flask) -> None:
+    with db.sandbox() as box:
+        tries = []
+
+        def run() -> None:
+            tries.append(names())
+            db.session.add(Item(name="x"))
+
+        box.fail_next_commit("40001")
+        db.run_transaction(run, retries=1)
+        assert tries == [[], []]
+        assert names() == ["x"]
+        box.fail_next_commit()
+        with pytest.raises(sa.exc.OperationalError) as caught, db.session.begin():
+            db.session.add(Item(name="y"))
+        assert sqlstate(caught.value) == "40001"
+        assert names() == ["x"]
+
+
+def test_streams(app: Flask) -> None:
+    with db.sandbox():
+        with db.session.begin():
+            db.session.add_all([Item(name=f"{n:02}") for n in range(20)])
+        seen = []
+        for item in db.session.scalars(sa.select(Item).order_by(Item.name).execution_options(yield_per=5)):
+            db.session.execute(sa.update(Item).where(Item.id == item.id).values(note="seen"))
+            seen.append(item.name)
+            if len(seen) == 7:
+                with db.session.begin():
+                    db.session.execute(sa.insert(Item).values(name="zz"))
+        assert len(seen) == 20
+        with db.session.begin():
+            found = db.session.scalars(sa.select(Item.note).where(Item.name < "a").execution_options(yield_per=3))
+            assert list(found) == ["seen"] * 20
+        with db.engine.connect() as connection:
+            result = connection.execution_options(stream_results=True).execute(sa.select(Item.name).order_by(Item.id))
+            assert len(result.fetchmany(3)) == 3
+            assert len(result.fetchall()) == 18
+
+
+def test_an_error_in_a_block_aborts_it(app: Flask) -> None:
+    with db.sandbox():
+        with pytest.raises(errors.TransactionAborted), db.session.begin():
+            db.session.execute(sa.insert(Item).values(name="x"))
+            with pytest.raises(sa.exc.ProgrammingError):
+                db.session.execute(sa.text("SELECT nonsense"))
+            with pytest.raises(sa.exc.DBAPIError) as caught:
+                db.session.execute(sa.text("SELECT 1"))
+            assert sqlstate(caught.value) == "25P02"
+        assert names() == []
+        with db.session.begin():
+            with pytest.raises(sa.exc.ProgrammingError), db.session.begin_nested():
+                db.session.execute(sa.text("SELECT nonsense"))
+            db.session.add(Item(name="y"))
+        assert names() == ["y"]
+
+
+def test_local_settings_end_with_the_transaction(app: Flask) -> None:
+    def timeout() -> Any:
+        return db.session.scalar(sa.text("SHOW lock_timeout"))
+
+    with db.sandbox():
+        before = timeout()
+        with db.transaction(lock_timeout="3s"):
+            assert timeout() == "3s"
+        assert timeout() == before
+        with db.session.begin():
+            db.session.execute(sa.text("SET LOCAL lock_timeout = '4s'"))
+            db.session.execute(sa.text("SELECT set_config('app.user', :user, true)"), {"user": "me"})
+            assert db.session.scalar(sa.text("SELECT current_setting('app.user')")) == "me"
+        assert timeout() == before
+        assert not db.session.scalar(sa.text("SELECT current_setting('app.user', true)"))
+        with db.pinned():
+            db.session.execute(sa.text("SET lock_timeout = '5s'"))
+            db.session.execute(sa.text("CREATE TEMPORARY TABLE tmp (n int)"))
+            assert timeout() == "5s"
+        assert timeout() == before
+        with db.pinned():
+            db.session.execute(sa.text("CREATE TEMPORARY TABLE tmp (n int)"))
+
+
+def test_views_and_the_test_share_what_they_see(app: Flask) -> None:
+    @app.post("/items/<name>")
+    @db.transactional
+    def add(name: str) -> Any:
+        db.session.add(Item(name=name))
+        return ("", 400) if name == "bad" else "ok"
+
+    with db.sandbox():
+        client = app.test_client()
+        assert client.post("/items/x").status_code == 200
+        assert client.post("/items/bad").status_code == 400
+        assert names() == ["x"]
+
+
+def test_threads_take_turns(app: Flask) -> None:
+    with db.sandbox(patience=0.2):
+        caught: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                with app.app_context(), db.session.begin():
+                    db.session.add(Item(name="y"))
+            except BaseException as error:
+                caught.append(error)
+
+        with db.session.begin():
+            db.session.add(Item(name="x"))
+            db.session.flush()
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join()
+        assert isinstance(caught[0], errors.SandboxError)
+        threads = [threading.Thread(target=run) for _ in range(1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert names() == ["x", "y"]
+
+
+def test_sandboxes_nest(app: Flask) -> None:
+    with db.sandbox():
+        db.session.add(outer := Item(name="outer"))
+        db.session.commit()
+        for _ in range(2):
+            with db.sandbox() as box:
+                assert names() == ["outer"]
+                with db.session.begin():
+                    db.session.add(Item(name="inner"))
+                    outer.note = "changed"
+                box.fail_next_commit()
+                assert names() == ["inner", "outer"]
+            assert names() == ["outer"]
+            assert outer.note is None
+        with db.session.begin():
+            outer.note = "mine"
+        assert outer.note == "mine"
+
+
+def test_a_sandbox_goes_around_transactions(app: Flask) -> None:
+    with db.session.begin():
+        db.session.execute(sa.select(Item))
+        with pytest.raises(errors.ConfigurationError), db.sandbox():
+            pass
+    with db.sandbox(), db.session.begin():
+        db.session.add(Item(name="x"))
+        db.session.flush()
+        with pytest.raises(errors.ConfigurationError), db.sandbox():
+            pass
+
+
+def test_an_open_block_is_rolled_back_at_the_end(app: Flask) -> None:
+    with db.sandbox():
+        db.session.begin()
+        db.session.add(Item(name="x"))
+        db.session.flush()
+    assert names() == []
+
+
+def test_plain_engines(database_url: str) -> None:
+    engine = sa.create_engine(database_url)
+    other = sa.create_engine(database_url)
+    with sandbox(engine, other):
+        with OptInSession(engine) as session:
+            session.execute(sa.insert(Item).values(name="x"))
+        with OptInSession(other) as session, session.begin():
+            assert session.scalars(sa.select(Item.name)).all() == ["x"]
+        with engine.begin() as connection:
+            connection.execute(sa.insert(Item.__table__).values(name="y"))
+    with OptInSession(engine) as session:
+        assert session.scalars(sa.select(Item.name)).all() == []
+    engine.dispose()
+    other.dispose()
+
+
+def test_two_phase_says_that_it_cannot(app: Flask) -> None:
+    with db.sandbox(), db.engine.connect() as connection, pytest.raises(errors.SandboxError):
+        connection.begin_twophase()
+        connection.execute(sa.select(1))
+
+
+def test_keep_leaves_the_rows(app: Flask, look: Look, caplog: pytest.LogCaptureFixture) -> None:
+    with db.sandbox() as box:
+        block()
+        box.keep()
+    assert look("select name from item") == ["x"]
+    assert "kept" in caplog.text
+    look("delete from item")
+
+
+def test_only_postgresql(lite: sa.Engine) -> None:
+    with pytest.raises(errors.UnsupportedDialect), sandbox(lite):
+        pass
