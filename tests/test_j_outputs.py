@@ -23,6 +23,10 @@ from tests.models import opt_in
 db, Item = opt_in.db, opt_in.Item
 
 View = Callable[[], Any]
+UNPREPARED: dict[str, Any] = {
+    "psycopg2": {}, "psycopg": {"SQLALCHEMY_ENGINE_OPTIONS": {"connect_args": {"prepare_threshold": None}}}
+}  # fmt: skip
+"""Configuration with which psycopg prepares nothing, which costs a round trip now and then."""
 
 
 def app_with(make_app: MakeApp, view: View, **config: Any) -> Flask:
@@ -108,7 +112,6 @@ def test_c4_a_connection_held_for_long_is_logged(make_app: MakeApp, records: Cal
     (message,) = records("a connection is held by")
     assert "held by index, thread MainThread, for" in message
     assert f"taken at tests/test_j_outputs.py:{view.__code__.co_firstlineno + 1} in view" in message
-    assert "its last statement: select 'held'" in message
 
 
 def test_c4_short_ones_are_not_logged(make_app: MakeApp, records: Callable[[str], list[str]]) -> None:
@@ -188,8 +191,9 @@ def test_j1_tags_are_quoted() -> None:
 # -- Prometheus -------------------------------------------------------------------------------------------------------
 
 
-def test_j1_prometheus(make_app: MakeApp) -> None:
+def test_j1_prometheus(make_app: MakeApp, driver: str) -> None:
     prometheus_client = pytest.importorskip("prometheus_client")
+    registry_class = prometheus_client.CollectorRegistry
     from fictive.report import prometheus
 
     def view() -> None:
@@ -198,7 +202,7 @@ def test_j1_prometheus(make_app: MakeApp) -> None:
         for n in range(3):
             db.session.execute(sa.text("select :n"), {"n": n})
 
-    app, registry = app_with(make_app, view, FICTIVE_REPORT=True), prometheus_client.CollectorRegistry()
+    app, registry = app_with(make_app, view, FICTIVE_REPORT=True, **UNPREPARED[driver]), registry_class()
     prometheus.export(app, registry)
     for _ in range(2):
         app.test_client().get("/")

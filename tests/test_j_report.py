@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cProfile
+import itertools
 import json
 import logging
 import pstats
@@ -25,11 +26,14 @@ from fictive.report.report import Report
 from fictive.report.requests import reports_of
 from fictive.report.server_timing import server_timing
 from fictive.report.signals import request_reported, transaction_ended
+from fictive.sqlalchemy import insert_many
 from fictive.testing.wire import Wire
 from tests.conftest import MakeApp
 from tests.models import opt_in
+from tests.test_j_outputs import UNPREPARED
 
 db, Item, Child = opt_in.db, opt_in.Item, opt_in.Child
+numbers = itertools.count()
 
 
 def no_statement() -> None:
@@ -47,13 +51,47 @@ def five_gets() -> None:
 
 def insert_in_a_block() -> None:
     with db.session.begin():
-        db.session.add(Item(name="new"))
+        db.session.add(Item(name=f"new {next(numbers)}"))
 
 
 def select_and_update_in_a_block() -> None:
     with db.session.begin():
         item = db.session.get(Item, 1)
         item.note = "changed"
+
+
+def savepoint() -> None:
+    with db.session.begin():
+        with db.session.begin_nested():
+            db.session.add(Item(name=f"new {next(numbers)}"))
+
+
+def savepoint_rolled_back() -> None:
+    with db.session.begin():
+        db.session.get(Item, 1)
+        nested = db.session.begin_nested()
+        db.session.execute(sa.text("select 1"))
+        nested.rollback()
+
+
+def an_error_in_a_block() -> None:
+    with pytest.raises(sa.exc.ProgrammingError), db.session.begin():
+        db.session.execute(sa.text("select * from nowhere"))
+
+
+def many_rows() -> None:
+    insert_many(db.session, Item, ({"name": f"new {next(numbers)}"} for _ in range(6000)))
+
+
+def a_stream() -> None:
+    for _ in db.session.execute(sa.select(Item).execution_options(yield_per=2)):
+        pass
+
+
+def pinned() -> None:
+    with db.pinned():
+        db.session.execute(sa.text("select 1"))
+        db.session.execute(sa.text("select 2"))
 
 
 def rolled_back() -> None:
@@ -63,7 +101,7 @@ def rolled_back() -> None:
 
 
 def add_and_commit() -> None:
-    db.session.add(Item(name="added"))
+    db.session.add(Item(name=f"new {next(numbers)}"))
     db.session.commit()
 
 
@@ -92,21 +130,20 @@ def an_error() -> None:
 
 
 VIEWS = [
-    no_statement, one_select, five_gets, insert_in_a_block, select_and_update_in_a_block, rolled_back, add_and_commit,
-    lazy_loads, eager_loads, options_and_level, empty_block, an_error,
+    no_statement, one_select, five_gets, insert_in_a_block, select_and_update_in_a_block, savepoint,
+    savepoint_rolled_back, rolled_back, add_and_commit, lazy_loads, eager_loads, options_and_level, empty_block,
+    an_error, an_error_in_a_block, many_rows, a_stream, pinned,
 ]  # fmt: skip
 
 Reported = Callable[..., Any]
 
 
 @pytest.fixture
-def watched(make_app: MakeApp, driver: str) -> Callable[..., tuple[Flask, list[Any]]]:
+def watched(make_app: MakeApp) -> Callable[..., tuple[Flask, list[Any]]]:
     """`watched(view, **config)`: an app with that view at `/`, and the list of its reports."""
 
-    options = {"connect_args": {"prepare_threshold": None}} if driver == "psycopg" else {}
-
     def make(view: Callable[[], Any], **config: Any) -> tuple[Flask, list[Any]]:
-        app = make_app(**{"FICTIVE_REPORT": True, "SQLALCHEMY_ENGINE_OPTIONS": options, **config})
+        app = make_app(**{"FICTIVE_REPORT": True, **config})
         app.config["TESTING"] = True
 
         @app.get("/")
@@ -141,6 +178,9 @@ def test_j1_counts_are_those_of_the_wire(
         assert client.get("/").status_code == 200
     (report,) = found
     assert report.round_trips == log.round_trips, [exchange.statements for exchange in log.exchanges]
+    with wire.record() as log:  # now with what psycopg has prepared
+        assert client.get("/").status_code == 200
+    assert found[1].round_trips == log.round_trips, [exchange.statements for exchange in log.exchanges]
     assert not [each for each in report.transactions if each.ended is None]
 
 
@@ -260,10 +300,10 @@ THRESHOLDS = {
 
 @pytest.mark.parametrize("name", THRESHOLDS)
 def test_j1_a_log_record_above_a_threshold(
-    name: str, watched: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    name: str, watched: Callable[..., Any], caplog: pytest.LogCaptureFixture, driver: str
 ) -> None:
     value, message = THRESHOLDS[name]
-    app, _ = watched(lazy_loads, FICTIVE_REPORT=None, **{name: value})
+    app, _ = watched(lazy_loads, FICTIVE_REPORT=None, **{name: value}, **UNPREPARED[driver])
     app.test_client().get("/", headers={"X-Request-ID": "r-17"})
     (record,) = [each for each in caplog.records if each.name == "fictive.report"]
     assert record.levelno == logging.WARNING
@@ -292,7 +332,7 @@ def test_j1_a_log_record_of_idle_time_as_json(watched: Callable[..., Any], caplo
 def test_j1_below_all_thresholds_nothing_is_logged(
     watched: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    app, _ = watched(lazy_loads, FICTIVE_REPORT_SLOW="1min", FICTIVE_REPORT_ROUND_TRIPS=8, FICTIVE_REPORT_IDLE="1min")
+    app, _ = watched(lazy_loads, FICTIVE_REPORT_SLOW="1min", FICTIVE_REPORT_ROUND_TRIPS=9, FICTIVE_REPORT_IDLE="1min")
     app.test_client().get("/")
     assert not [each for each in caplog.records if each.name == "fictive.report"]
 
@@ -427,6 +467,7 @@ def test_j1_what_is_derived_from_the_events() -> None:
     assert idle == [(1.1, 1.3), (1.4, 2.0), (2.5, 3.0)]
     assert (transaction.outcome, transaction.statements, transaction.retries) == ("committed", 2, 2)
     assert transaction.seconds == pytest.approx(2.1)
+    assert collector.totals() == (report.round_trips, pytest.approx(report.database_seconds), True)
     assert report.summary() == {
         "statements": 4,
         "round_trips": 6,

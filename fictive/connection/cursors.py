@@ -107,7 +107,7 @@ class StatementCursor(SessionCursor):
         if statement is not PLAIN_READ or owner.statement_options:
             written = owner.judge(link, statement, query, parameters)
             if link.in_transaction:  # this statement has begun one
-                self.__class__ = TransactionCursor  # type: ignore[assignment]
+                self.__class__ = link.transaction_cursor  # type: ignore[assignment]
                 return self.execute(query, parameters)
         if link.replicas is not None and statement.is_plain_read and read_from_replica(link, self, query, parameters):
             return None
@@ -173,7 +173,7 @@ class StatementCursor(SessionCursor):
         link = self.link
         written = link.owner.judge(link, classify(query), query, None)
         if link.in_transaction:
-            self.__class__ = TransactionCursor  # type: ignore[assignment]
+            self.__class__ = link.transaction_cursor  # type: ignore[assignment]
             return self.executemany(query, parameters)
         server = link.in_use()
         try:
@@ -342,7 +342,7 @@ class StreamCursor(SessionCursor):
         link = self._stream or self.link
         if self._end is not None and not self._end.alive:
             raise link.dialect.loaded_dbapi.ProgrammingError("this result was closed with its session")
-        cursor = TransactionCursor(link)
+        cursor = link.cursor()
         try:
             cursor.execute(command, parameters)
         except Exception as error:
@@ -378,7 +378,7 @@ class StreamCursor(SessionCursor):
 
     def run(self, cursor: SessionCursor, query: Any, parameters: Any) -> None:
         """Run a read of the session's on the connection of this stream."""
-        inner = TransactionCursor(self._stream)
+        inner = self._stream.cursor()
         inner.execute(query, parameters)
         cursor.driver_cursor, cursor.description = inner.driver_cursor, inner.description
         cursor._rows = inner.fetchall() if inner.description is not None else None

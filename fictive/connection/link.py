@@ -16,7 +16,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import sqlalchemy as sa
 
@@ -77,7 +77,16 @@ class LinkOwner(Protocol):
         """Raise where a stream cannot have a transaction of its own."""
 
 
-class Link:
+class Watchable:
+    """What a link has for `watched`: the classes of its cursors, and whom it tells."""
+
+    __slots__ = ("number", "prepared", "watcher")
+
+    statement_cursor: ClassVar[type[StatementCursor]] = StatementCursor
+    transaction_cursor: ClassVar[type[TransactionCursor]] = TransactionCursor
+
+
+class Link(Watchable):
     """One session's way to one engine's server connections."""
 
     __slots__ = ("__weakref__", "_connection_record", "begins_with", "begun", "committing", "connection",
@@ -131,6 +140,12 @@ class Link:
         self.streams: weakref.WeakSet[StreamCursor] | None = None
         self.users = 0
         """How many results are read on it, of a link for streams."""
+        self.watcher: Any = None
+        """Who is told of what happens (`fictive.report.watcher`); a link with one is a `watched.WatchedLink`."""
+        self.number: int | None = None
+        """The watched transaction's."""
+        self.prepared: Any = None
+        """Of a watched statement under way on psycopg, what was prepared before it."""
         self.driver_side = DriverSide(self)
         self._connection_record: Any = None
         self.connection: Any = None
@@ -144,7 +159,7 @@ class Link:
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
             return self._named_cursor(*args, **kwargs)
-        return TransactionCursor(self) if self.in_transaction else StatementCursor(self)
+        return self.transaction_cursor(self) if self.in_transaction else self.statement_cursor(self)
 
     def _named_cursor(self, name: str | None = None, **kwargs: Any) -> Any:
         if name is None or kwargs or not self.driver.carries:
@@ -351,6 +366,7 @@ class Link:
         server = self.server = self.keep() if self.owner.keeps else self.kept or self.borrow()
         self._connection_record = server.fairy._connection_record
         server.native = False
+        server.trips = 0
         if self.driver.carries:
             self.driver.leave_autocommit(server.dbapi)
             self.pending.commands.insert(0, self.options.over(server.rest.characteristics).begin_command())

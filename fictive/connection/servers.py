@@ -44,7 +44,7 @@ class ServerConnection:
 
     __slots__ = ("__weakref__", "buffers", "dbapi", "dialect", "driver", "fairy", "generation", "has_notices",
                  "idle_since", "idles", "native", "poll", "pool", "rest", "tainted",
-                 "transaction_status")  # fmt: skip
+                 "transaction_status", "trips")  # fmt: skip
 
     def __init__(self, fairy: PoolProxiedConnection, engine: sa.Engine, driver: Driver) -> None:
         self.fairy = fairy
@@ -57,6 +57,8 @@ class ServerConnection:
         """Whether something was set on it that the end of a transaction does not undo."""
         self.idles = isinstance(self.pool, BorrowingPool) and not self.pool.has_reset_listeners()
         """Whether it can lie idle for the next statement."""
+        self.trips = 0
+        """How many messages with commands alone were sent on it."""
         self.native = False
         """Whether the driver begins and ends the transaction that is open."""
         self.idle_since = 0.0

@@ -88,6 +88,7 @@ class PsycopgDriver(PostgreSQLDriver):
     # -- what rides ---------------------------------------------------------------------------------------------------
 
     def send(self, server: Any, commands: list[str]) -> None:
+        server.trips += 1
         dbapi = server.dbapi
         autocommit = dbapi.autocommit
         _set_autocommit(dbapi, True)

@@ -78,6 +78,7 @@ class Psycopg2Driver(PostgreSQLDriver):
     # -- what rides ---------------------------------------------------------------------------------------------------
 
     def send(self, server: Any, commands: list[str]) -> None:
+        server.trips += 1
         dbapi = server.dbapi
         if dbapi.status == ext.STATUS_READY and not dbapi.autocommit:
             dbapi.autocommit = True
@@ -155,6 +156,7 @@ class Psycopg2Driver(PostgreSQLDriver):
                 raise
         cursor.carried = None
         self.send(server, commands)
+        server.trips += 1  # the message that failed
         return execute(query, parameters)
 
     # -- the rest -----------------------------------------------------------------------------------------------------

@@ -66,6 +66,24 @@ class Collector:
         self.started, self.started_wall = time.perf_counter(), time.time()
         self.events = deque(maxlen=MOST_EVENTS)
 
+    def totals(self) -> tuple[int, float, bool]:
+        """Round trips, seconds in the database, and whether there was a transaction: as in the report, but cheaper."""
+        trips, seconds, transactions = 0, 0.0, False
+        for event in self.events:
+            kind = event[0]
+            if kind == STATEMENT:
+                trips += event[6]
+            elif kind == COMMAND:
+                trips += event[4]
+            elif kind == ENDED:
+                trips += event[5]
+                transactions = True
+            else:
+                transactions = transactions or kind == BEGAN
+                continue
+            seconds += event[2] - event[1]
+        return trips, seconds, transactions
+
     # -- Watcher ----------------------------------------------------------------------------------------------------
 
     def statement(

@@ -1,6 +1,7 @@
 """Tells a watcher of the statements on Core's connections, whose driver is the driver's own: `db.engine.begin()`.
 
 A session's connection tells its watcher itself, and more exactly; SQLAlchemy's events are all there is for the others.
+They are listened to on each such connection: on the engine they would cost every statement of the sessions too.
 """
 
 from __future__ import annotations
@@ -13,123 +14,109 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from ..connection.prepared import Prepared
 from .watcher import Watcher
 
-__all__ = ["NUMBERS", "watch_engine"]
+__all__ = ["watch_engine"]
 
-NUMBERS = itertools.count(-1, -1)
+_numbers = itertools.count(-1, -1)
 """Of Core's transactions: negative, so that they are none of a session's."""
 
-_STATE = "fictive.report"
 _SAVEPOINTS = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ")
 
 
-class _State:
-    """What is known of one connection while it is out of the pool."""
+def watch_engine(
+    engine: sa.Engine,
+    current: Callable[[], Watcher | None],
+    *,
+    tells_itself: Callable[[sa.Connection], bool],
+) -> None:
+    """Tell the watcher that `current` gives of the statements on connections of `engine`, from the next one on.
 
-    __slots__ = ("carried", "ending", "started", "transaction")
+    `tells_itself` says which connections tell their watcher without it.
+    """
 
-    def __init__(self) -> None:
-        self.started: list[float] = []
+    def connected(connection: sa.Connection) -> None:
+        if tells_itself(connection) or (watcher := current()) is None:
+            return
+        _Listener(connection, watcher)
+
+    event.listen(engine, "engine_connect", connected)
+
+
+class _Listener:
+    """Listens to one connection, and knows what it is at."""
+
+    def __init__(self, connection: sa.Connection, watcher: Watcher) -> None:
+        self.watcher = watcher
+        self.counts_each = connection.dialect.driver == "psycopg2"
+        self.running: tuple[str, Any, float] | None = None
+        self.prepared = Prepared(None)
         self.transaction: int | None = None
-        self.carried: list[str] = []
-        self.ending: tuple[str, float] | None = None
+        self.waiting = False
+        """Whether BEGIN has not been sent yet."""
+        event.listen(connection, "before_cursor_execute", self.before)
+        event.listen(connection, "after_cursor_execute", self.after)
+        event.listen(connection, "begin", self.begin)
+        event.listen(connection, "commit", self.commit)
+        event.listen(connection, "rollback", self.rollback)
 
+    def before(self, connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        self.failed()
+        self.prepared.look(_dbapi(connection))
+        self.running = statement, parameters, time.perf_counter()
 
-def watch_engine(engine: sa.Engine, current: Callable[[], Watcher | None], *, rides: bool) -> None:
-    """Tell the watcher that `current` gives of the statements on `engine`. `rides`: BEGIN travels with a statement."""
-    if engine.dialect.is_async:
-        return
-
-    def state_of(connection: sa.Connection) -> _State:
-        found = connection.info.get(_STATE)
-        if found is None:
-            found = connection.info[_STATE] = _State()
-        return found
-
-    def before(
-        connection: sa.Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: Any
-    ) -> None:
-        watcher = current()
-        if watcher is None:
-            return
-        state = state_of(connection)
-        finish(state, watcher)
-        if state.carried and not rides:
-            now = time.perf_counter()
-            for command in state.carried:
-                watcher.command(command, now, now, 1, state.transaction)
-            state.carried.clear()
-        state.started.append(time.perf_counter())
-
-    def after(
-        connection: sa.Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: Any
-    ) -> None:
+    def after(self, connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
         ended = time.perf_counter()
-        tell(connection, cursor, statement, parameters, many, ended, None)
+        # each set of parameters is a message; psycopg sends them in one go
+        trips = len(parameters) if many and self.counts_each else 1
+        if not many:
+            trips += self.prepared.messages(_dbapi(connection))
+        self.tell(ended, getattr(cursor, "rowcount", -1), trips, None)
 
-    def tell(
-        connection: sa.Connection, cursor: Any, statement: str, parameters: Any, many: Any, ended: float,
-        error: BaseException | None,
-    ) -> None:  # fmt: skip
-        watcher, state = current(), state_of(connection)
-        if watcher is None or not state.started:
+    def failed(self) -> None:
+        """A statement that was not answered has failed, when something else comes."""
+        if self.running is not None:
+            self.tell(time.perf_counter(), -1, 1, _Failed("see the application's log"))
+
+    def tell(self, ended: float, rows: int, trips: int, error: BaseException | None) -> None:
+        if self.running is None:
             return
-        started = state.started.pop()
-        carried, state.carried = state.carried, []
-        trips = len(parameters) if many and engine.dialect.driver == "psycopg2" else 1
-        rows = getattr(cursor, "rowcount", -1)
+        (statement, parameters, started), self.running = self.running, None
+        if self.waiting:
+            self.watcher.command("BEGIN", started, started, 1, self.transaction)
+            self.waiting = False
         if statement.startswith(_SAVEPOINTS):
-            watcher.command(statement, started, ended, 1, state.transaction)
+            self.watcher.command(statement, started, ended, 1, self.transaction)
+        else:
+            self.watcher.statement(statement, parameters, started, ended, rows, trips, (), self.transaction, error)
+
+    def begin(self, connection: sa.Connection) -> None:
+        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
             return
-        watcher.statement(statement, parameters, started, ended, rows, trips, carried, state.transaction, error)
+        self.transaction, self.waiting = next(_numbers), True
+        self.watcher.transaction_began(self.transaction)
 
-    def failed(context: Any) -> None:
-        if context.connection is None or context.connection.closed or context.statement is None:
-            return
-        if not context.connection.invalidated:
-            tell(
-                context.connection, None, context.statement, context.parameters, False,
-                time.perf_counter(), context.original_exception,
-            )  # fmt: skip
-        if context.is_disconnect and (watcher := current()) is not None:
-            watcher.connection_lost()
+    def commit(self, connection: Any) -> None:
+        self.end("committed", 1)
 
-    def begin(connection: sa.Connection) -> None:
-        watcher = current()
-        if watcher is None or connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
-            return
-        state = state_of(connection)
-        finish(state, watcher)
-        state.transaction = next(NUMBERS)
-        state.carried.append("BEGIN")
-        watcher.transaction_began(state.transaction)
+    def rollback(self, connection: Any) -> None:
+        self.failed()
+        self.prepared.look(None if connection.invalidated else _dbapi(connection))
+        self.end("rolled back", 2 if self.prepared.names else 1)  # psycopg forgets what it has prepared
 
-    def ending(outcome: str) -> Callable[[sa.Connection], None]:
-        def listener(connection: sa.Connection) -> None:
-            if not connection.invalidated and state_of(connection).transaction is not None:
-                state_of(connection).ending = outcome, time.perf_counter()
+    def end(self, outcome: str, trips: int) -> None:
+        """The event comes before COMMIT or ROLLBACK is sent: how long that takes is not known."""
+        if self.transaction is not None:
+            now = time.perf_counter()
+            number, self.transaction = self.transaction, None
+            self.watcher.transaction_ended(number, outcome, now, now, 0 if self.waiting else trips)
+            self.waiting = False
 
-        return listener
 
-    def finish(state: _State, watcher: Watcher) -> None:
-        if state.ending is not None and state.transaction is not None:
-            outcome, started = state.ending
-            # BEGIN was not sent if it waits still: neither is its end
-            trips = 0 if "BEGIN" in state.carried else 1
-            watcher.transaction_ended(state.transaction, outcome, started, time.perf_counter(), trips)
-        if state.ending is not None:
-            state.ending, state.transaction, state.carried = None, None, []
+def _dbapi(connection: sa.Connection) -> Any:
+    return connection.connection.dbapi_connection
 
-    def checkin(dbapi: Any, record: Any) -> None:
-        state = record.info.pop(_STATE, None)
-        if state is not None and (watcher := current()) is not None:
-            finish(state, watcher)
 
-    event.listen(engine, "before_cursor_execute", before)
-    event.listen(engine, "after_cursor_execute", after)
-    event.listen(engine, "handle_error", failed)
-    event.listen(engine, "begin", begin)
-    event.listen(engine, "commit", ending("committed"))
-    event.listen(engine, "rollback", ending("rolled back"))
-    event.listen(engine.pool, "checkin", checkin)
+class _Failed(Exception):
+    """Stands for the error of a statement, which the events do not tell."""

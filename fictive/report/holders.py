@@ -48,7 +48,7 @@ class Holder:
         """The last one that was answered since the connection was taken."""
         events = list(self.collector.events) if self.collector is not None else []
         for each in reversed(events):
-            if each[0] == STATEMENT and each[1] >= self.since:
+            if each[0] == STATEMENT and each[2] >= self.since:
                 return shortened(each[3], _MOST_SQL)
         return None
 

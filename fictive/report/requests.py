@@ -14,6 +14,7 @@ import flask
 import sqlalchemy as sa
 
 from ..config import Settings
+from ..connection.link import SessionConnection
 from .collector import Collector
 from .engine_events import watch_engine
 from .guards import Guard
@@ -71,6 +72,18 @@ class Reports:
     def timing_wanted(self) -> bool:
         return self._app.debug if self.shows_timing is None else self.shows_timing
 
+    def wants(self, collector: Collector) -> bool:
+        """Whether anybody would look at a report of what the collector has: to derive one costs more than to keep it."""
+        settings = self.settings
+        if self.recent.maxlen or request_reported.receivers:
+            return True
+        trips, seconds, transactions = collector.totals()
+        return (
+            (settings.report_round_trips is not None and trips > settings.report_round_trips)
+            or (settings.report_slow is not None and seconds > settings.report_slow)
+            or (settings.report_idle is not None and transactions)
+        )
+
     def take(self, report: Report) -> None:
         """Hand a finished report to all. What fails there is logged, and does not reach the request."""
         self.recent.append(report)
@@ -101,7 +114,7 @@ def install(app: flask.Flask, settings: Settings, engines: Mapping[Any, Any]) ->
     flask.request_tearing_down.connect(_tearing_down, app, weak=False)
     flask.appcontext_tearing_down.connect(_context_ends, app, weak=False)
     for engine in engines.values():
-        watch_engine(engine, _current, rides=True)
+        watch_engine(engine, _current, tells_itself=lambda connection: isinstance(connection, SessionConnection))
         if app.debug or settings.report_connection_held is not None:
             reports.hold(engine)
     if app.debug:
@@ -198,9 +211,10 @@ def _finish(app: flask.Flask) -> None:
     if facts is not None and facts["endpoint"] is not None and facts["endpoint"].startswith("_fictive."):
         collector.start()
         return
-    with _nothing_escapes():
-        report = _report(collector, facts if facts is not None else {"endpoint": _without_request()})
-        reports.take(report)
+    if reports.wants(collector):
+        with _nothing_escapes():
+            report = _report(collector, facts if facts is not None else {"endpoint": _without_request()})
+            reports.take(report)
     collector.start()
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
+from time import perf_counter
 from typing import Literal
 
 import sqlalchemy.orm as sa_orm
 
 from ..connection.replicas import on_primary
 from ..errors import HooksFailed
+from ..report.watcher import WATCHER, Watcher
 from . import private
 
 __all__ = ["Hook", "HookKind", "check_hook", "due_hooks", "run_due"]
@@ -45,6 +47,23 @@ def due_hooks(session: sa_orm.Session) -> list[Hook]:
     return found
 
 
+def _watched(fn: Hook, watcher: Watcher) -> Hook:
+    """The hook, telling `watcher` how long it took."""
+
+    def run() -> object:
+        failure: BaseException | None = None
+        started = perf_counter()
+        try:
+            return fn()
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            watcher.hook_ran("commit", started, perf_counter(), failure)
+
+    return run
+
+
 def run_due(session: sa_orm.Session, *, after: BaseException | None = None) -> None:
     """Run what is due, all of it; then raise `HooksFailed` if any of it raised.
 
@@ -54,6 +73,9 @@ def run_due(session: sa_orm.Session, *, after: BaseException | None = None) -> N
     hooks, due[:] = due[:], []
     if not hooks:
         return
+    watcher = session.info.get(WATCHER)
+    if watcher is not None:
+        hooks = [_watched(fn, watcher) for fn in hooks]
     failures: list[Exception] = []
     interrupt: BaseException | None = None
     with on_primary(), private.past_ended_blocks(session):  # a hook is not part of the block that has ended

@@ -367,8 +367,12 @@ class _Instead:
         self._cursor = cursor
         self._run = run
 
-    def execute(self, *_: Any) -> None:
-        self._run(self._cursor)
+    def execute(self, statement: Any, *_: Any) -> None:
+        watched = getattr(type(self._cursor), "run_instead", None)  # it tells its watcher
+        if watched is not None:
+            watched(self._cursor, self._run, statement)
+        else:
+            self._run(self._cursor)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cursor, name)

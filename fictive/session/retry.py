@@ -13,6 +13,7 @@ import sqlalchemy.orm as sa_orm
 
 from ..drivers import sqlstate
 from ..errors import CommitOutcomeUnknown, ConfigurationError, TransactionAborted, TransactionAlreadyBegun
+from ..report.watcher import WATCHER
 
 __all__ = ["BeforeRetry", "check_retries", "may_be_retried", "run_with_retries"]
 
@@ -69,6 +70,8 @@ def run_with_retries(
                 raise
             attempt += 1
             log.info("retry %d of %d after %s", attempt, retries, sqlstate(error) or error)
+            if (watcher := session.info.get(WATCHER)) is not None:
+                watcher.retried(attempt, error)
             for instance in list(session):  # the next try starts from what the first one knew, freshly loaded
                 if id(instance) not in known:
                     session.expunge(instance)

@@ -15,7 +15,9 @@ from ..connection.link import Link, SessionConnection
 from ..connection.pool import PATIENCE
 from ..connection.pooler import refusal
 from ..connection.replicas import Positions, positions_of
+from ..connection.watched import watch
 from ..errors import TransactionRequired
+from ..report.watcher import WATCHER
 from .callers import caller
 from .transaction import Kind, Transaction
 from .write_log import WriteLog
@@ -64,6 +66,9 @@ class Scope:
             if found.link.replicas is not None:
                 for replica in found.link.replicas.members:
                     prepare(replica.engine)
+            session = self._session()
+            if session is not None and (watcher := session.info.get(WATCHER)) is not None:
+                watch(found.link, watcher)
             if lost is not None and self.keeps:
                 found.link.kept = lost.link.kept  # so that a pinned connection is not replaced in silence
             elif lost is not None:
