@@ -233,9 +233,13 @@ def _end_of_comment(text: str, position: int) -> int:
     return len(text) if depth else position
 
 
+_AROUND = re.compile(r"^(?:\s|/\*(?:[^*]|\*(?!/))*\*/)+|(?:\s|/\*(?:[^*]|\*(?!/))*\*/)+$")
+"""Space and comments around a statement, such as tools put there."""
+
+
 def _classify(text: str) -> StatementClass:
     """The class of a whole text, which may hold several statements."""
-    control = _SAVEPOINT.fullmatch(text.strip())
+    control = _SAVEPOINT.fullmatch(_AROUND.sub("", text))
     if control:
         verb = " ".join(control[1].upper().split())
         return StatementClass(

@@ -118,7 +118,7 @@ class WatchedLink(Link):
         return repeats
 
     def _drop(self, server: ServerConnection, error: BaseException | None = None) -> None:
-        super()._drop(server, error)
+        Link._drop(self, server, error)
         if self.lost:
             self.watcher.connection_lost()
 

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import sqlalchemy as sa
 from psycopg import generators
+from psycopg.client_cursor import ClientCursor
+from psycopg.cursor import Cursor  # not psycopg.Cursor, which tools that watch replace
 from psycopg.pq import Format
 
 from . import copying
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["JOINTS", "PsycopgDriver"]
 
 JOINTS: dict[Any, tuple[str, ...]] = {
-    psycopg.Cursor: ("_execute_gen", "_start_query", "_convert_query", "_check_results", "_set_results"),
+    Cursor: ("_execute_gen", "_start_query", "_convert_query", "_check_results", "_set_results"),
     psycopg.Connection: ("_start_query", "_get_tx_start_command"),
     generators: ("pipeline_communicate", "fetch_many"),
 }
@@ -93,7 +95,7 @@ class PsycopgDriver(PostgreSQLDriver):
         autocommit = dbapi.autocommit
         _set_autocommit(dbapi, True)
         try:
-            with psycopg.Cursor(dbapi) as cursor:
+            with Cursor(dbapi) as cursor:
                 cursor.execute("; ".join(commands).encode(), prepare=False)
         finally:
             _set_autocommit(dbapi, autocommit)
@@ -129,13 +131,23 @@ class PsycopgDriver(PostgreSQLDriver):
             cursor = dbapi.cursor()
             cursor.execute(query, parameters)
             return cursor
-        cursor = carrying(factory)(dbapi, row_factory=dbapi.row_factory)
-        cursor.carries = pending
+        if not hasattr(dbapi, "__wrapped__"):
+            cursor = ours = carrying(factory)(dbapi, row_factory=dbapi.row_factory)
+        else:  # a tool's, around the driver's: its cursor goes around ours
+            dbapi.cursor_factory = carrying(factory)
+            try:
+                cursor = ours = dbapi.cursor()
+            finally:
+                dbapi.cursor_factory = factory
+            while not issubclass(type(ours), _Carrying):  # isinstance() believes a proxy
+                if (ours := getattr(ours, "__wrapped__", None)) is None:
+                    return None
+        ours.carries = pending
         cursor.execute(query, parameters)
-        if cursor.carries is None:
+        if ours.carries is None:
             _reaching.add(factory)
         else:  # the statement did not come down to ours, and psycopg has sent its own BEGIN
-            cursor.carries = None
+            ours.carries = None
             pending.take()
         return cursor
 
@@ -164,7 +176,7 @@ class PsycopgDriver(PostgreSQLDriver):
 
 
 _keeps_autocommit_there = "_autocommit" in psycopg.Connection.autocommit.fget.__code__.co_names  # type: ignore[attr-defined]
-_reaching: set[Any] = {psycopg.Cursor}
+_reaching: set[Any] = {Cursor}
 """Cursor classes whose `execute` is known to come down to psycopg's `_execute_gen`."""
 
 
@@ -240,7 +252,7 @@ def _can_be_sent(params: Any) -> bool:
 @functools.cache
 def carrying(factory: type) -> Any:
     """A class with `_Carrying` between `factory` and psycopg's cursor."""
-    base = psycopg.ClientCursor if issubclass(factory, psycopg.ClientCursor) else psycopg.Cursor
+    base = ClientCursor if issubclass(factory, ClientCursor) else Cursor
     beneath = type("_CarryingCursor", (_Carrying, base), {})
     return (
         beneath if factory is base else type(factory.__name__, (factory, beneath), {"__module__": factory.__module__})

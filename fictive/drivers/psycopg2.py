@@ -28,6 +28,14 @@ _LEVELS = {1: "READ COMMITTED", 2: "REPEATABLE READ", 3: "SERIALIZABLE", 4: "REA
 _Cursor: Any = ext.cursor
 
 
+def bare(wrapped: Any, kind: Any = ext.connection) -> Any:
+    """The driver's own connection, or cursor, within those that tools put around it (wrapt's proxies, which
+    `isinstance` takes for what they wrap)."""
+    while not issubclass(type(wrapped), kind) and (inner := getattr(wrapped, "__wrapped__", None)) is not None:
+        wrapped = inner
+    return wrapped
+
+
 class Psycopg2Driver(PostgreSQLDriver):
     has_notices = True
     read_only_attribute = "readonly"
@@ -53,7 +61,7 @@ class Psycopg2Driver(PostgreSQLDriver):
         # psycopg2 begins by itself with whatever comes next; the server answers with a warning and changes nothing
         dbapi.autocommit = False
         before = list(dbapi.notices)
-        _Cursor(dbapi).execute(";")
+        _Cursor(bare(dbapi)).execute(";")
         dbapi.notices[:] = before
 
     def transaction_status(self, dbapi: Any) -> int:
@@ -82,10 +90,10 @@ class Psycopg2Driver(PostgreSQLDriver):
         dbapi = server.dbapi
         if dbapi.status == ext.STATUS_READY and not dbapi.autocommit:
             dbapi.autocommit = True
-        _Cursor(dbapi).execute("; ".join(commands))
+        _Cursor(bare(dbapi)).execute("; ".join(commands))
 
     def commit(self, server: Any, releases: list[str]) -> None:
-        _Cursor(server.dbapi).execute("; ".join([*releases, "COMMIT"]) if releases else "COMMIT")
+        _Cursor(bare(server.dbapi)).execute("; ".join([*releases, "COMMIT"]) if releases else "COMMIT")
 
     def can_carry(self, dbapi: Any) -> bool:
         factory = dbapi.cursor_factory or _Cursor
@@ -102,14 +110,20 @@ class Psycopg2Driver(PostgreSQLDriver):
         is_known = isinstance(factory, type) and _is_known_to_reach(factory)
         if not is_known and (not isinstance(factory, type) or pending.commands != ["BEGIN"]):
             return None
-        cursor = carrying(factory)(dbapi)
-        cursor.carries = self, server, pending
+        if not hasattr(dbapi, "__wrapped__"):
+            cursor = ours = carrying(factory)(dbapi)
+        else:  # a tool's, around the driver's: its cursor goes around ours
+            cursor = dbapi.cursor(cursor_factory=carrying(factory))
+            ours = bare(cursor, _Cursor)
+            if not issubclass(type(ours), _Carrying):
+                return None
+        ours.carries = self, server, pending
         cursor.execute(query, parameters)
-        if cursor.carries is None:
+        if ours.carries is None:
             if not is_known:
                 _reaching.add(factory)
         else:  # the class went past ours, and psycopg2 has sent its own BEGIN
-            cursor.carries = None
+            ours.carries = None
             pending.take()
         return cursor
 

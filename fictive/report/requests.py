@@ -73,7 +73,7 @@ class Reports:
         return self._app.debug if self.shows_timing is None else self.shows_timing
 
     def wants(self, collector: Collector) -> bool:
-        """Whether anybody would look at a report of what the collector has; deriving one costs more than collecting."""
+        """Whether anybody would look at a report of it; deriving one costs more than collecting."""
         settings = self.settings
         if self.recent.maxlen or request_reported.receivers:
             return True
