@@ -26,6 +26,7 @@ from fictive.report.report import Report
 from fictive.report.requests import reports_of
 from fictive.report.server_timing import server_timing
 from fictive.report.signals import request_reported, transaction_ended
+from fictive.report.watching import watching
 from fictive.sqlalchemy import insert_many
 from fictive.testing.wire import Wire
 from tests.conftest import MakeApp
@@ -549,3 +550,27 @@ def test_j1_which_relationship_a_statement_loads() -> None:
     assert load("SELECT item.id FROM item WHERE item.id = %(pk_1)s") == ["Child.item"]
     assert load("SELECT 1") == []
     assert load("SELECT x FROM elsewhere WHERE id = 1") == []
+
+
+# -- watching a block -------------------------------------------------------------------------------------------------
+
+
+def test_j1_a_block_can_be_watched(app: Flask) -> None:
+    db.session.add_all([Item(id=n, name=f"item {n}", children=[Child()]) for n in range(1, 5)])
+    db.session.commit()
+    db.session.expunge_all()
+    with watching(db.session) as watched:
+        lazy_loads()
+        with db.session.begin():
+            with watching(db.session) as inner:
+                one_select()
+            db.session.get(Child, 1)
+    one_select()
+    report = watched.report
+    assert len(report.statements) == 1 + 4 + 1
+    assert report.round_trips == 7  # with COMMIT
+    (finding,) = report.findings
+    assert str(finding).startswith("4 similar SELECTs from ")
+    assert [len(each.statements) for each in (inner.report,)] == [1]
+    with pytest.raises(ConfigurationError, match="OptInSession"), watching(sa.orm.Session()):
+        pass

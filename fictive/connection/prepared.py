@@ -36,5 +36,8 @@ class Prepared:
 
 def _state(dbapi: Any) -> tuple[int, int]:
     """How many statements were prepared on a connection so far, and how many are."""
-    manager = getattr(dbapi, "_prepared", None)
-    return getattr(manager, "_prepared_idx", 0), len(getattr(manager, "_names", ()))
+    try:  # getattr() would be three calls more
+        manager = dbapi._prepared
+        return manager._prepared_idx, len(manager._names)
+    except AttributeError:
+        return 0, 0

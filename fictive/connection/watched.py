@@ -28,9 +28,12 @@ _SAVEPOINTS = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ")
 
 
 def watch(link: Link, watcher: Watcher) -> None:
-    """Tell `watcher` of everything on `link` from now on."""
-    link.watcher, link.number = watcher, None
+    """Tell `watcher` of everything on `link` from now on. A transaction that is open is told of as begun now."""
+    link.watcher = watcher
     link.__class__ = WatchedLink
+    if link.in_transaction:
+        link.number = link.number or next(_numbers)
+        watcher.transaction_began(link.number)
 
 
 def unwatch(link: Link) -> None:
@@ -101,8 +104,6 @@ class WatchedLink(Link):
         connection = super().stream_connection()
         link = connection.link
         watch(link, self.watcher)
-        link.number = next(_numbers)
-        self.watcher.transaction_began(link.number)
         return connection
 
     def statement_failed(self, server: ServerConnection, error: BaseException, *, may_repeat: bool) -> bool:
