@@ -134,8 +134,11 @@ def test_nothing_else_in_fictive_touches_sqlalchemys_underscores() -> None:
             "super()._fictive_settings", "super()._make_engine", "super()._teardown_session",
             "super()._apply_driver_defaults",
         },
+        "connection/prepared.py": {"dbapi._prepared", "manager._prepared_idx", "manager._names"},
+        "connection/watched.py": {"Link._drop"},
         "report/guards.py": {"sys._current_frames"},
         "report/requests.py": {"request_ctx._get_current_object"},
+        "report/watching.py": {"session._fictive"},
         "rows/stored_values.py": {"found._variant_mapping", "type_._isnull"},
         "session/callers.py": {"sys._getframe"},
     }  # fmt: skip

@@ -25,7 +25,8 @@ class Watching:
 
     def __init__(self, collector: Collector) -> None:
         self._collector = collector
-        self._ended: float | None = None
+        self.ended: float | None = None
+        """When the block ended."""
 
     @property
     def report(self) -> Report:
@@ -36,7 +37,7 @@ class Watching:
             number=collector.number,
             started=collector.started,
             started_wall=collector.started_wall,
-            ended=self._ended if self._ended is not None else time.perf_counter(),
+            ended=self.ended if self.ended is not None else time.perf_counter(),
         )
 
 
@@ -56,7 +57,7 @@ def watching(session: sa_orm.Session | sa_orm.scoped_session[Any]) -> Iterator[W
         yield watched
     finally:
         _set(of, before)
-        watched._ended = time.perf_counter()
+        watched.ended = time.perf_counter()
 
 
 def _set(session: OptInSession, watcher: Any) -> None:

@@ -92,5 +92,5 @@ def test_j4_tools_that_watch(
 
 
 def without_savepoints(texts: list[str]) -> list[str]:
-    """Tools at SQLAlchemy's events see the commands of a savepoint; those at the driver do not, as these travel along."""
+    """Tools at SQLAlchemy's events see the commands of a savepoint; those at the driver do not: they travel along."""
     return [text for text in texts if not text.startswith(("SAVEPOINT", "RELEASE", "(connect)"))]
