@@ -112,7 +112,8 @@ def as_stored(value: Any, type_: sa.types.TypeEngine[Any], dialect: sa.Dialect, 
             return sa.cast(bound(value, type_), PaddedText()) if stored.length else bound(value, type_)
         is_text = issubclass(kind, str) if kind else isinstance(value, str) or is_sql(value)
         given = bound(cut_to_length(value, type_, dialect), type_)
-        return given if is_text else sa.cast(given, sa.Text())
+        # another type's text may differ from what a cast to citext makes of it
+        return given if is_text else sa.cast(given, type_ if isinstance(stored, postgresql.CITEXT) else sa.Text())
     for stored_class, exact in _EXACT:
         if isinstance(stored, stored_class) and (kind or type(value)) in exact:
             return bound(value, type_)
