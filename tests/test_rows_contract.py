@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -302,6 +303,26 @@ def test_d8_two_update_many_in_opposite_order_do_not_deadlock(engine: sa.Engine,
             thread.join()
     assert failed == []
     assert look("select deadlocks from pg_stat_database where datname = current_database()") == [0]
+
+
+def test_a31_row_security_that_is_enabled_later(db: OptInSession, look: Look) -> None:
+    """Inside, what kind of relation it is was asked before; another role has taken over since."""
+    insert_many(db, Row, _rows(30, sure="s"))
+    role = f"rows_later_{uuid.uuid4().hex[:8]}"
+    look(f"create role {role}")
+    try:
+        look("alter table contract_row enable row level security")
+        look("create policy p on contract_row using (true)")
+        look(f"grant all on all tables in schema public to {role}")
+        look(f"grant all on all sequences in schema public to {role}")
+        look(f"grant usage on schema public to {role}")
+        with db.begin():
+            db.execute(sa.text(f"set local role {role}"))
+            assert insert_many(db, Row, _rows(30, 100, sure="s")) == 30
+        assert look("select count(*) from contract_row") == [60]
+    finally:
+        look(f"drop owned by {role}")
+        look(f"drop role {role}")
 
 
 @pytest.mark.parametrize("count", [2, 30])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ Progress = Callable[[int, int | None], object]
 # Engines whose role may not create temporary tables.
 _without_staging: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
 _INSUFFICIENT_PRIVILEGE = "42501"
+_NOT_BY_COPY = ("0A000", "42809")  # feature_not_supported, wrong_object_type
 
 
 class StagingRefused(Exception):
@@ -52,7 +54,9 @@ class BulkOperation:
         self.commit_every = None if commit_every is None else _positive(commit_every, "commit_every", function)
         size = _positive(batch_size, "batch_size", function)
         self._size = size if self.commit_every is None else min(size, self.commit_every)
-        self.reader = RowReader(self.mapper, rows, self._size, function)
+        self._new_reader = functools.partial(RowReader, self.mapper, rows, self._size, function)
+        self.reader = self._new_reader()
+        self._began_anew = False
         self.done = 0
         self.batches_sent = 0
         self._progress = progress
@@ -192,8 +196,13 @@ class BulkOperation:
         try:
             while self.reader.head() is not None:
                 with contextlib.suppress(StagingRefused):  # nothing is read by then: the same rows go another way
-                    with self._atomic() as (connection, is_alone):
-                        work(connection, self.reader.batches(self.commit_every), is_alone)
+                    try:
+                        with self._atomic() as (connection, is_alone):
+                            work(connection, self.reader.batches(self.commit_every), is_alone)
+                    except sa.exc.DBAPIError as error:
+                        if transactions or not self._begins_anew(error):
+                            raise
+                        continue
                     if self.commit_every is not None and self.session.in_transaction():
                         self.session.commit()  # of a session that begins by itself
                     committed, transactions = self.done, transactions + 1
@@ -205,6 +214,16 @@ class BulkOperation:
                     "nothing after them was.",
                 )
             raise
+
+    def _begins_anew(self, error: sa.exc.DBAPIError) -> bool:
+        """Whether the rows can be read again, since the relation is not any more what it was when it was asked: row
+        security was enabled, or another role has taken over. Its kind has been forgotten by now."""
+        if self._began_anew or not self.reader.is_held or sqlstate(error) not in _NOT_BY_COPY:
+            return False
+        self._began_anew = True
+        self.reader = self._new_reader()
+        self.done = self.batches_sent = 0
+        return True
 
     @contextlib.contextmanager
     def _atomic(self) -> Iterator[tuple[sa.Connection, bool]]:
