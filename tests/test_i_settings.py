@@ -484,7 +484,8 @@ def farewells(pg: postgres.Server) -> Iterator[tuple[int, list[bool]]]:
             target.sendall(data)
         if note:
             said.append(last.endswith(TERMINATE))
-        target.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # it is gone already
+            target.shutdown(socket.SHUT_WR)
 
     def accept() -> None:
         while True:
