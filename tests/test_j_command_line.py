@@ -206,13 +206,11 @@ def test_j2_doctor_names_each_fault_and_only_those(
     url = sa.make_url(database_url)
     module = __import__(url.get_driver_name())
 
-    class Own(module.extensions.connection if driver == "psycopg2" else module.Connection):  # type: ignore[misc]
-        pass
-
     def creator() -> Any:
-        if driver == "psycopg2":
-            return module.connect(plain_url(database_url), connection_factory=Own)
-        return Own.connect(plain_url(database_url))
+        connection = module.connect(plain_url(database_url))
+        cursor = module.extensions.cursor if driver == "psycopg2" else module.Cursor
+        connection.cursor_factory = lambda *args, **options: cursor(*args, **options)  # a function: nothing can ride
+        return connection
 
     db, app = faulty_app(database_url, tmp_path, SQLALCHEMY_ENGINE_OPTIONS={"creator": creator, "pool_size": 5})
     idle, waiter = other(), other()

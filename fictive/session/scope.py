@@ -67,8 +67,9 @@ class Scope:
                 for replica in found.link.replicas.members:
                     prepare(replica.engine)
             session = self._session()
-            if session is not None and (watcher := session.info.get(WATCHER)) is not None:
-                watch(found.link, watcher)
+            # `info` is made when it is first asked for: a session without one has no watcher
+            if session is not None and "info" in vars(session) and WATCHER in session.info:
+                watch(found.link, session.info[WATCHER])
             if lost is not None and self.keeps:
                 found.link.kept = lost.link.kept  # so that a pinned connection is not replaced in silence
             elif lost is not None:
