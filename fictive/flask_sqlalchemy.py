@@ -24,7 +24,7 @@ from . import cli
 from .changes.new_rows import wait_for_rows
 from .changes.row_change import wait_for_row_change
 from .config import LazyLoads, NPlusOne, Settings, refuse_unknown
-from .connection.engines import prepare
+from .connection.engines import prepare, set_patience
 from .connection.pool import BorrowingPool
 from .connection.pooler import set_pooler
 from .connection.replicas import on_primary, positions_of, set_replicas
@@ -170,6 +170,8 @@ class OptInTransactionMixin(MakesModels):
         try:
             super().init_app(app, *args, **kwargs)
             self._find_replicas(app, settings)
+            for engine in self._app_engines[app].values():
+                set_patience(engine, settings.patience)
             _tell_of_poolers(self._app_engines[app], settings, app.extensions[ENVIRONMENT])
         except BaseException:
             if not registered:

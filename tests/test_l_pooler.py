@@ -188,6 +188,39 @@ def test_l4_the_direct_url_serves_session_locks(direct: sa.Engine, look: Look) -
         assert look(LOCKS) == [0]
 
 
+def test_l4_the_direct_url_serves_pinned_blocks(direct: sa.Engine) -> None:
+    with OptInSession(direct) as session:
+        with session.pinned():
+            session.execute(sa.text("create temporary table mine (i int)"))
+            with session.begin():
+                session.execute(sa.text("insert into mine values (1)"))
+            session.execute(sa.text("set statement_timeout = '77s'"))
+            assert session.scalar(sa.text("select count(*) from mine")) == 1
+        assert session.scalar(sa.text("select to_regclass('pg_temp.mine')")) is None
+        assert session.scalar(sa.text("select current_setting('statement_timeout')")) == "0"
+
+
+def test_l4_what_would_stay_on_a_server_connection_is_refused(engine: sa.Engine) -> None:
+    texts = [
+        "set statement_timeout = '77s'",
+        "set role postgres",
+        "listen a",
+        "prepare p as select 1",
+        "select pg_advisory_lock(1)",
+        "select set_config('search_path', 'nowhere', false)",
+        "create temporary table t (i int)",
+    ]
+    with OptInSession(engine) as session:
+        for text in texts:
+            with pytest.raises(DirectConnectionRequired, match="FICTIVE_DIRECT_URL"):
+                session.execute(sa.text(text))
+            with pytest.raises(DirectConnectionRequired), session.begin():
+                session.execute(sa.text(text))
+        with session.begin():
+            session.execute(sa.text("set local statement_timeout = '77s'"))
+            session.execute(sa.text("select pg_advisory_xact_lock(1)"))
+
+
 def test_l4_found_out(engine: sa.Engine, database_url: str) -> None:
     found = find_pooler(engine)
     assert found is not None

@@ -106,6 +106,14 @@ def status_of(connection: sa.Connection) -> TransactionStatus:
     return driver_for(connection.dialect).status(dbapi_connection(connection))
 
 
+_patience: weakref.WeakKeyDictionary[sa.Dialect, float] = weakref.WeakKeyDictionary()
+
+
+def set_patience(engine: sa.Engine, seconds: float) -> None:
+    """For how long after the loss of a connection of the engine's connecting is tried again; 5 seconds otherwise."""
+    _patience[private.root_engine(engine).dialect] = seconds
+
+
 def connection_in_autocommit(engine: sa.Engine) -> Any:
     """A connection of the caller's own, each statement on it standing alone: `with connection_in_autocommit(e) as c:`.
 
@@ -118,7 +126,8 @@ def connection_in_autocommit(engine: sa.Engine) -> Any:
 def _connect(dialect: sa.Dialect, driver: Driver, connect: Any, *cargs: Any, **cparams: Any) -> Any:
     driver.connect_arguments(cparams)
     refusal = dialect.loaded_dbapi.OperationalError
-    return patiently(lambda: connect(*cargs, **cparams), refusal, lambda: lost_at(dialect), PATIENCE)
+    patience = _patience.get(dialect, PATIENCE)
+    return patiently(lambda: connect(*cargs, **cparams), refusal, lambda: lost_at(dialect), patience)
 
 
 def _check_out(dialect: sa.Dialect, driver: Driver, dbapi: Any, record: ConnectionPoolEntry, proxy: Any) -> None:

@@ -28,7 +28,7 @@ from . import process
 from .classify import Effect, StatementClass, classify_with, summary
 from .cursors import IDLE, INERROR, INTRANS, StatementCursor, StreamCursor, TransactionCursor
 from .pool import IDLE_FOR, PATIENCE, BorrowingPool
-from .pooler import is_pooled, refusal
+from .pooler import direct_engine, is_pooled, refusal
 from .replicas import COMMIT_POSITION, Positions, parse_lsn, replicas_of
 from .servers import ServerConnection, check_out, note_lost
 
@@ -611,7 +611,11 @@ class Link(Watchable):
         """The connection of a `pinned()` block."""
         server = self.kept
         if server is None:
-            server = self.kept = self.borrow()
+            if self.is_pooled:
+                direct = direct_engine(self.engine, "pinned()")
+                server = self.kept = check_out(direct, self.driver, patience=self.owner.patience)
+            else:
+                server = self.kept = self.borrow()
             self.remembered = self.driver.remember(server.dbapi, self.engine.url)
         elif server.is_lost():
             raise PinnedConnectionLost(

@@ -15,7 +15,7 @@ import sqlalchemy.orm as sa_orm
 from ..config import Settings, UnsavedChanges, WritesOutside, choice, flag, nearest
 from ..connection import process
 from ..connection.classify import classify
-from ..connection.pooler import is_pooled, refusal
+from ..connection.pooler import direct_engine
 from ..drivers import NO_OPTIONS, TransactionOptions, driver_for
 from ..errors import (
     ConfigurationError,
@@ -516,14 +516,15 @@ class OptInSession(sa_orm.Session):
 
         Statements still stand alone, and `begin()` works, all on that connection. At the end it is closed, so that
         nothing set through it reaches anyone else; the price is one reconnect. In a `pinned()` block it changes
-        nothing; inside a transaction it raises `TransactionAlreadyBegun`.
+        nothing; inside a transaction it raises `TransactionAlreadyBegun`. Behind a pooler of transactions it is on the
+        direct URL, and raises `DirectConnectionRequired` where there is none.
         """
         scope = self._fictive
         if scope.keeps:
             yield self
             return
-        if isinstance(bind := self.get_bind(), sa.Engine) and is_pooled(bind):
-            raise refusal("pinned()")
+        if isinstance(bind := self.get_bind(), sa.Engine):
+            direct_engine(bind, "pinned()")
         if not self._is_outside():
             raise TransactionAlreadyBegun("pinned() goes around begin(), not inside; a transaction has its own.")
         for connection in scope.connections.values():
