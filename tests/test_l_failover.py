@@ -6,15 +6,21 @@ import contextlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
 
 from fictive.errors import CommitOutcomeUnknown
 from fictive.sqlalchemy import OptInSession
 from fictive.testing.wire import Wire
 from tests.fix_nodes import Nodes, started_nodes
+from tests.models import opt_in
+from tests.test_g_waiting import until
+
+MakeApp = Callable[..., Flask]
 
 THREADS = int(os.environ.get("FICTIVE_FAILOVER_THREADS", "8"))
 
@@ -114,3 +120,51 @@ def test_l3_connections_to_a_demoted_primary_are_replaced(
                 session.scalar(sa.text("select count(*) from item"))
             assert log.connections_opened == 0
         engine.dispose()
+
+
+class Refusing:
+    """Stands for `wire.refuse = True`, and counts who was refused."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __bool__(self) -> bool:
+        self.count += 1
+        return True
+
+
+def test_l3_patience_is_a_setting(make_app: MakeApp, wire: Wire) -> None:
+    db = opt_in.db
+    refusing: Any = Refusing()
+
+    def lose() -> None:
+        db.session.scalar(sa.text("select 1"))
+        wire.refuse = refusing
+        wire.close_connections()
+
+    app = make_app(FICTIVE_PATIENCE=0)
+    with app.app_context():
+        lose()
+        with pytest.raises(sa.exc.OperationalError):
+            db.session.scalar(sa.text("select 1"))
+        with pytest.raises(sa.exc.OperationalError), db.engine.connect():
+            raise AssertionError
+    assert refusing.count <= 6  # the read is run again, and psycopg tries each address
+    wire.refuse = False
+    app = make_app(FICTIVE_PATIENCE="60s")
+    with app.app_context():
+        lose()
+        found: list[Any] = []
+
+        def read() -> None:
+            with app.app_context():
+                found.append(db.session.scalar(sa.text("select 1")))
+
+        before = refusing.count
+        reader = threading.Thread(target=read)
+        reader.start()
+        until(lambda: refusing.count - before >= 10)
+        assert found == []
+        wire.refuse = False
+        reader.join(30)
+        assert found == [1]
