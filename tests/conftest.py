@@ -40,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--drivers", default="psycopg2,psycopg,sqlite", help="those whose tests are run; default: %(default)s"
     )
+    parser.addoption(
+        "--programs", type=int, default=360, help="how many programs of transactions; default: %(default)s"
+    )
     parser.addoption("--all-cells", action="store_true", help="the whole matrix of types, not a sample (some hours)")
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.event.attr import _EmptyListener as EmptyListener
 from sqlalchemy.orm import session as sa_session
 
 __all__ = [
+    "ACTIVE",
     "JOINTS",
     "EmptyListener",
     "as_single_insert",
@@ -65,8 +66,9 @@ __all__ = [
 JOINTS: list[tuple[Any, tuple[str, ...]]] = [
     (sa_orm.Session, ("_autobegin_t", "_autoflush", "_connection_for_bind", "_deleted", "_dirty_states", "_flushing",
                       "_is_clean", "_nested_transaction", "_new", "_trans_context_manager", "_transaction")),
-    (sa_orm.SessionTransaction, ("_connection_for_bind", "_connections", "_parent", "_rollback_can_be_called",
-                                 "_rollback_exception", "_state", "_transaction_is_active")),
+    (sa_orm.SessionTransaction, ("_connection_for_bind", "_connections", "_parent", "_raise_for_prerequisite_state",
+                                 "_rollback_can_be_called", "_rollback_exception", "_state",
+                                 "_transaction_is_active")),
     (sa.Connection, ("_Connection__savepoint_seq", "_dbapi_connection", "_execution_options",
                      "_handle_dbapi_exception", "_has_events", "_rollback_impl", "_transaction")),
     (sa.QueuePool, ("_dec_overflow", "_do_get", "_do_return_conn", "_invalidate_time", "_overflow", "_pre_ping",
@@ -76,6 +78,10 @@ JOINTS: list[tuple[Any, tuple[str, ...]]] = [
 ]  # fmt: skip
 """Private names that `connection/` and `session/` use where a function around each would cost every statement a
 call."""
+
+
+ACTIVE = sa_session.SessionTransactionState.ACTIVE
+"""The state of a transaction object that can be used."""
 
 
 def scope_of(session: sa_orm.Session) -> Any:

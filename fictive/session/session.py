@@ -152,9 +152,10 @@ class OptInSession(sa_orm.Session):
         return transaction is None or transaction.kind is Kind.RECORD  # type: ignore[attr-defined]
 
     def _raise_if_ended(self) -> None:
-        """Within a `with` block whose transaction has ended nothing can run."""
+        """Within a `with` block whose transaction has ended nothing can run. One that a failed flush has rolled back is
+        the session's still, and SQLAlchemy raises `PendingRollbackError`."""
         block = self._trans_context_manager
-        if block is not None and not block._transaction_is_active():
+        if block is not None and block is not self._transaction and not block._transaction_is_active():
             raise ended_error(block)  # type: ignore[arg-type]
 
     # -- where SQLAlchemy would take a transaction for granted ------------------------------------------------------
@@ -183,11 +184,11 @@ class OptInSession(sa_orm.Session):
             super()._autoflush()
 
     def _connection_for_bind(self, engine: Any, execution_options: Any = None, **kwargs: Any) -> sa.Connection:
-        transaction = self._transaction
+        transaction, block = self._transaction, self._trans_context_manager
+        if block is not None and block._state is not private.ACTIVE:  # type: ignore[attr-defined]
+            self._raise_if_ended()
         if transaction is not None and (transaction._parent is not None or transaction.kind is not Kind.RECORD):  # type: ignore[attr-defined]
             return transaction._connection_for_bind(engine, execution_options)
-        if self._trans_context_manager is not None:
-            self._raise_if_ended()
         try:
             found = self._fictive.connections[engine]
         except KeyError:
@@ -309,9 +310,9 @@ class OptInSession(sa_orm.Session):
         if self._flushing or not self._is_outside():
             super().flush(*given)
             return
-        self._raise_if_ended()
         if self._is_clean():
             return
+        self._raise_if_ended()
         scope = self._fictive
         if scope.mode is WritesOutside.REFUSE:
             raise refused(pending_writes(self))
@@ -336,12 +337,12 @@ class OptInSession(sa_orm.Session):
 
         Outside with nothing pending it sends nothing.
         """
-        self._raise_if_ended()
         if not self._is_outside():
             super().commit()
             if self._transaction is None:
                 self._fictive.committed_writes.clear()
             return
+        self._raise_if_ended()
         scope = self._fictive
         if scope.mode is WritesOutside.REFUSE and not self._is_clean():
             raise refused(pending_writes(self))
@@ -366,7 +367,9 @@ class OptInSession(sa_orm.Session):
             super().rollback()
             scope.committed_writes.clear()
             return
-        if self._transaction is None and (scope.mode is WritesOutside.BEGIN or not self._is_clean()):
+        block = self._trans_context_manager
+        is_ended = block is not None and block._state is not private.ACTIVE  # type: ignore[attr-defined]
+        if self._transaction is None and not is_ended and (scope.mode is WritesOutside.BEGIN or not self._is_clean()):
             self._autobegin_t()
         writes, scope.committed_writes = scope.committed_writes, WriteLog()
         super().rollback()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import logging
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -20,6 +20,7 @@ from ..connection.engines import status_of
 from ..connection.link import SessionConnection, abandoned
 from ..drivers import NO_OPTIONS, TransactionStatus
 from ..errors import (
+    AbortedTransactionStatement,
     CommitOutcomeUnknown,
     HooksFailed,
     TransactionAborted,
@@ -158,6 +159,11 @@ class Transaction(sa_orm.SessionTransaction):
         """The block that a `Rollback` for this one ends."""
         return self
 
+    def _raise_for_prerequisite_state(self, operation_name: str, state: Any) -> NoReturn:
+        if private.is_closed(self):
+            raise ended_error(self)
+        super()._raise_for_prerequisite_state(operation_name, state)
+
     # -- its connections ----------------------------------------------------------------------------------------------
 
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> sa.Connection:
@@ -229,7 +235,9 @@ class Transaction(sa_orm.SessionTransaction):
             if interrupted:  # it may have been done all the same, so that no hook may run
                 return
             raise CommitOutcomeUnknown(error) from error  # type: ignore[arg-type]
-        if isinstance(error, TransactionAborted) or self.kind is Kind.IMPLICIT or not isinstance(error, Exception):
+        # after a statement of the commit that failed, a flush or RELEASE, the code rolls back itself, as in SQLAlchemy
+        is_given_up = isinstance(error, TransactionAborted) and not isinstance(error, AbortedTransactionStatement)
+        if is_given_up or self.kind is Kind.IMPLICIT or not isinstance(error, Exception):
             self._roll_back_quietly(error)
         if outermost:
             run_due(self.session, after=error)
