@@ -152,8 +152,8 @@ class OptInSession(sa_orm.Session):
         return transaction is None or transaction.kind is Kind.RECORD  # type: ignore[attr-defined]
 
     def _raise_if_ended(self) -> None:
-        """Within a `with` block whose transaction has ended nothing can run. One that a failed flush has rolled back is
-        the session's still, and SQLAlchemy raises `PendingRollbackError`."""
+        """Within a `with` block whose transaction has ended nothing can run. (After a failed flush SQLAlchemy itself
+        raises `PendingRollbackError`.)"""
         block = self._trans_context_manager
         if block is not None and block is not self._transaction and not block._transaction_is_active():
             raise ended_error(block)  # type: ignore[arg-type]
