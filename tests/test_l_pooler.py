@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,9 @@ from fictive.flask_sqlalchemy import OptInTransactionMixin
 from fictive.sqlalchemy import OptInSession, advisory_lock, notify_changes, set_pooler, wait_for_rows
 from tests.fix_pooler import Pooler
 from tests.models import Item, opt_in
+
+TURNS = int(os.environ.get("FICTIVE_MIXED_TURNS", "40"))
+"""Of seven statements each, by eight threads."""
 
 Look = Callable[..., list[Any]]
 LOCKS = (
@@ -69,7 +73,7 @@ def test_l4_mixed_statements_by_many_threads(app: Flask) -> None:
         with app.app_context():
             session = opt_in.db.session
             try:
-                for turn in range(40):
+                for turn in range(TURNS):
                     name = f"{number} {turn}"
                     session.add(Item(name=name))
                     session.commit()
@@ -91,7 +95,7 @@ def test_l4_mixed_statements_by_many_threads(app: Flask) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert opt_in.db.session.scalar(sa.text("select count(*) from item where name = note")) == 320
+    assert opt_in.db.session.scalar(sa.text("select count(*) from item where name = note")) == 8 * TURNS
 
 
 def test_l4_the_features_of_one_transaction_work(app: Flask) -> None:
