@@ -13,7 +13,7 @@ from ..errors import UnknownAttribute
 from .attributes import foreign_key_of, hybrid, live_attribute, mapped_property, table_columns, unknown_attribute
 from .column_defaults import InsertDefaults, first_version
 from .lookups import Lookup
-from .stored_values import none_is_a_value
+from .stored_values import none_is_a_value, stores_none
 
 __all__ = [
     "Defaults",
@@ -134,7 +134,7 @@ def written_columns(
     found |= InsertDefaults(table, found, first_version(mapper)).row(found)
     for column in table.columns:
         assert isinstance(column, sa.Column)
-        if column not in found and not _is_made(column, table) and none_is_a_value(column.type, dialect):
+        if column not in found and not _is_made(column, table) and stores_none(column.type, dialect):
             found[column] = None
     return found
 

@@ -12,7 +12,7 @@ from sqlalchemy.sql.expression import ClauseElement
 
 __all__ = [
     "PaddedText", "as_stored", "bound", "cut_to_length", "database_type", "images_differ", "is_exact", "is_sql",
-    "none_is_a_value", "texts_differ",
+    "none_is_a_value", "stores_none", "texts_differ",
 ]  # fmt: skip
 
 
@@ -61,8 +61,13 @@ def bound(value: Any, type_: sa.types.TypeEngine[Any]) -> Any:
 
 
 def none_is_a_value(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> bool:
-    """Whether a decorator stores something for None. JSON's null is not meant: None in a lookup asks for NULL."""
-    if not isinstance(type_, sa.types.TypeDecorator) or isinstance(database_type(type_, dialect), sa.JSON):
+    """Whether None in a lookup is a value of a decorator's. JSON's null is not meant: None asks for NULL there."""
+    return stores_none(type_, dialect) and not isinstance(database_type(type_, dialect), sa.JSON)
+
+
+def stores_none(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> bool:
+    """Whether a decorator stores something for None."""
+    if not isinstance(type_, sa.types.TypeDecorator):
         return False
     process = type_.dialect_impl(dialect).bind_processor(dialect)
     try:
