@@ -20,7 +20,7 @@ from ..errors import HooksFailed
 from ..report.watcher import WATCHER, Watcher
 from . import private
 
-__all__ = ["Hook", "HookKind", "check_hook", "due_hooks", "run_due"]
+__all__ = ["Hook", "HookKind", "captured", "check_hook", "due_hooks", "run_due"]
 
 log = logging.getLogger("fictive.hooks")
 
@@ -28,6 +28,9 @@ Hook = Callable[[], object]
 HookKind = Literal["commit", "rollback"]
 
 _DUE = "fictive.due_hooks"
+
+captured: list[list[Hook]] = []
+"""Lists of tests, the last of which gets hooks that would run."""
 
 
 def check_hook(fn: object) -> None:
@@ -72,6 +75,9 @@ def run_due(session: sa_orm.Session, *, after: BaseException | None = None) -> N
     due = due_hooks(session)
     hooks, due[:] = due[:], []
     if not hooks:
+        return
+    if captured:
+        captured[-1].extend(hooks)
         return
     watcher = session.info.get(WATCHER)
     if watcher is not None:

@@ -20,7 +20,7 @@ from ..errors import ConfigurationError, UnsupportedDialect
 from ..session import private
 from ..session.durations import Duration, timeout_in_ms
 from .sandbox_driver import sandbox_driver
-from .shared_connection import SharedConnection
+from .shared_connection import Recording, SharedConnection
 
 __all__ = ["Sandbox", "sandbox"]
 
@@ -90,6 +90,19 @@ class Sandbox:
         self._keeps = True
         for shared in self._outer:
             shared.is_kept = True
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator[Recording]:
+        """`with box.record() as log:` what the application sends: `log.statements`, and `log.round_trips` as they are
+        outside of a sandbox. Of one engine's connections with psycopg2 or psycopg; sends nothing itself."""
+        recording = Recording()
+        for shared in self._outer:
+            shared.recordings.append(recording)
+        try:
+            yield recording
+        finally:
+            for shared in self._outer:
+                shared.recordings = [each for each in shared.recordings if each is not recording]
 
     def _enter(self, engines: list[sa.Engine], stack: contextlib.ExitStack) -> None:
         by_url: dict[str, SharedConnection] = {}

@@ -64,14 +64,23 @@ class _InSandbox(PostgreSQLDriver):
             server.dbapi.cursor().execute(command)
 
     def commit(self, server: Any, releases: list[str]) -> None:
-        self.send(server, [*releases, "COMMIT"])
+        self._give(server, releases)
+        self.send(server, ["COMMIT"])
+
+    def _give(self, server: Any, commands: list[str]) -> None:
+        """Commands that travel with something else."""
+        server.dbapi.rides = True
+        try:
+            self.send(server, commands)
+        finally:
+            server.dbapi.rides = False
 
     def can_carry(self, dbapi: Any) -> bool:
         return True
 
     def execute_with(self, server: Any, pending: PendingCommands, query: Any, parameters: Any) -> Any:
         commands = pending.take()
-        self.send(server, commands)
+        self._give(server, commands)
         pending.sent(commands)
         cursor = server.dbapi.cursor()
         cursor.execute(query, parameters)

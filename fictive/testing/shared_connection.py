@@ -23,8 +23,9 @@ import sqlalchemy as sa
 
 from ..connection.classify import StatementClass, classify, summary
 from ..errors import ConfigurationError, SandboxError
+from ..session.callers import caller
 
-__all__ = ["SandboxConnection", "SandboxCursor", "SharedConnection"]
+__all__ = ["Recording", "SandboxConnection", "SandboxCursor", "SharedConnection"]
 
 IDLE, _ACTIVE, INTRANS, INERROR = range(4)
 """libpq's PGTransactionStatusType."""
@@ -59,6 +60,23 @@ WHERE c.condeferrable AND NOT EXISTS (
 
 
 @dataclasses.dataclass
+class Recording:
+    """What `box.record()` gives: the statements of the application, and the round trips that they would be outside of
+    the sandbox."""
+
+    statements: list[str] = dataclasses.field(default_factory=list)
+    """As the driver got them, without BEGIN, COMMIT, ROLLBACK and savepoints."""
+    places: list[str] = dataclasses.field(default_factory=list)
+    """The application's line of each statement."""
+    messages: list[str] = dataclasses.field(default_factory=list)
+    """What would be sent, one entry for each round trip."""
+
+    @property
+    def round_trips(self) -> int:
+        return len(self.messages)
+
+
+@dataclasses.dataclass
 class Frame:
     """The savepoint that stands for the transaction of a `SandboxConnection`."""
 
@@ -84,6 +102,7 @@ class SharedConnection:
         self.is_tainted = False
         """Whether something was done that ROLLBACK does not undo."""
         self.is_kept = False
+        self.recordings: list[Recording] = []
         self.connections: list[SandboxConnection] = []
         self._pid = os.getpid()
         self._turn = threading.Condition(threading.RLock())
@@ -213,6 +232,7 @@ class SharedConnection:
                 return
             if not connection.autocommit and connection.state == IDLE:
                 self.begin(connection)
+                self._record("BEGIN")
             if connection.state == INERROR:
                 self.fail("25P02", "current transaction is aborted, commands ignored until end of transaction block")
             statement = classify(query).resolved(parameters)
@@ -226,6 +246,8 @@ class SharedConnection:
             self._close_portals()
             if writes:
                 self._note_settings(connection, text, parameters, statement)
+            if self.recordings:
+                self._record(text, is_statement=True)
             try:
                 with self._savepoint(then="SET TRANSACTION READ ONLY" if read_only else None) as finally_run:
                     yield True
@@ -239,6 +261,13 @@ class SharedConnection:
                 self._note_effects(connection, text, statement)
             elif (cursor := _CURSOR_NAME.match(text)) is not None:
                 self._note_portal(connection, cursor)
+
+    def _record(self, text: str, *, is_statement: bool = False) -> None:
+        for recording in self.recordings:
+            recording.messages.append(text)
+            if is_statement:
+                recording.statements.append(text)
+                recording.places.append(caller())
 
     def _controls(self, connection: SandboxConnection, text: str) -> bool:
         """Do what a command about the transaction asks for; False where the text is none."""
@@ -277,12 +306,16 @@ class SharedConnection:
             if connection.state == INERROR:
                 return False
             self._materialise(connection)
+            if not connection.rides:
+                self._record(text)
             self.run(text)
             connection.savepoints.append((key, next(self._numbers)))
             return True
         if key not in known or (verb == "RELEASE" and connection.state == INERROR):
             return False
         index = len(known) - 1 - known[::-1].index(key)
+        if not connection.rides:
+            self._record(text)
         self.run(text)
         if verb == "RELEASE":
             del connection.savepoints[index:]
@@ -314,6 +347,7 @@ class SharedConnection:
         if connection.state == IDLE:
             return
         with self.turn(connection):
+            self._record("COMMIT")
             try:
                 if self.staged:
                     self.fail(self.staged.popleft(), "staged by sandbox.fail_next_commit()")
@@ -338,6 +372,8 @@ class SharedConnection:
 
     def rollback(self, connection: SandboxConnection) -> None:
         frame = connection.frame
+        if connection.state != IDLE:
+            self._record("ROLLBACK")
         if frame is None and not connection.local_settings:
             self._forget(connection)  # sends nothing, so that a garbage collection may do it at any time
             return
@@ -480,6 +516,8 @@ class SandboxConnection:
         self.temporary: list[tuple[str, str]] = []
         self.portals: list[str] = []
         self.has_session_state = False
+        self.rides = False
+        """Whether commands are given to it that travel with a statement, and are no round trips."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -1,0 +1,281 @@
+"""The pytest plugin `fictive`: a database for the run, and a sandbox for each test. See the page "Testing".
+
+Nothing of fictive is imported, and no server is started, before a test asks for one of the fixtures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL, Engine
+
+    from .sandbox import Sandbox
+    from .shared_connection import Recording
+
+_BOX = pytest.StashKey[Any]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fictive", "databases of tests")
+    for name, options in (
+        ("--db-url", {"help": "URL of a PostgreSQL server on which databases for tests may be made and dropped"}),
+        ("--reuse-db", {"action": "store_true", "help": "keep the databases, and use them again if the models did not "
+                        "change"}),
+        ("--db-log", {"action": "store_true", "help": "show the statements of a failed test"}),
+    ):  # fmt: skip
+        with contextlib.suppress(ValueError):  # another plugin, such as pytest-django, has an option of that name
+            group.addoption(name, **options)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    report = yield
+    recording = item.stash.get(_BOX, None)
+    if recording is not None and report.when == "call" and report.failed:
+        report.sections.append(("statements of this test", _listed(recording)))
+    return report
+
+
+# -- the database ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def db_server(request: pytest.FixtureRequest) -> Iterator[URL]:
+    """The URL of the server: `--db-url`, `FICTIVE_TEST_DATABASE_URL`, or an embedded one, started now."""
+    from ..databases.urls import database_url
+
+    if given := request.config.getoption("--db-url", None):
+        yield database_url(given, "--db-url")
+        return
+    from . import postgres
+
+    with postgres.server() as server:
+        yield database_url(server.url(), "the server's URL")
+
+
+@pytest.fixture(scope="session")
+def db_url(request: pytest.FixtureRequest, db_server: URL) -> Iterator[str]:
+    """The URL of this worker's database, which is empty until `db_template` has been asked for."""
+    from ..databases.create import create_database, drop_database
+
+    reuses = request.config.getoption("--reuse-db", False)
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    name = f"fictive_test_{_project(request.config)}_{worker}" + ("" if reuses else f"_{os.getpid()}")
+    create_database(name, server_url=db_server, exist_ok=reuses)
+    try:
+        yield db_server.set(database=name).render_as_string(hide_password=False)
+    finally:
+        if not reuses:
+            drop_database(name, server_url=db_server, force=True, missing_ok=True)
+
+
+@pytest.fixture(scope="session")
+def db_app(db_url: str) -> Any:
+    """The Flask app under test, or an engine: override it in your conftest.py."""
+    raise pytest.UsageError(
+        "fictive's fixtures need your app. Put a fixture of session scope in conftest.py: "
+        "def db_app(db_url): return create_app(db_url)"
+    )
+
+
+@pytest.fixture(scope="session")
+def db_schema(db_app: Any) -> Any:
+    """How the tables are made: None for `create_all()` of the app's models. Override it to return a MetaData, or a
+    function that is called with the app, in its context: `lambda app: flask_migrate.upgrade()`."""
+    return None
+
+
+@pytest.fixture(scope="session")
+def db_template(
+    request: pytest.FixtureRequest, db_app: Any, db_schema: Any, db_url: str, db_server: URL
+) -> Iterator[str]:
+    """This worker's database with its tables: cloned from a template that is made once. Gives the template's name.
+
+    The template is known by the text of its tables. One made by a function is made once for each run, or once at all
+    with `--reuse-db`: drop it after a new migration.
+    """
+    import sqlalchemy as sa
+
+    from ..databases.create import create_database, database_exists, drop_database
+
+    reuses = request.config.getoption("--reuse-db", False)
+    metadatas = [db_schema] if isinstance(db_schema, sa.MetaData) else _metadatas(db_app)
+    content = "" if callable(db_schema) else "\n".join(map(_ddl, metadatas))
+    run = "" if reuses else os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    models = hashlib.sha256(f"{content}{run}".encode()).hexdigest()[:16]
+    name = f"fictive_template_{_project(request.config)}_{models}"
+    database = sa.make_url(db_url).database
+    assert database is not None
+    with _one_at_a_time(db_server, name):
+        if database_exists(name, server_url=db_server):
+            _dispose(db_app)
+            drop_database(database, server_url=db_server, force=True, missing_ok=True)
+            create_database(database, server_url=db_server, template=name)
+        else:
+            _make_tables(db_app, db_schema, metadatas)
+            _dispose(db_app)
+            create_database(name, server_url=db_server, template=database)
+    yield name
+    _dispose(db_app)
+    if not reuses:
+        with _one_at_a_time(db_server, name):  # a worker that is late makes another
+            drop_database(name, server_url=db_server, force=True, missing_ok=True)
+
+
+# -- a test ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def db_sandbox(request: pytest.FixtureRequest, db_app: Any, db_template: str) -> Iterator[Sandbox]:
+    """The test runs in a sandbox: all that the app does is rolled back. No app context is pushed."""
+    from .sandbox import sandbox
+
+    with sandbox(*_engines(db_app)) as box:
+        if request.config.getoption("--db-log", False):
+            with box.record() as recording:
+                request.node.stash[_BOX] = recording
+                yield box
+        else:
+            yield box
+
+
+@pytest.fixture
+def db_clean(db_app: Any, db_template: str) -> Iterator[None]:
+    """The test runs without a sandbox, and all tables are emptied after it."""
+    from ..databases.cleanup import cleanup_tables
+    from ..session.session import OptInSession
+
+    yield
+    if hasattr(db_app, "app_context"):
+        with db_app.app_context():
+            db = db_app.extensions["sqlalchemy"]
+            binds = {
+                table: db.engines[table.metadata.info.get("bind_key")]
+                for metadata in db.metadatas.values()
+                for table in metadata.tables.values()
+            }
+            with OptInSession(binds=binds) as session:
+                for metadata in db.metadatas.values():
+                    cleanup_tables(session, metadata)
+        return
+    import sqlalchemy as sa
+
+    metadata = sa.MetaData()
+    metadata.reflect(db_app)
+    with OptInSession(db_app) as session:
+        cleanup_tables(session, metadata)
+
+
+@pytest.fixture
+def db_hooks() -> Callable[[], contextlib.AbstractContextManager[list[Callable[[], object]]]]:
+    """`with db_hooks() as hooks:` hooks of transactions that end in the block are not run, but put into the list."""
+    from ..session.hooks import captured
+
+    @contextlib.contextmanager
+    def capture() -> Iterator[list[Callable[[], object]]]:
+        found: list[Callable[[], object]] = []
+        captured.append(found)
+        try:
+            yield found
+        finally:
+            captured[:] = [each for each in captured if each is not found]
+
+    return capture
+
+
+@pytest.fixture
+def assert_statements(db_sandbox: Sandbox) -> Callable[..., contextlib.AbstractContextManager[Recording]]:
+    """`with assert_statements(2):` the block sends exactly 2 statements; `at_most=True`: 2 or fewer."""
+    return lambda n, *, at_most=False: _asserting(db_sandbox, n, "statements", at_most)
+
+
+@pytest.fixture
+def assert_round_trips(db_sandbox: Sandbox) -> Callable[..., contextlib.AbstractContextManager[Recording]]:
+    """As `assert_statements`, of round trips as they are without the sandbox: COMMIT counts, and BEGIN where it does
+    not travel with a statement."""
+    return lambda n, *, at_most=False: _asserting(db_sandbox, n, "round trips", at_most)
+
+
+@contextlib.contextmanager
+def _asserting(box: Sandbox, expected: int, what: str, at_most: bool) -> Iterator[Recording]:
+    __tracebackhide__ = True
+    with box.record() as recording:
+        yield recording
+    found = recording.round_trips if what == "round trips" else len(recording.statements)
+    if found > expected or (found < expected and not at_most):
+        sent = "\n".join(f"    {text}" for text in recording.messages) if what == "round trips" else _listed(recording)
+        pytest.fail(f"{found} {what}, expected {'at most ' if at_most else ''}{expected}:\n{sent}", pytrace=False)
+
+
+def _listed(recording: Recording) -> str:
+    return "\n".join(
+        f"    {' '.join(text.split())}  -- {place}"
+        for text, place in zip(recording.statements, recording.places, strict=True)
+    )
+
+
+# -- the app ---------------------------------------------------------------------------------------------------------
+
+
+def _project(config: pytest.Config) -> str:
+    return hashlib.sha256(str(config.rootpath).encode()).hexdigest()[:8]
+
+
+def _engines(app: Any) -> list[Engine]:
+    if not hasattr(app, "app_context"):
+        return list(app) if isinstance(app, (list, tuple)) else [app]
+    with app.app_context():
+        return list(app.extensions["sqlalchemy"].engines.values())
+
+
+def _metadatas(app: Any) -> list[Any]:
+    return list(app.extensions["sqlalchemy"].metadatas.values()) if hasattr(app, "app_context") else []
+
+
+def _dispose(app: Any) -> None:
+    for engine in _engines(app):
+        engine.dispose()
+
+
+def _make_tables(app: Any, schema: Any, metadatas: list[Any]) -> None:
+    with app.app_context() if hasattr(app, "app_context") else contextlib.nullcontext():
+        if callable(schema):
+            schema(app)
+        elif schema is None and hasattr(app, "app_context"):
+            app.extensions["sqlalchemy"].create_all()
+        else:
+            for metadata in metadatas:
+                metadata.create_all(_engines(app)[0])
+
+
+def _ddl(metadata: Any) -> str:
+    """The text of all tables, for telling whether they have changed."""
+    import sqlalchemy as sa
+    from sqlalchemy.dialects import postgresql
+
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    found: list[str] = []
+    engine = sa.create_mock_engine(
+        "postgresql://", lambda element, *_, **__: found.append(str(element.compile(dialect=dialect)))
+    )
+    metadata.create_all(engine, checkfirst=False)
+    return "\n".join(found)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(server: URL, name: str) -> Iterator[None]:
+    """Workers of one run make the template once."""
+    import sqlalchemy as sa
+
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    engine = sa.create_engine(server, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.select(sa.func.pg_advisory_lock(key)))
+        yield

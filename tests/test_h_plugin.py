@@ -1,0 +1,234 @@
+"""The pytest plugin (contract H3, H5): pytest inside pytest, and unittest."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import unittest
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+
+from fictive.testing import postgres
+from fictive.testing.cases import SandboxTestCase
+from tests.models import opt_in
+
+pytest_plugins = ["pytester"]
+
+SHOP = """
+import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from fictive.flask_sqlalchemy import OptInTransactionMixin
+
+class Base(DeclarativeBase):
+    pass
+
+class DB(OptInTransactionMixin, SQLAlchemy):
+    pass
+
+db = DB(model_class=Base)
+
+class Item(db.Model):
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+
+def create_app(url):
+    app = Flask(__name__)
+    app.config["SQLALCHEMY_DATABASE_URI"] = url
+    db.init_app(app)
+
+    @app.post("/items/<name>")
+    def add(name):
+        with db.session.begin():
+            db.session.add(Item(name=name))
+            db.on_commit(lambda: app.extensions.setdefault("ran", []).append(name))
+        return name
+
+    return app
+"""
+
+CONFTEST = """
+import pytest
+from shop import create_app
+
+@pytest.fixture(scope="session")
+def db_app(db_url):
+    return create_app(db_url)
+"""
+
+TESTS = """
+import pytest
+import sqlalchemy as sa
+from shop import Item, db
+
+@pytest.fixture
+def names(db_app):
+    def run():
+        with db_app.app_context():
+            return list(db.session.scalars(sa.select(Item.name)))
+    return run
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_sandbox(db_sandbox, db_app, names, number):
+    assert names() == []
+    assert db_app.test_client().post("/items/x").text == "x"
+    assert names() == ["x"]
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_clean(db_clean, db_app, names, number):
+    assert names() == []
+    db_app.test_client().post("/items/x")
+    assert names() == ["x"]
+
+def test_counts(db_sandbox, db_app, names, assert_statements, assert_round_trips, db_hooks):
+    with assert_statements(1), assert_round_trips(2), db_hooks() as hooks:
+        db_app.test_client().post("/items/x")
+    assert len(hooks) == 1
+    before = list(db_app.extensions.get("ran", []))
+    hooks[0]()
+    assert db_app.extensions["ran"] == [*before, "x"]
+    with assert_round_trips(5, at_most=True):
+        names()
+"""
+
+
+@pytest.fixture
+def shop(pytester: pytest.Pytester, pg: postgres.Server, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    monkeypatch.syspath_prepend(str(pytester.path))
+    pytester.makepyfile(shop=SHOP)
+    pytester.makeconftest(CONFTEST)
+    return pytester
+
+
+def run(shop: pytest.Pytester, pg: postgres.Server, *arguments: str) -> pytest.RunResult:
+    return shop.runpytest(
+        "-p", "fictive.testing.plugin", "--db-url", pg.url(), "-p", "no:cacheprovider", "-W", "ignore", *arguments
+    )
+
+
+def left(shop: pytest.Pytester, pg: postgres.Server) -> list[str]:
+    project = hashlib.sha256(str(shop.path).encode()).hexdigest()[:8]
+    engine = sa.create_engine(pg.url(driver="psycopg"), poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        query = sa.text("select datname from pg_database where datname like :name")
+        return sorted(connection.scalars(query, {"name": f"fictive%{project}%"}))
+
+
+def test_the_fixtures(shop: pytest.Pytester, pg: postgres.Server) -> None:
+    shop.makepyfile(TESTS)
+    run(shop, pg).assert_outcomes(passed=5)
+    assert left(shop, pg) == []
+
+
+def test_workers_share_a_template(shop: pytest.Pytester, pg: postgres.Server) -> None:
+    shop.makepyfile(TESTS)
+    run(shop, pg, "-n", "2").assert_outcomes(passed=5)
+    assert left(shop, pg) == []
+
+
+def test_databases_are_used_again(shop: pytest.Pytester, pg: postgres.Server) -> None:
+    shop.makepyfile(TESTS)
+    try:
+        run(shop, pg, "--reuse-db").assert_outcomes(passed=5)
+        kept = left(shop, pg)
+        assert len(kept) == 2
+        run(shop, pg, "--reuse-db").assert_outcomes(passed=5)
+        assert left(shop, pg) == kept
+    finally:
+        engine = sa.create_engine(pg.url(driver="psycopg"), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            for name in left(shop, pg):
+                connection.execute(sa.text(f'drop database "{name}" with (force)'))
+
+
+def test_a_failure_lists_what_was_sent(shop: pytest.Pytester, pg: postgres.Server) -> None:
+    shop.makepyfile("""
+        def test_too_many(db_sandbox, db_app, assert_statements):
+            with assert_statements(0):
+                db_app.test_client().post("/items/x")
+
+        def test_fails(db_sandbox, db_app):
+            db_app.test_client().post("/items/x")
+            assert False
+    """)
+    result = run(shop, pg, "--db-log")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*1 statements, expected 0:*", "*INSERT INTO item*shop.py*in add*"])
+    result.stdout.fnmatch_lines(["*statements of this test*"])
+
+
+def test_a_missing_app_is_named(pytester: pytest.Pytester, pg: postgres.Server) -> None:
+    pytester.makepyfile("def test_it(db_sandbox): pass")
+    result = run(pytester, pg)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*def db_app(db_url): return create_app(db_url)*"])
+
+
+def test_a_function_makes_the_tables(shop: pytest.Pytester, pg: postgres.Server) -> None:
+    shop.makeconftest(
+        CONFTEST
+        + """
+@pytest.fixture(scope="session")
+def db_schema():
+    from shop import db
+    return lambda app: (db.create_all(), db.session.execute(db.text("INSERT INTO item (name) VALUES ('seed')")))
+"""
+    )
+    shop.makepyfile("""
+        import sqlalchemy as sa
+        from shop import Item, db
+
+        def test_it(db_sandbox, db_app):
+            with db_app.app_context():
+                assert db.session.scalars(sa.select(Item.name)).all() == ["seed"]
+    """)
+    run(shop, pg).assert_outcomes(passed=1)
+
+
+def test_the_plugin_does_nothing_until_it_is_used(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import sys
+
+        def test_it():
+            assert not [name for name in sys.modules if name.partition(".")[0] in ("sqlalchemy", "flask", "psycopg2")]
+            assert {name for name in sys.modules if name.startswith("fictive.")} == {
+                "fictive.testing", "fictive.testing.plugin"}
+    """)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "fictive.testing.plugin", "-p", "no:cacheprovider"],
+        cwd=pytester.path, env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": ":".join(sys.path)},
+        stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+def test_unittest(app: Flask) -> None:
+    db, model = opt_in.db, opt_in.Item
+
+    def names() -> list[Any]:
+        return list(db.session.scalars(sa.select(model.name).order_by(model.name)))
+
+    class Cases(SandboxTestCase):
+        @classmethod
+        def set_up_rows(cls) -> None:
+            db.session.add(model(name="for all"))
+            db.session.commit()
+
+        def test_one(self) -> None:
+            with db.session.begin():
+                db.session.add(model(name="one"))
+            assert names() == ["for all", "one"]
+
+        test_two = test_one
+
+    Cases.app = app
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(Cases).run(result)
+    assert result.testsRun == 2
+    assert result.wasSuccessful(), result.errors + result.failures
+    assert names() == []
