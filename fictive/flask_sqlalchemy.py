@@ -110,10 +110,12 @@ class _AppSession(OptInSession):
             set_lazy_loads(self, settings.lazy_loads, n_plus_one=settings.n_plus_one)
 
     def _fictive_settings(self) -> Settings:
-        if flask.has_app_context():
+        try:
             settings = flask.current_app.extensions.get("fictive")
-            if isinstance(settings, Settings):
-                return settings
+        except RuntimeError:  # no application context
+            settings = None
+        if settings.__class__ is Settings:
+            return settings
         return super()._fictive_settings()
 
 
@@ -481,10 +483,11 @@ class OptInTransactionMixin(MakesModels):
 
     def _teardown_session(self, exc: BaseException | None) -> None:
         try:
-            if self.session.registry.has():
-                session = self.session()
+            registry = self.session.registry
+            if (session := registry.registry.get(registry.scopefunc())) is not None:
                 if exc is None:
-                    report_unsaved(session)
+                    if not session._is_clean():
+                        report_unsaved(session)
                 else:
                     report_committed(session)
         finally:

@@ -42,6 +42,13 @@ class StatementClass:
     locks_rows: bool = False
     bound_flag: str | None = None
     """The parameter that decides whether a `set_config` is local to the transaction."""
+    leaves_something: bool = False
+    """Whether a transaction has to remember that it was run: a savepoint, an end, or what stays with the
+    connection."""
+
+    def __post_init__(self) -> None:
+        leaves = self.savepoint is not None or self.connection_state is not None or self.may_end_transaction
+        object.__setattr__(self, "leaves_something", leaves)
 
     @property
     def is_plain_read(self) -> bool:

@@ -226,7 +226,7 @@ class TransactionCursor(SessionCursor):
             link.refuse_connection_state(statement, parameters)
         server = link.server
         if server is None:
-            server = link.take_or_note()
+            server = link.take()
         elif server.generation is not process.generation:
             raise link.inherited()
         if link.native and not link.begun:
@@ -263,7 +263,7 @@ class TransactionCursor(SessionCursor):
             raise
         if link.prefetches and server.buffers and self.description is not None:
             self._rows = cursor.fetchall()
-        if statement is not PLAIN_READ:
+        if statement.leaves_something or (link.log is not None and statement is not PLAIN_READ):
             link.note_statement(statement, query)
         if query not in parsed:
             note_parsed(query)
@@ -296,7 +296,7 @@ class TransactionCursor(SessionCursor):
         link = self.link
         if link.trouble is not None:
             raise link.aborted()
-        server = link.take_or_note()
+        server = link.take()
         link.send_pending(server)
         link.wrote = True
         return server.dbapi.cursor()

@@ -46,6 +46,7 @@ def prepare(engine: sa.Engine) -> None:
         if root not in _prepared:
             dialect, driver = root.dialect, driver_for(root.dialect)
             dialect.connect = functools.partial(_connect, dialect, driver, dialect.connect)  # type: ignore[method-assign]
+            event.listen(root, "connect", functools.partial(_note_rest, driver))
             for name, listener in listeners_of(root, driver):
                 event.listen(root, name, listener)
             if driver.begins_by_statement:
@@ -58,6 +59,8 @@ def prepare(engine: sa.Engine) -> None:
             process.watch(root)
             _prepared.add(root)
         _prepared.add(engine)
+    if engine is root and isinstance(root.pool, BorrowingPool):
+        root.pool.is_prepared = True
 
 
 def listeners_of(engine: sa.Engine, driver: Driver) -> list[tuple[str, Any]]:
@@ -137,9 +140,14 @@ def _check_out(dialect: sa.Dialect, driver: Driver, dbapi: Any, record: Connecti
         raise sa.exc.DisconnectionError("the server has closed the connection")
 
 
+def _note_rest(driver: Driver, dbapi: Any, record: ConnectionPoolEntry) -> None:
+    """The mode in which a connection was made, and in which it is to lie in the pool."""
+    record.info[REST] = driver.rest(dbapi)
+
+
 def _restore(dialect: sa.Dialect, driver: Driver, dbapi: Any, record: ConnectionPoolEntry) -> None:
     """The last thing that happens to a connection before the pool has it: no one else can have it yet."""
-    rest = record.info.pop(REST, None)
+    rest = record.info.get(REST)
     if dbapi is None or driver.is_closed(dbapi):
         return  # invalidated; or lost, and the pool opens another in its place
     try:

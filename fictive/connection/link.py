@@ -24,12 +24,13 @@ from ..drivers import NO_OPTIONS, TransactionOptions, driver_for, sqlstate
 from ..drivers.pending import PendingCommands
 from ..errors import AbortedTransactionStatement, ConfigurationError, PinnedConnectionLost, TransactionAborted
 from ..session import private
+from ..session.private import EmptyListener
 from . import process
 from .classify import Effect, StatementClass, classify_with, summary
 from .cursors import IDLE, INERROR, INTRANS, StatementCursor, StreamCursor, TransactionCursor
 from .pool import IDLE_FOR, PATIENCE, BorrowingPool
-from .pooler import direct_engine, is_pooled, refusal
-from .replicas import COMMIT_POSITION, Positions, parse_lsn, replicas_of
+from .pooler import direct_engine, is_pooled, pooled_engines, refusal
+from .replicas import COMMIT_POSITION, Positions, engines_with_replicas, parse_lsn, replicas_of
 from .servers import ServerConnection, check_out, note_lost
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class LinkOwner(Protocol):
     """Whether what met a lost connection is run again where it can have done nothing."""
     keeps: bool
     """Whether connections are pinned."""
+    had_error: bool
+    """Whether a statement of the transaction has failed."""
     patience: float
 
     def judge(self, link: Link, statement: StatementClass, query: Any, parameters: Any) -> str | None:
@@ -100,10 +103,11 @@ class Link(Watchable):
         self.dialect = engine.dialect
         self.driver = driver_for(engine.dialect)
         self.owner = owner
-        pool = engine.pool
-        self.idle = pool.idle if isinstance(pool, BorrowingPool) else _NEVER_IDLE
-        self.replicas = replicas_of(engine)
-        self.is_pooled = is_pooled(engine)
+        pool: Any = engine.pool
+        is_borrowing = pool.__class__ is BorrowingPool or isinstance(pool, BorrowingPool)
+        self.idle = pool.idle if is_borrowing else _NEVER_IDLE
+        self.replicas = replicas_of(engine) if engines_with_replicas else None
+        self.is_pooled = bool(pooled_engines) and is_pooled(engine)
         """Whether a pooler of transactions is between it and the server."""
         self.wrote = False
         """Whether the transaction may have written."""
@@ -168,14 +172,20 @@ class Link(Watchable):
 
     def commit(self) -> None:
         """COMMIT, with what waits for it. Ends the transaction, whatever happens."""
-        server, releases = self.server, self.pending.with_commit()
+        server = self.server
         if not self.in_transaction:
             return
         if server is not None and server.generation is not process.generation:
             inherited = self.inherited()
             self._end(inherited)
             raise inherited
-        if self.trouble is None and self.begun and server is not None:
+        releases = self.pending.with_commit() if self.pending.commands else []
+        if (
+            self.trouble is None
+            and self.begun
+            and server is not None
+            and (server.poll(0) or server.transaction_status() != INTRANS)
+        ):
             self.trouble = self._why_not_committable(server)
         if self.trouble is not None:
             error: Exception = self.aborted()
@@ -242,20 +252,23 @@ class Link(Watchable):
         self.options = self.rest_options
         self.prefetches = False
         self.log = self.trouble = self.first_error = None
-        self.pending = PendingCommands()
+        if self.pending.commands or self.pending.savepoints:
+            self.pending = PendingCommands()
         if server is None:
             return
-        interrupted = error is not None and not isinstance(error, Exception)
-        if interrupted or server.is_lost() or server.generation is not process.generation:
-            self._drop(server, error)
-            return
+        if error is not None or server.generation is not process.generation:
+            interrupted = error is not None and not isinstance(error, Exception)
+            if interrupted or server.is_lost() or server.generation is not process.generation:
+                self._drop(server, error)
+                return
         self.lost = False
         try:
             if was_native or options is not NO_OPTIONS:
                 self.driver.resume_autocommit(server.dbapi, self.dialect, server.rest)
-            else:
+            elif not self.driver.rides_in_autocommit or not server.dbapi.autocommit:
                 self.driver.enter_autocommit(server.dbapi, self.dialect, server.rest)
-            if server.transaction_status() not in (0, -1):
+            # after a COMMIT or ROLLBACK of ours that was answered it is known
+            if (error is not None or was_native) and server.transaction_status() not in (0, -1):
                 raise sa.exc.InvalidRequestError("the connection is still in a transaction")
         except BaseException as failure:
             self._drop(server, failure)
@@ -363,13 +376,21 @@ class Link(Watchable):
             if server.generation is not process.generation:
                 raise self.inherited()
             return server
-        server = self.server = self.keep() if self.owner.keeps else self.kept or self.borrow()
+        try:
+            server = self.server = self.keep() if self.owner.keeps else self.kept or self.borrow()
+        except BaseException:  # it cannot be committed: a statement would be missing from it
+            self.lost = False
+            self.trouble = "A statement of this transaction had no connection to run on."
+            raise
         self._connection_record = server.fairy._connection_record
         server.native = False
         server.trips = 0
         if self.driver.carries:
             self.driver.leave_autocommit(server.dbapi)
-            self.pending.commands.insert(0, self.options.over(server.rest.characteristics).begin_command())
+            begin = server.begin_command
+            if self.options is not NO_OPTIONS:
+                begin = self.options.over(server.rest.characteristics).begin_command()
+            self.pending.commands = [begin, *self.pending.commands]
         else:
             self.driver.lend_natively(server.dbapi, self.dialect, self.options)
             self.native = True
@@ -439,7 +460,18 @@ class Link(Watchable):
             server = self.idle.pop()
         except IndexError:
             return self.check_out()
-        return self.second_look(server) if server.poll(0) or server.wants_look() else server
+        pool = server.pool
+        out = pool.checkout_listeners
+        # the first statement of a transaction is run again if its connection turns out to be lost
+        repeats = self.in_transaction and not self.retried and self.owner.retries
+        if (
+            (not repeats and server.poll(0))
+            or out[0] is not out[-1]
+            or pool.ages
+            or pool.dispatch.reset.__class__ is not EmptyListener
+        ):
+            return self.second_look(server)
+        return server
 
     def second_look(self, server: ServerConnection) -> ServerConnection:
         """The server has said something on an idle connection (a notice or notification, or that it is gone), it has
@@ -471,15 +503,6 @@ class Link(Watchable):
         if isinstance(pool, sa.NullPool) and not self.in_transaction:
             self.kept = server  # to the end of the context: this pool would open one for each statement
         return server
-
-    def take_or_note(self) -> ServerConnection:
-        """`take()`, in a transaction that cannot be committed if it fails: a statement would be missing from it."""
-        try:
-            return self.take()
-        except BaseException:
-            self.lost = False
-            self.trouble = "A statement of this transaction had no connection to run on."
-            raise
 
     def send_pending(self, server: ServerConnection) -> None:
         """Send what waits in a message of its own, for something that cannot take it along."""
@@ -712,7 +735,12 @@ class SessionConnection(sa.Connection):
         super().__init__(engine, connection=link, _has_events=False, _allow_autobegin=False)  # type: ignore[arg-type]
         private.join_events(self, engine)
         self.link = link
-        options = engine.get_execution_options()
+        if options := engine.get_execution_options():
+            self._begin_as(options)
+
+    def _begin_as(self, options: Mapping[str, Any]) -> None:
+        """What the engine's own options ask of each transaction."""
+        link = self.link
         link.begins_with = statement_timeout_command(options)
         asked = {field: options[name] for name, field in _BEGIN_OPTIONS.items() if name in options}
         if asked:
@@ -731,6 +759,25 @@ class SessionConnection(sa.Connection):
         if self._transaction is None:
             self.link.begin()
         return super().begin_twophase(xid)
+
+    def _savepoint_impl(self, name: str | None = None) -> str:
+        """SQLAlchemy compiles and executes a construct for each SAVEPOINT; where nobody looks, the command just
+        waits."""
+        if self._may_wait():
+            if name is None:
+                self._Connection__savepoint_seq += 1
+                name = f"sa_savepoint_{self._Connection__savepoint_seq}"
+            if self.link.controls("SAVEPOINT", name):
+                return name
+        return super()._savepoint_impl(name)
+
+    def _release_savepoint_impl(self, name: str) -> None:
+        if not (self._may_wait() and self.link.controls("RELEASE", name)):
+            super()._release_savepoint_impl(name)
+
+    def _may_wait(self) -> bool:
+        """Whether a savepoint is for the server alone: it is not logged, and no listener of the engine's is told."""
+        return not (self._echo or self._has_events or self.engine._has_events) and self.link.trouble is None
 
     def execution_options(self, **options: Any) -> SessionConnection:
         """As SQLAlchemy's; the level, READ ONLY and DEFERRABLE are those of the transaction that is about to begin."""
@@ -754,11 +801,13 @@ class SessionConnection(sa.Connection):
 
     def _handle_dbapi_exception(self, e: BaseException, *args: Any, **kwargs: Any) -> Any:
         link, first_error = self.link, self.link.first_error
+        in_transaction = link.in_transaction
         try:
             super()._handle_dbapi_exception(e, *args, **kwargs)
         except BaseException as error:
-            if link.in_transaction and first_error is None:
+            if in_transaction and first_error is None:
                 link.first_error = error
+                link.owner.had_error = True
             if first_error is not None and sqlstate(e) == "25P02" and isinstance(error, sa.exc.DBAPIError):
                 raise AbortedTransactionStatement(error, abandoned(None, first_error)) from first_error
             raise
@@ -786,6 +835,7 @@ class _NoSession:
     statement_options: Mapping[str, Any] = {}
     retries = False
     keeps = True
+    had_error = False
     patience = PATIENCE
 
     def judge(self, link: Link, statement: StatementClass, query: Any, parameters: Any) -> str | None:

@@ -44,6 +44,8 @@ class BorrowingPool(QueuePool):
         over."""
         self.checkout_listeners: Sequence[Any] = ()
         self.checkin_listeners: Sequence[Any] = ()
+        self.is_prepared = False
+        """Whether `engines.prepare` has seen the engine."""
         self.find_listeners()
 
     def find_listeners(self) -> None:

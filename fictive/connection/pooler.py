@@ -48,6 +48,10 @@ class _Pooled:
 _pooled: weakref.WeakKeyDictionary[sa.Engine, _Pooled] = weakref.WeakKeyDictionary()
 
 
+pooled_engines = _pooled
+"""Empty where no engine is behind a pooler."""
+
+
 def set_pooler(engine: sa.Engine, mode: str = "transaction", *, direct_url: str | sa.URL | None = None) -> None:
     """Tell that `engine` reaches PostgreSQL by way of a pooler that pools transactions. Sends nothing.
 

@@ -305,6 +305,10 @@ def has_replicas() -> bool:
     return bool(_replicas)
 
 
+engines_with_replicas = _replicas
+"""Empty where no engine has any: then nothing has to be asked."""
+
+
 def replicas_of(engine: sa.Engine) -> Replicas | None:
     """The replicas of an engine; None where it has none."""
     return _replicas.get(private.root_engine(engine)) if _replicas else None

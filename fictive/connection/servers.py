@@ -24,6 +24,9 @@ __all__ = ["REST", "ServerConnection", "check_out", "lost_at", "note_lost"]
 
 log = logging.getLogger("fictive.connection")
 
+INERROR = 3
+"""libpq's number for a transaction that the server has aborted."""
+
 REST = "fictive.rest"
 """The key, in a pool entry's `info`, of the mode in which the connection was taken from the pool."""
 
@@ -42,9 +45,9 @@ def lost_at(dialect: sa.Dialect) -> float:
 class ServerConnection:
     """One connection of the driver's, taken from an engine's pool and in autocommit."""
 
-    __slots__ = ("__weakref__", "buffers", "dbapi", "dialect", "driver", "fairy", "generation", "has_notices",
-                 "idle_since", "idles", "native", "poll", "pool", "rest", "tainted",
-                 "transaction_status", "trips")  # fmt: skip
+    __slots__ = ("__weakref__", "begin_command", "buffers", "dbapi", "dialect", "driver", "fairy",
+                 "generation", "has_notices", "idle_since", "idles", "native", "poll", "pool", "rest",
+                 "tainted", "transaction_status", "trips")  # fmt: skip
 
     def __init__(self, fairy: PoolProxiedConnection, engine: sa.Engine, driver: Driver) -> None:
         self.fairy = fairy
@@ -64,18 +67,12 @@ class ServerConnection:
         self.idle_since = 0.0
         self.buffers = driver.buffers
         self.has_notices = driver.has_notices
-        self.rest: Rest = driver.rest(self.dbapi)
+        self.rest: Rest = fairy.info.get(REST) or driver.rest(self.dbapi)
         fairy.info[REST] = self.rest
+        self.begin_command = self.rest.characteristics.begin_command()
         self.transaction_status: Callable[[], int] = driver.status_of(self.dbapi)
         self.poll: Callable[[int], Any] = driver.poll(self.dbapi)
         process.servers.add(self)
-
-    def wants_look(self) -> bool:
-        """Whether it may not be taken from the idle ones just so: somebody else than fictive listens to the pool (the
-        first listener is not the last), or the pool looks its connections over now and then."""
-        pool = self.pool
-        out = pool.checkout_listeners
-        return pool.ages or (bool(out) and out[0] is not out[-1]) or pool.dispatch.reset.__class__ is not EmptyListener
 
     def tell_taken(self) -> None:
         """Tell the application's listeners of a connection that is taken from the idle ones, as of one from the
@@ -93,17 +90,25 @@ class ServerConnection:
         """Whether the driver knows that the server is gone."""
         return self.driver.is_closed(self.dbapi)
 
+    def is_aborted(self) -> bool:
+        """Whether the server refuses all statements of the transaction until ROLLBACK."""
+        return self.transaction_status() == INERROR
+
     def give_back(self) -> None:
         """After a statement or a transaction of a session: let the next one have it."""
         pool = self.pool
         if self.tainted:
             self.drop()
-        elif not self.idles or self.pool.has_reset_listeners():
+        elif not self.idles or pool.dispatch.reset.__class__ is not EmptyListener:
             self.release()
         elif pool.wanted or pool._overflow > 0:
             pool.give(self)
-        else:
+        elif pool.ages or (back := pool.checkin_listeners)[0] is not back[-1]:
             self.lie_idle()
+        else:
+            pool.idle.append(self)
+            if pool.wanted:
+                pool._hand_over()
 
     def lie_idle(self) -> None:
         pool = self.pool

@@ -89,6 +89,9 @@ class Driver(abc.ABC):
     buffers: ClassVar[bool] = True
     """Whether rows must be fetched before a cursor's connection is given back."""
 
+    rides_in_autocommit: ClassVar[bool] = False
+    """Whether a connection is in autocommit, to the driver, while a command of ours has begun a transaction."""
+
     has_notices: ClassVar[bool] = False
     """Whether SQLAlchemy's dialect looks for `notices` on a cursor's connection."""
 

@@ -32,6 +32,7 @@ __all__ = [
     "are_plain",
     "goes_alone",
     "is_anonymous_block",
+    "may_carry",
     "note_parsed",
     "parsed",
 ]
@@ -88,8 +89,20 @@ def are_plain(values: object) -> bool:
     """Whether values merge into a text as literals of one token; an empty tuple, say, is a syntax error."""
     if values is None:
         return True
-    found = values.values() if isinstance(values, Mapping) else values if isinstance(values, (list, tuple)) else None
-    return found is not None and all(type(value) in _PLAIN for value in found)
+    kind = type(values)
+    if kind is not dict and kind is not list and kind is not tuple:
+        if not isinstance(values, Mapping):
+            return False
+        values = dict(values)
+    # a loop is cheaper than a generator expression
+    for value in values.values() if type(values) is dict else values:  # type: ignore[attr-defined]  # noqa: SIM110
+        if type(value) not in _PLAIN:
+            return False
+    return True
+
+
+may_carry: set[object] = set()
+"""Texts with which commands may travel (not `goes_alone`), with their placeholders."""
 
 
 class PendingCommands:

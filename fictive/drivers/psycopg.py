@@ -52,10 +52,16 @@ class PsycopgDriver(PostgreSQLDriver):
     read_only_attribute = "read_only"
 
     def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
-        _set_autocommit(dbapi, True)
+        if _keeps_autocommit_there:
+            dbapi._autocommit = True
+        else:
+            dbapi.autocommit = True
 
     def leave_autocommit(self, dbapi: Any) -> None:
-        _set_autocommit(dbapi, False)
+        if _keeps_autocommit_there:
+            dbapi._autocommit = False
+        else:
+            dbapi.autocommit = False
 
     def resume_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
         self.set_characteristics(dbapi, rest.characteristics)
@@ -124,7 +130,7 @@ class PsycopgDriver(PostgreSQLDriver):
         is_known = factory in _reaching
         if not self.carries or not isinstance(factory, type) or not (is_known or pending.commands == ["BEGIN"]):
             return None
-        if not _is_single(query, parameters):
+        if not (parameters and query in _single) and not _is_single(query, parameters):
             commands = pending.take()
             self.send(server, commands)
             pending.sent(commands)
@@ -176,6 +182,7 @@ class PsycopgDriver(PostgreSQLDriver):
 
 
 _keeps_autocommit_there = "_autocommit" in psycopg.Connection.autocommit.fget.__code__.co_names  # type: ignore[attr-defined]
+_SENDABLE = frozenset({bytes, bytearray, memoryview})
 _reaching: set[Any] = {Cursor}
 """Cursor classes whose `execute` is known to come down to psycopg's `_execute_gen`."""
 
@@ -206,8 +213,9 @@ class _Carrying:
         try:
             yield from cursor._start_query(query)
             pgq = cursor._convert_query(query, params)
-            if not _can_be_sent(pgq.params):
-                pgconn.send_query_params(pgq.query, pgq.params)  # raises what psycopg raises, before anything is sent
+            for value in pgq.params or ():
+                if value is not None and value.__class__ not in _SENDABLE:  # a dumper has made something else of it
+                    pgconn.send_query_params(pgq.query, pgq.params)  # raises what psycopg raises, with nothing sent
             messages: deque[Any] = deque()
             commands = pending.take()
             for command in commands:
@@ -242,13 +250,6 @@ class _Carrying:
         cursor._last_query = query
 
 
-def _can_be_sent(params: Any) -> bool:
-    """Whether libpq takes the values; a dumper may have made something else of one."""
-    return params is None or all(
-        value is None or isinstance(value, (bytes, bytearray, memoryview)) for value in params
-    )
-
-
 @functools.cache
 def carrying(factory: type) -> Any:
     """A class with `_Carrying` between `factory` and psycopg's cursor."""
@@ -259,6 +260,9 @@ def carrying(factory: type) -> Any:
     )
 
 
+_single: set[object] = set()
+"""Texts that were one statement when they were run with values."""
+_MOST_KNOWN = 10_000
 _COPY = re.compile(r"\s*copy\b", re.IGNORECASE)
 
 
@@ -268,4 +272,6 @@ def _is_single(query: Any, params: Any) -> bool:
         query = query.decode("utf-8", "replace")
     if not isinstance(query, str) or _COPY.match(query):  # which psycopg refuses by another error in a pipeline
         return False
+    if params and len(_single) < _MOST_KNOWN:
+        _single.add(query)
     return bool(params) or ";" not in query.rstrip().rstrip(";") or is_anonymous_block(query)

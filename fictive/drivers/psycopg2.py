@@ -19,13 +19,14 @@ import sqlalchemy as sa
 
 from . import copying
 from .base import NO_OPTIONS, Rest
-from .pending import PendingCommands, again, are_plain, goes_alone
+from .pending import PendingCommands, again, are_plain, goes_alone, may_carry
 from .postgresql import IDLE, PostgreSQLDriver
 
 __all__ = ["Psycopg2Driver"]
 
 _LEVELS = {1: "READ COMMITTED", 2: "REPEATABLE READ", 3: "SERIALIZABLE", 4: "READ UNCOMMITTED"}
 _Cursor: Any = ext.cursor
+_MOST_KNOWN = 10_000
 
 
 def bare(wrapped: Any, kind: Any = ext.connection) -> Any:
@@ -38,6 +39,7 @@ def bare(wrapped: Any, kind: Any = ext.connection) -> Any:
 
 class Psycopg2Driver(PostgreSQLDriver):
     has_notices = True
+    rides_in_autocommit = True
     read_only_attribute = "readonly"
 
     def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
@@ -107,7 +109,7 @@ class Psycopg2Driver(PostgreSQLDriver):
     def execute_with(self, server: Any, pending: PendingCommands, query: Any, parameters: Any) -> Any:
         dbapi = server.dbapi
         factory = dbapi.cursor_factory or _Cursor
-        is_known = isinstance(factory, type) and _is_known_to_reach(factory)
+        is_known = factory in _reaching or (isinstance(factory, type) and _is_known_to_reach(factory))
         if not is_known and (not isinstance(factory, type) or pending.commands != ["BEGIN"]):
             return None
         if not hasattr(dbapi, "__wrapped__"):
@@ -144,22 +146,31 @@ class Psycopg2Driver(PostgreSQLDriver):
         """Run a statement that has come down to ours, with what waits: in one message, or after it."""
         dbapi = server.dbapi
         own: bytes = _Cursor.mogrify(cursor, query, parameters)  # raises before anything is sent
-        plain = are_plain(parameters) and isinstance(query, str)
-        if not dbapi.autocommit:
-            dbapi.autocommit = True
-        if goes_alone(query if plain else own.decode("latin-1")):
-            self._send_apart(server, pending)
-            return execute(query, parameters)
-        before, riding = pending.before_and_with(query if plain else None)
-        if before:
-            self.send(server, before)
-            pending.sent(before)
-        if not riding:
-            return execute(query, parameters)
-        pending.sent(riding)
+        plain = are_plain(parameters) and query.__class__ is str
+        dbapi.autocommit = True
+        if not plain or query not in may_carry:
+            if goes_alone(query if plain else own.decode("latin-1")):
+                self._send_apart(server, pending)
+                return execute(query, parameters)
+            if plain and len(may_carry) < _MOST_KNOWN:
+                may_carry.add(query)
+        riding = pending.commands
+        if riding[0] == server.begin_command:
+            pending.commands = []
+        else:
+            before, riding = pending.before_and_with(query if plain else None)
+            if before:
+                self.send(server, before)
+                pending.sent(before)
+            if not riding:
+                return execute(query, parameters)
+        message = riding[0]
+        if len(riding) > 1:
+            pending.sent(riding)
+            message = "; ".join(riding)
         cursor.carried = own
         try:
-            return execute("; ".join(riding).encode() + b"; " + own)
+            return execute(message.encode() + b"; " + own)
         except psycopg2.Error as error:
             commands = again(
                 riding,

@@ -20,14 +20,15 @@ from ..errors import HooksFailed
 from ..report.watcher import WATCHER, Watcher
 from . import private
 
-__all__ = ["Hook", "HookKind", "captured", "check_hook", "due_hooks", "run_due"]
+__all__ = ["DUE", "Hook", "HookKind", "captured", "check_hook", "due_hooks", "run_due"]
 
 log = logging.getLogger("fictive.hooks")
 
 Hook = Callable[[], object]
 HookKind = Literal["commit", "rollback"]
 
-_DUE = "fictive.due_hooks"
+DUE = "fictive.due_hooks"
+"""The key in `session.info`, there while hooks are due."""
 
 captured: list[list[Hook]] = []
 """Lists of tests, the last of which gets hooks that would run."""
@@ -43,10 +44,7 @@ def check_hook(fn: object) -> None:
 
 def due_hooks(session: sa_orm.Session) -> list[Hook]:
     """The hooks of transactions that have ended, in the order in which they are to run."""
-    info = session.info
-    found: list[Hook] | None = info.get(_DUE)
-    if found is None:
-        found = info[_DUE] = []
+    found: list[Hook] = session.info.setdefault(DUE, [])
     return found
 
 
@@ -72,8 +70,7 @@ def run_due(session: sa_orm.Session, *, after: BaseException | None = None) -> N
 
     `after` an error, which is the one to see, failures of hooks are logged.
     """
-    due = due_hooks(session)
-    hooks, due[:] = due[:], []
+    hooks: list[Hook] = session.info.pop(DUE, [])
     if not hooks:
         return
     if captured:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,12 +15,17 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.engine import result as sa_result
 from sqlalchemy.event.attr import _EmptyListener as EmptyListener
+from sqlalchemy.orm import identity as sa_identity
+from sqlalchemy.orm import loading as sa_loading
 from sqlalchemy.orm import session as sa_session
 
 __all__ = [
     "ACTIVE",
+    "CLOSED",
+    "COMMITTED",
     "JOINTS",
     "EmptyListener",
+    "IdentityMapBase",
     "as_single_insert",
     "bind_parameters",
     "commit_as_is",
@@ -28,14 +34,16 @@ __all__ = [
     "core_options",
     "describe",
     "has_listeners",
+    "in_identity_map",
     "is_autocommit",
     "is_closed",
-    "is_committed",
+    "is_composite_key",
     "is_orm_dml",
     "is_own_listener",
     "is_prepared",
     "join_events",
     "key_of",
+    "load_numbers",
     "load_run",
     "loaded_as",
     "locks_rows",
@@ -63,6 +71,15 @@ __all__ = [
 ]
 
 
+COMMITTED = sa_session.SessionTransactionState.COMMITTED
+"""The state of a `SessionTransaction` whose COMMIT, or RELEASE, was answered."""
+
+ACTIVE = sa_session.SessionTransactionState.ACTIVE
+"""The state of one that can be used."""
+
+CLOSED = sa_session.SessionTransactionState.CLOSED
+"""The state of one that has ended."""
+
 JOINTS: list[tuple[Any, tuple[str, ...]]] = [
     (sa_orm.Session, ("_autobegin_t", "_autoflush", "_connection_for_bind", "_deleted", "_dirty_states", "_flushing",
                       "_is_clean", "_nested_transaction", "_new", "_trans_context_manager", "_transaction")),
@@ -70,7 +87,8 @@ JOINTS: list[tuple[Any, tuple[str, ...]]] = [
                                  "_rollback_can_be_called", "_rollback_exception", "_state",
                                  "_transaction_is_active")),
     (sa.Connection, ("_Connection__savepoint_seq", "_dbapi_connection", "_execution_options",
-                     "_handle_dbapi_exception", "_has_events", "_rollback_impl", "_transaction")),
+                     "_echo", "_handle_dbapi_exception", "_has_events", "_release_savepoint_impl", "_rollback_impl",
+                     "_savepoint_impl", "_transaction")),
     (sa.QueuePool, ("_dec_overflow", "_do_get", "_do_return_conn", "_invalidate_time", "_overflow", "_pre_ping",
                     "_recycle")),
     (sa.pool._ConnectionFairy, ("_connection_record",)),
@@ -80,8 +98,34 @@ JOINTS: list[tuple[Any, tuple[str, ...]]] = [
 call."""
 
 
-ACTIVE = sa_session.SessionTransactionState.ACTIVE
-"""The state of a transaction object that can be used."""
+IdentityMapBase: Any = (
+    getattr(sa_identity, "_WeakInstanceDict", None) or getattr(sa_identity, "WeakInstanceDict")  # noqa: B009
+)
+"""The class of a session's identity map; its name has an underscore from SQLAlchemy 2.1 on."""
+
+
+def load_numbers() -> Any:
+    """The counter from which SQLAlchemy numbers the loads of a process, oldest first (`InstanceState.runid`)."""
+    cells = getattr(sa_loading._new_runid, "__closure__", None) or ()
+    found = [cell.cell_contents for cell in cells if isinstance(cell.cell_contents, itertools.count)]
+    return found[0] if found else iter(sa_loading._new_runid, object())
+
+
+def in_identity_map(session: sa_orm.Session, mapper: Any, ident: Any, options: Mapping[str, Any]) -> bool:
+    """Whether `get()` would find an object without asking the database."""
+    if isinstance(ident, Mapping):
+        ident = [
+            ident.get(each.key) for each in (mapper.get_property_by_column(column) for column in mapper.primary_key)
+        ]
+    elif not isinstance(ident, (tuple, list)):
+        ident = [ident]
+    return session.identity_map.has_key(mapper.identity_key_from_primary_key(tuple(ident), **options))
+
+
+def is_composite_key(mapper: sa_orm.Mapper[Any]) -> bool:
+    """Whether a primary key value is an object of a composite, which `get()` takes apart."""
+    keys = set(mapper.primary_key)
+    return any(keys & set(each.columns) for each in mapper.composites)
 
 
 def scope_of(session: sa_orm.Session) -> Any:
@@ -102,11 +146,6 @@ def set_transaction(session: sa_orm.Session, transaction: sa_orm.SessionTransact
 def is_prepared(transaction: sa_orm.SessionTransaction) -> bool:
     """Whether its flush is done and COMMIT is what comes next."""
     return transaction._state is sa_session.SessionTransactionState.PREPARED
-
-
-def is_committed(transaction: sa_orm.SessionTransaction) -> bool:
-    """Whether COMMIT, or RELEASE, was answered."""
-    return transaction._state is sa_session.SessionTransactionState.COMMITTED
 
 
 def is_closed(transaction: sa_orm.SessionTransaction) -> bool:

@@ -12,7 +12,7 @@ from ..config import Settings, UnsavedChanges, WritesOutside
 from ..connection.classify import Effect, StatementClass, classify_with, summary
 from ..connection.engines import prepare
 from ..connection.link import Link, SessionConnection
-from ..connection.pool import PATIENCE
+from ..connection.pool import PATIENCE, BorrowingPool
 from ..connection.pooler import refusal
 from ..connection.replicas import Positions, positions_of
 from ..connection.watched import watch
@@ -47,7 +47,7 @@ class Scope:
         self.unsaved_changes = unsaved_changes
         self.retries = retries
         self.patience = PATIENCE
-        self.keeps = False
+        self.keeps = self.had_error = False
         self.lent: list[sa.Connection] = []
         """Connections of somebody else's that the session is bound to."""
         self.is_special = False
@@ -59,8 +59,10 @@ class Scope:
     def connection(self, engine: sa.Engine) -> SessionConnection:
         """The session's connection object for an engine, made once; anew where SQLAlchemy has invalidated it."""
         found = self.connections.get(engine)
-        if found is None or found.closed or found.invalidated:
-            prepare(engine)
+        if found is None or found._dbapi_connection is None:
+            pool = engine.pool
+            if pool.__class__ is not BorrowingPool or not pool.is_prepared:
+                prepare(engine)
             lost = found
             found = self.connections[engine] = SessionConnection(engine, self)
             if found.link.replicas is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -30,6 +31,8 @@ from .callers import caller, stack_level
 from .hooks import Hook, HookKind, check_hook
 from .local_settings import LocalSettings
 from .options import BlockOptions, block_options
+from .private import ACTIVE
+from .reading import IdentityMap, columns_of, load_numbers, prepared_get
 from .scope import EMPTY, Scope, needs_a_transaction, refused
 from .transaction import Joined, Kind, Transaction, ended_error, innermost, is_enclosed
 from .unentered import needs_with
@@ -45,7 +48,9 @@ __all__ = ["OptInSession", "add_hook", "atomic", "check_options", "has_block", "
 log = logging.getLogger("fictive.session")
 
 _DEFAULTS = Settings()
+_SIMPLE_KEYS = frozenset({int, str, uuid.UUID})
 _OWN = frozenset({"writes_outside", "unsaved_changes", "retry_reads"})
+_HARMLESS = frozenset({"bind", "binds", "db", "autoflush", "expire_on_commit", "info", "query_cls"})
 _KNOWN = _OWN | set(inspect.signature(sa_orm.Session.__init__).parameters) | {"class_"}
 
 
@@ -79,7 +84,8 @@ class OptInSession(sa_orm.Session):
         retry_reads: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        check_options(kwargs)
+        if not kwargs.keys() <= _HARMLESS:
+            check_options(kwargs)
         self._given_defaults = kwargs.pop("autoflush", None), kwargs.pop("expire_on_commit", None)
         settings = self._fictive_settings()
         mode, unsaved, retries = settings.writes_outside, settings.unsaved_changes, settings.retry_reads
@@ -92,14 +98,17 @@ class OptInSession(sa_orm.Session):
         scope = self._fictive = Scope(self, settings, mode, unsaved, retries)
         scope.patience = settings.patience
         super().__init__(*args, **kwargs)
-        if kwargs.get("binds") or isinstance(self.bind, sa.Connection):
+        if "binds" in kwargs or (self.bind is not None and isinstance(self.bind, sa.Connection)):
             scope.lent = [
                 bind for bind in (self.bind, *(kwargs.get("binds") or {}).values()) if isinstance(bind, sa.Connection)
             ]
             scope.is_special = bool(scope.lent)
         if getattr(self, "execution_options", None):  # of the session, from SQLAlchemy 2.1 on
             scope.is_special = True
-        self._apply_defaults(mode)
+        if self._given_defaults != (None, None) or mode is WritesOutside.BEGIN:
+            self._apply_defaults(mode)
+        else:
+            self.autoflush = self.expire_on_commit = False
 
     def _fictive_settings(self) -> Settings:
         """The settings of a session that is not told otherwise; those of the app, in a Flask app."""
@@ -163,18 +172,20 @@ class OptInSession(sa_orm.Session):
     def _autobegin_t(self, begin: bool = False) -> sa_orm.SessionTransaction:
         if self._transaction is not None:
             return self._transaction
-        self._raise_if_ended()
-        transaction = super()._autobegin_t(begin)
+        if self._trans_context_manager is not None:
+            self._raise_if_ended()
+        transaction: Any = super()._autobegin_t(begin)
         transaction.__class__ = Transaction
-        assert isinstance(transaction, Transaction)
         transaction.is_plain = False
+        if self.identity_map._dict:
+            transaction.began_before_load = next(load_numbers)
         if begin:
             transaction.kind = Kind.BLOCK
         elif self._fictive.mode is WritesOutside.BEGIN:
             transaction.begun_at = caller()
         else:
             transaction.kind = Kind.RECORD
-        return transaction
+        return transaction  # type: ignore[no-any-return]
 
     def _autoflush(self) -> None:
         transaction: Any = self._transaction
@@ -184,11 +195,12 @@ class OptInSession(sa_orm.Session):
             super()._autoflush()
 
     def _connection_for_bind(self, engine: Any, execution_options: Any = None, **kwargs: Any) -> sa.Connection:
-        transaction, block = self._transaction, self._trans_context_manager
-        if block is not None and block._state is not private.ACTIVE:  # type: ignore[attr-defined]
+        transaction: Any = self._transaction
+        block: Any = self._trans_context_manager
+        if block is not None and block._state is not ACTIVE:
             self._raise_if_ended()
-        if transaction is not None and (transaction._parent is not None or transaction.kind is not Kind.RECORD):  # type: ignore[attr-defined]
-            return transaction._connection_for_bind(engine, execution_options)
+        if transaction is not None and (transaction._parent is not None or transaction.kind is not Kind.RECORD):
+            return transaction._connection_for_bind(engine, execution_options)  # type: ignore[no-any-return]
         try:
             found = self._fictive.connections[engine]
         except KeyError:
@@ -239,7 +251,63 @@ class OptInSession(sa_orm.Session):
             or (execution_options and not private.OPTIONS.isdisjoint(execution_options))
         ):
             return self._execute_specially(statement, params, execution_options, kwargs)  # type: ignore[no-any-return]
-        return super().execute(statement, params, execution_options=execution_options, **kwargs)
+        if not self.identity_map._dict:
+            return super().execute(statement, params, execution_options=execution_options, **kwargs)
+        return self._execute_renewing(statement, execution_options, kwargs)  # type: ignore[no-any-return]
+
+    def _execute_renewing(self, statement: Any, options: Mapping[str, Any], kwargs: Any) -> Any:
+        """A statement whose rows renew the objects that are in the session (contract A33): in autocommit all of them,
+        in a transaction those that were loaded before it began. A locking read renews all (A32), once what is pending
+        is written."""
+        identity_map: Any = self.identity_map
+        identity_map.__class__ = IdentityMap  # SQLAlchemy makes another one when the session is emptied
+        transaction: Any = self._transaction
+        while transaction is not None and transaction._parent is not None:
+            transaction = transaction._parent
+        try:
+            locks = statement._for_update_arg is not None
+        except AttributeError:
+            locks = False
+        if transaction is None or transaction.kind is Kind.RECORD:
+            identity_map.stale_before = next(load_numbers)
+        elif locks:
+            self.flush()
+            identity_map.stale_before = next(load_numbers)
+        else:
+            identity_map.stale_before = transaction.began_before_load
+        identity_map.columns = None
+        result: Any = super().execute(statement, None, execution_options=options, **kwargs)
+        try:
+            identity_map.columns = result.raw.context.compiled._fictive_columns
+        except AttributeError:
+            identity_map.columns = columns_of(result)
+        return result
+
+    def get(self, entity: Any, ident: Any, **options: Any) -> Any:
+        """As SQLAlchemy's. One round trip, or none for an object that is in the session; a statement that is built
+        once for each model with one key column. With `with_for_update` the object shows the row as it is locked."""
+        prepared = prepared_get(entity)
+        if (
+            prepared is None
+            or self._fictive.is_special
+            or self.dispatch.do_orm_execute
+            or ident.__class__ not in _SIMPLE_KEYS
+            or (options and any(options.values()))
+            or (prepared.identity_class, (ident,), None) in self.identity_map._dict
+        ):
+            if options.get("with_for_update") and not self._is_outside():
+                self._expire_for_locking_get(entity, ident, options)
+            return super().get(entity, ident, **options)
+        return super().execute(prepared.statement, {"pk_1": ident}).scalars().one_or_none()
+
+    def _expire_for_locking_get(self, entity: Any, ident: Any, options: Mapping[str, Any]) -> None:
+        """Let a locking `get()` show the row as it is locked: what is pending is written, and the object read anew."""
+        self.flush()
+        mapper = sa.inspect(entity)
+        known = {key: value for key, value in options.items() if key in ("identity_token",) and value is not None}
+        found = super().get(entity, ident, **known) if private.in_identity_map(self, mapper, ident, known) else None
+        if found is not None:
+            self.expire(found, mapper.column_attrs.keys())
 
     def scalar(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
         """The first column of the first row, or None. As `execute`."""
@@ -307,7 +375,8 @@ class OptInSession(sa_orm.Session):
     def flush(self, objects: Any = None) -> None:
         """Write what is pending. Inside: in the transaction. Outside: in one of its own, all or nothing."""
         given = () if objects is None else (objects,)  # naming it is deprecated from SQLAlchemy 2.1 on
-        if self._flushing or not self._is_outside():
+        transaction: Any = self._transaction
+        if self._flushing or (transaction is not None and transaction.kind is not Kind.RECORD):
             super().flush(*given)
             return
         if self._is_clean():
@@ -407,7 +476,11 @@ class OptInSession(sa_orm.Session):
         What was changed before on the session's objects is part of it. Sends nothing until the first statement.
         Raises `TransactionAlreadyBegun` inside.
         """
-        return self.begin_nested() if nested else self._begin(NO_OPTIONS)
+        if nested:
+            return self.begin_nested()
+        if self._transaction is None and self._trans_context_manager is None:
+            return self._autobegin_t(begin=True)  # type: ignore[return-value]
+        return self._begin(NO_OPTIONS)
 
     def begin_nested(self) -> Transaction:
         """Inside: a savepoint. Outside: a transaction of its own, which ends with its block.
@@ -566,30 +639,36 @@ class OptInSession(sa_orm.Session):
 
     def close(self) -> None:
         """Give back whatever is held; an open transaction is rolled back. Changes not written are dropped."""
-        self._let_go(super().close)
+        try:
+            super().close()
+        finally:
+            self._let_go()
 
     def reset(self) -> None:
         """As `close()`, for a session that goes on."""
-        self._let_go(super().reset)
+        try:
+            super().reset()
+        finally:
+            self._let_go()
 
     def invalidate(self) -> None:
         """As `close()`, closing the connections of an open transaction for good."""
-        self._let_go(super().invalidate)
-
-    def _let_go(self, close: Any) -> None:
-        scope = self._fictive
         try:
-            close()
+            super().invalidate()
         finally:
-            if scope.connections:
-                for connection in list(scope.connections.values()):
-                    link = connection.link
-                    if link.streams:
-                        link.close_streams()
-                    if link.in_transaction or link.early is not None or link.kept is not None:
-                        link.close()
-                        link.unpin()
-                scope.connections.clear()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        scope = self._fictive
+        for engine in tuple(scope.connections):
+            link = scope.connections[engine].link
+            if link.streams:
+                link.close_streams()
+            if link.in_transaction or link.early is not None or link.kept is not None:
+                link.close()
+                link.unpin()
+            del scope.connections[engine]
+        if scope.committed_writes:
             scope.committed_writes.clear()
 
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
@@ -676,7 +755,7 @@ def add_hook(session: OptInSession, kind: HookKind, fn: Hook) -> None:
 
 def report_unsaved(session: OptInSession) -> None:
     """Warn of, or raise for, changes that are about to be lost, as `unsaved_changes` says."""
-    if session.unsaved_changes is UnsavedChanges.IGNORE or session._is_clean():
+    if session._is_clean() or session.unsaved_changes is UnsavedChanges.IGNORE:
         return
     found = session.unsaved()
     if not found:

@@ -31,6 +31,7 @@ from ..errors import (
 from . import private
 from .callers import caller
 from .hooks import due_hooks, run_due
+from .private import ACTIVE, CLOSED, COMMITTED
 
 if TYPE_CHECKING:
     from .hooks import Hook, HookKind
@@ -131,8 +132,12 @@ class Transaction(sa_orm.SessionTransaction):
     is_sandbox = False
     """Set on the transaction that a test puts around the application: what is in it counts as outside."""
     writes: WriteLog | None = None
+    began_before_load = 0
+    """The number of SQLAlchemy's load before which objects were loaded before it began; 0 where there were none."""
     _outcome: TransactionState | None = None
     _ending = False
+    _has_due = False
+    """Whether hooks have become due with its end."""
     _is_left = False
     _around: Any = None
 
@@ -167,15 +172,17 @@ class Transaction(sa_orm.SessionTransaction):
     # -- its connections ----------------------------------------------------------------------------------------------
 
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> sa.Connection:
-        found = self._connections.get(bind)
-        if found is not None and not execution_options and self.is_active:
-            return found[0]
-        if self._parent is None and not self.is_plain and found is None:
-            if isinstance(bind, (sa.Engine, SessionConnection)):
-                if isinstance(bind, sa.Engine):
-                    bind = private.scope_of(self.session).connection(bind)
+        connections = self._connections
+        if bind in connections:
+            if not execution_options and self._state is ACTIVE:
+                return connections[bind][0]
+        elif self._parent is None and not self.is_plain:
+            if bind.__class__ is sa.Engine or isinstance(bind, (sa.Engine, SessionConnection)):
+                if bind.__class__ is not SessionConnection:
+                    scope: Any = self.session._fictive  # type: ignore[attr-defined]
+                    bind = scope.connection(bind)
                 link = bind.link
-                if self.options:
+                if self.options is not NO_OPTIONS:
                     link.options = self.options
                 link.prefetches = self.kind is Kind.IMPLICIT
                 link.log = self.writes
@@ -195,9 +202,17 @@ class Transaction(sa_orm.SessionTransaction):
         is rolled back then.
         """
         session, outermost = self.session, not self._ending
-        self._note_end()
+        if self._state is CLOSED:
+            raise ended_error(self)
+        try:
+            if self._trans_subject is not None:
+                self._note_end()
+        except AttributeError:  # never entered by `with`
+            pass
         self._ending = True
         try:
+            if (scope := getattr(session, "_fictive", None)) is not None and scope.had_error:
+                self._raise_if_aborted()
             if self.settings or (self._parent is None and (self.is_plain or self.has_foreign)):
                 self._before_commit()
             super().commit(_to_root)
@@ -207,8 +222,9 @@ class Transaction(sa_orm.SessionTransaction):
         finally:
             self._ending = False
         if outermost:
-            self._end_whole(commit=True)
-            if due_hooks(session):
+            if self.whole is not None:
+                self._end_whole()
+            if self._has_due:
                 run_due(session)
 
     def _before_commit(self) -> None:
@@ -225,7 +241,9 @@ class Transaction(sa_orm.SessionTransaction):
                     raise abandoned(None, None)
 
     def _commit_failed(self, error: BaseException, outermost: bool) -> None:
-        if self._outcome is not None:
+        if self._outcome is not None:  # rolled back already
+            if outermost:
+                run_due(self.session, after=error)
             return
         lost = isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
         interrupted = not isinstance(error, Exception)
@@ -249,6 +267,8 @@ class Transaction(sa_orm.SessionTransaction):
     def rollback(self, _capture_exception: bool = False, _to_root: bool = False) -> None:
         """Undo all of it, in the database and on the session's objects. 1 round trip; none if nothing was sent."""
         session, outermost = self.session, not self._ending
+        if self._state is CLOSED:
+            raise ended_error(self)
         self._note_end()
         self._ending = True
         try:
@@ -260,8 +280,9 @@ class Transaction(sa_orm.SessionTransaction):
         finally:
             self._ending = False
         if outermost:
-            self._end_whole(commit=False)
-            if due_hooks(session):
+            if self.whole is not None:
+                self._end_whole()
+            if self._has_due:
                 run_due(session)
 
     def _roll_back_quietly(self, error: BaseException) -> None:
@@ -274,7 +295,7 @@ class Transaction(sa_orm.SessionTransaction):
 
     def close(self, invalidate: bool = False) -> None:
         """End it: rolled back, if it was not committed."""
-        committed = private.is_committed(self)
+        committed = self._state is COMMITTED
         try:
             super().close(invalidate)
         finally:
@@ -286,10 +307,13 @@ class Transaction(sa_orm.SessionTransaction):
         for settings in self.settings:
             settings.forget()
         if not self.is_plain and self.kind is not Kind.RECORD and self.kind is not Kind.IMPLICIT:
-            log_of_writes = private.scope_of(self.session).committed_writes
-            log_of_writes.clear()  # what was written before is settled
+            scope: Any = self.session._fictive  # type: ignore[attr-defined]
+            if self._parent is None:
+                scope.had_error = False
+            if scope.committed_writes:
+                scope.committed_writes.clear()  # what was written before is settled
             if self.writes and committed:
-                log_of_writes.extend(self.writes)
+                scope.committed_writes.extend(self.writes)
         hooks, self.hooks = self.hooks, None
         if hooks and self.hooks_of is process.generation:
             parent = self._parent
@@ -301,7 +325,8 @@ class Transaction(sa_orm.SessionTransaction):
             else:
                 kind = "commit" if committed else "rollback"
                 due_hooks(self.session).extend(fn for registered, fn in hooks if registered == kind)
-        if not self._ending and self._parent is None and due_hooks(self.session):
+                self._has_due = True
+        if self._has_due and not self._ending and self._parent is None:
             run_due(self.session)
 
     def _note_end(self) -> None:
@@ -309,10 +334,27 @@ class Transaction(sa_orm.SessionTransaction):
         if self._outcome is None and self._is_entered() and self.ended_at is None:
             self.ended_at = caller()
 
+    def _raise_if_aborted(self) -> None:
+        """Raise, rolled back, where PostgreSQL or the network has ended the transaction: before a flush that would
+        fail for it, and before a RELEASE after whose failure SQLAlchemy sends no ROLLBACK TO."""
+        for entry in self._connections.values():
+            connection: Any = entry[0]
+            if connection.__class__ is not SessionConnection:
+                continue
+            link = connection.link
+            if connection._dbapi_connection is None:
+                error = abandoned("The connection of this transaction was lost.", link.first_error)
+            elif link.first_error is not None and link.server is not None and link.server.is_aborted():
+                error = abandoned(None, link.first_error)
+            else:
+                continue
+            self._roll_back_quietly(error)
+            raise error
+
     def _is_entered(self) -> bool:
         return getattr(self, "_trans_subject", None) is not None
 
-    def _end_whole(self, *, commit: bool) -> None:
+    def _end_whole(self) -> None:
         """The transaction that a savepoint was begun with ends with it."""
         whole, self.whole = self.whole, None
         if whole is not None and whole.is_active:
@@ -321,8 +363,12 @@ class Transaction(sa_orm.SessionTransaction):
     # -- with ---------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Transaction:
-        self.raise_unless_active()
-        super().__enter__()
+        if self._state is not ACTIVE:
+            self.raise_unless_active()
+        session = self.session  # as SQLAlchemy's own `__enter__`, without its two calls
+        self._outer_trans_ctx = session._trans_context_manager
+        self._trans_subject = session
+        session._trans_context_manager = self
         return self
 
     def __exit__(  # type: ignore[override]
@@ -331,9 +377,9 @@ class Transaction(sa_orm.SessionTransaction):
         session = self.session
         is_innermost = session._trans_context_manager is self
         outer = getattr(self, "_outer_trans_ctx", None)
-        ends_here = isinstance(error, Rollback) and error.ends(self)
+        ends_here = error is not None and isinstance(error, Rollback) and error.ends(self)
         try:
-            if not self.is_active:
+            if self._state is not ACTIVE:
                 if not private.is_closed(self):  # a flush in it failed, and SQLAlchemy rolled back
                     self.close()
                     if error is None:
@@ -343,7 +389,8 @@ class Transaction(sa_orm.SessionTransaction):
                 return ends_here or None  # ended inside; another exception goes on
             self._trans_subject = None
             if error is None:
-                self._raise_if_left_too_early(is_innermost)
+                if not is_innermost:
+                    self._raise_if_left_too_early()
                 try:
                     self.commit()
                 except BaseException as failure:
@@ -369,9 +416,9 @@ class Transaction(sa_orm.SessionTransaction):
                     outer = outer._around
                 session._trans_context_manager = outer
 
-    def _raise_if_left_too_early(self, is_innermost: bool) -> None:
+    def _raise_if_left_too_early(self) -> None:
         inner = self.session._trans_context_manager
-        if is_innermost or not isinstance(inner, Transaction) or not inner.is_active or inner.whole is self:
+        if not isinstance(inner, Transaction) or not inner.is_active or inner.whole is self:
             return
         still_open = repr(inner)
         self._roll_back_quietly(RuntimeError("left out of order"))

@@ -1,0 +1,127 @@
+"""What a SELECT brings is what the objects show, and reads by key without building their statement each time.
+
+SQLAlchemy's identity map keeps the attributes of an object that is in the session already, whatever a row says; on a
+plain session each commit expires them. Here nothing is expired, so a row *renews* them: when SQLAlchemy looks up the
+object of a row (`IdentityMap.get`), the column attributes that the statement loads are taken away, unless they have a
+pending change, and SQLAlchemy fills them from the row as it fills expired ones. Nothing is sent for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+
+from . import private
+
+__all__ = ["IdentityMap", "LoadedColumns", "columns_of", "load_numbers", "prepared_get"]
+
+
+class IdentityMap(private.IdentityMapBase):  # type: ignore[misc]
+    """SQLAlchemy's, whose objects take the values of the rows that are read. Set on a session's map as its class."""
+
+    stale_before = 0
+    """Objects of loads before this one are renewed; the numbers are SQLAlchemy's `runid` of loads. 0: none are."""
+    columns: LoadedColumns | None = None
+    """What the statement whose rows are read loads."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        if key not in self._dict:
+            return default
+        try:
+            state = self._dict[key]
+        except KeyError:  # collected in between
+            return default
+        instance = state.obj()
+        if instance is None:
+            return default
+        if self.stale_before and (state.runid is None or state.runid < self.stale_before) and self.columns is not None:
+            self.columns.renew(state)
+            state.runid = self.stale_before
+        return instance
+
+
+class LoadedColumns:
+    """The column attributes that one compiled statement loads, by mapper."""
+
+    def __init__(self, compile_state: Any) -> None:
+        self._entities: list[tuple[sa_orm.Mapper[Any], set[str]]] = []
+        for key, columns in getattr(compile_state, "attributes", {}).items():
+            if isinstance(key, tuple) and key[0] == "memoized_setups":
+                mapper = sa.inspect(key[1][-1]).mapper
+                keys = {each.key for each, column in columns.items() if isinstance(column, sa.ColumnElement)}
+                self._entities.append((mapper, keys))
+        self._keys: dict[sa_orm.Mapper[Any], tuple[str, ...]] = {}
+
+    def renew(self, state: Any) -> None:
+        """Take away what the row is to bring; pending changes stay, and the version that they were made on."""
+        mapper, values, changed = state.manager.mapper, state.dict, state.committed_state
+        keys = self._keys.get(mapper)
+        if keys is None:
+            found = {key for entity, loaded in self._entities if mapper.isa(entity) for key in loaded}
+            keys = self._keys[mapper] = tuple(found & set(mapper.column_attrs.keys()))
+        version = mapper.version_id_col if changed else None
+        kept = mapper.get_property_by_column(version).key if version is not None else None
+        for key in keys:
+            if key in values and key not in changed and key != kept:
+                del values[key]
+                state.expired_attributes.add(key)
+
+
+def columns_of(result: Any) -> LoadedColumns | None:
+    """What the statement of an ORM result loads; kept with the compiled statement, which SQLAlchemy caches."""
+    try:
+        compiled = result.raw.context.compiled
+    except AttributeError:  # a result of Core's, or of a handler's
+        return None
+    try:
+        return compiled._fictive_columns  # type: ignore[no-any-return]
+    except AttributeError:
+        found = compiled._fictive_columns = LoadedColumns(compiled.compile_state)
+        return found
+
+
+load_numbers: Any = private.load_numbers()
+"""`next(load_numbers)` is above the number of each load so far, and below that of the next one."""
+
+
+class _PreparedGet:
+    """`SELECT ... WHERE pk = :pk` of a mapper with one key column, built once: SQLAlchemy builds it for each
+    `get()`."""
+
+    __slots__ = ("identity_class", "parameter", "statement")
+
+    def __init__(self, mapper: sa_orm.Mapper[Any]) -> None:
+        column = mapper.primary_key[0]
+        self.parameter = "pk_1"  # as in SQLAlchemy's own
+        self.identity_class = mapper._identity_class
+        self.statement = sa.select(mapper.class_).where(
+            mapper.get_property_by_column(column).class_attribute == sa.bindparam("pk_1", type_=column.type)
+        )
+
+
+_prepared: dict[Any, _PreparedGet | None] = {}
+
+
+def prepared_get(entity: Any) -> _PreparedGet | None:
+    """The prepared `get()` of a mapped class; None where SQLAlchemy's own has more to do."""
+    try:
+        return _prepared[entity]
+    except (KeyError, TypeError):
+        pass
+    mapper = sa.inspect(entity, raiseerr=False)
+    if not isinstance(mapper, sa_orm.Mapper) or not isinstance(entity, type):
+        return None
+    is_simple = (
+        len(mapper.primary_key) == 1
+        and not mapper.always_refresh
+        and mapper.polymorphic_on is None
+        and not mapper.inherits
+        and all(
+            each.lazy in ("select", True, "noload", "raise", "dynamic", "write_only") for each in mapper.relationships
+        )
+        and not private.is_composite_key(mapper)
+    )
+    found = _prepared[entity] = _PreparedGet(mapper) if is_simple else None
+    return found
