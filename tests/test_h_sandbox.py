@@ -526,3 +526,108 @@ def test_keep_leaves_the_rows(app: Flask, look: Look, caplog: pytest.LogCaptureF
 def test_only_postgresql(lite: sa.Engine) -> None:
     with pytest.raises(errors.UnsupportedDialect), sandbox(lite):
         pass
+
+
+def test_overlapping_transactions_of_one_thread(app: Flask) -> None:
+    """The inner one is undone with the outer one, and says so; a statement of the outer one runs within it."""
+    with db.sandbox():
+        with db.session.begin():
+            db.session.add(Item(name="a"))
+            db.session.flush()
+            with db.engine.begin() as connection:
+                connection.execute(sa.insert(Item.__table__).values(name="b"))
+            db.session.add(Item(name="c"))
+        assert names() == ["a", "b", "c"]
+        inner = db.engine.connect()
+        with pytest.raises(ZeroDivisionError), db.session.begin():
+            db.session.add(Item(name="d"))
+            db.session.flush()
+            inner.execute(sa.insert(Item.__table__).values(name="e"))
+            raise ZeroDivisionError
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            inner.execute(sa.select(1))
+        assert sqlstate(caught.value) == "25P02"
+        inner.close()
+        assert names() == ["a", "b", "c"]
+
+
+def test_errors_of_each_way_leave_the_sandbox_in_use(app: Flask) -> None:
+    bad = "INSERT INTO item (name) VALUES (NULL)"
+    with db.sandbox():
+        for _ in range(2):
+            with pytest.raises(sa.exc.IntegrityError):
+                db.session.execute(sa.text(bad))
+            with pytest.raises(sa.exc.IntegrityError), db.session.begin():
+                db.session.execute(sa.text(bad))
+            with pytest.raises(sa.exc.IntegrityError), db.engine.begin() as connection:
+                connection.execute(sa.text(bad))
+            with pytest.raises(sa.exc.IntegrityError), db.session.begin():
+                db.session.execute(sa.insert(Item), [{"name": "x"}, {"name": "x"}])
+            with pytest.raises(sa.exc.DBAPIError), db.session.begin():
+                db.session.connection().exec_driver_sql("RELEASE SAVEPOINT nothing")
+            raw = db.engine.raw_connection()
+            cursor = raw.cursor()
+            with pytest.raises(db.engine.dialect.loaded_dbapi.Error):
+                cursor.execute(bad)
+            with pytest.raises(db.engine.dialect.loaded_dbapi.Error):
+                cursor.execute("SELECT 1")
+            raw.rollback()
+            cursor.execute("SELECT 1")
+            assert cursor.fetchall() == [(1,)]
+            raw.close()
+            assert names() == []
+            block()
+            assert names() == ["x"]
+            with db.session.begin():
+                db.session.execute(sa.delete(Item))
+
+
+def test_what_is_sent_is_counted_as_without_the_sandbox(app: Flask) -> None:
+    with db.sandbox() as box:
+        with box.record() as log:
+            db.session.execute(sa.insert(Item).values(name="x"))
+        assert (len(log.statements), log.round_trips) == (1, 1)
+        with box.record() as log, db.session.begin():
+            db.session.execute(sa.select(Item.id))
+            with db.session.begin_nested():
+                db.session.execute(sa.insert(Item).values(name="y"))
+        assert (len(log.statements), log.round_trips) == (2, 3)
+        assert "test_h_sandbox.py" in log.places[0]
+        with box.record() as log, db.session.begin():
+            pass
+        assert log.round_trips == 0
+
+
+def test_a_row_of_several_statements_is_two_messages_each(make_app: Any, wire: Any) -> None:
+    with make_app().app_context(), db.sandbox():
+        names()
+        with wire.record() as log:
+            for _ in range(10):
+                names()
+        assert log.round_trips <= 21  # psycopg prepares a statement when it runs for the sixth time
+
+
+def test_the_servers_connections_are_as_before(app: Flask, backends: Callable[[], list[str]]) -> None:
+    names()
+    before = backends()
+    for _ in range(3):
+        with db.sandbox():
+            block()
+            with pytest.raises(ZeroDivisionError), db.session.begin():
+                db.session.add(Item(name="y"))
+                raise ZeroDivisionError
+        assert len(backends()) <= len(before) + 1
+        assert db.engine.pool.checkedout() == 0
+    with db.sandbox(), db.pinned():
+        db.session.execute(sa.text("SET lock_timeout = '7s'"))
+        db.session.execute(sa.text("SELECT pg_advisory_lock(1)"))
+    assert db.session.scalar(sa.text("SHOW lock_timeout")) != "7s"
+
+
+def test_reads_do_not_go_to_a_replica(make_app: Any, database_url: str) -> None:
+    app = make_app(FICTIVE_REPLICAS=database_url)
+    with app.app_context(), db.sandbox():
+        block()
+        assert names() == ["x"]
+        with db.session.begin():
+            db.session.execute(sa.delete(Item))

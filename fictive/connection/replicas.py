@@ -42,6 +42,7 @@ __all__ = [
     "set_replicas",
     "using_positions",
     "wants_primary",
+    "without_replicas",
 ]
 
 COMMIT_POSITION = "SELECT pg_catalog.pg_current_wal_insert_lsn()"
@@ -298,6 +299,16 @@ def set_replicas(engine: sa.Engine, replicas: Sequence[sa.Engine]) -> Replicas:
     else:
         _replicas.pop(root, None)
     return found
+
+
+@contextlib.contextmanager
+def without_replicas(engines: Sequence[sa.Engine]) -> Iterator[None]:
+    """For a test's sandbox, whose rows no replica has: reads of these engines go to them, as all else."""
+    aside = {engine: found for engine in engines if (found := _replicas.pop(engine, None)) is not None}
+    try:
+        yield
+    finally:
+        _replicas.update(aside)
 
 
 def has_replicas() -> bool:

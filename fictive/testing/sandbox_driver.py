@@ -60,18 +60,22 @@ class _InSandbox(PostgreSQLDriver):
         return None  # they come at COMMIT, and there is none
 
     def send(self, server: Any, commands: list[str]) -> None:
+        server.trips += 1
+        self._run(server, commands)
+
+    def _run(self, server: Any, commands: list[str]) -> None:
         for command in commands:
             server.dbapi.cursor().execute(command)
 
     def commit(self, server: Any, releases: list[str]) -> None:
         self._give(server, releases)
-        self.send(server, ["COMMIT"])
+        self._run(server, ["COMMIT"])
 
     def _give(self, server: Any, commands: list[str]) -> None:
         """Commands that travel with something else."""
         server.dbapi.rides = True
         try:
-            self.send(server, commands)
+            self._run(server, commands)
         finally:
             server.dbapi.rides = False
 

@@ -107,6 +107,8 @@ class SharedConnection:
         self._pid = os.getpid()
         self._turn = threading.Condition(threading.RLock())
         self._numbers = itertools.count(1)
+        self._unreleased: str | None = None
+        """The savepoint of the last statement, whose RELEASE travels with the next command."""
         self._deferrable: list[str] | None = None
         self._deferred: list[str] = []
         self.fairy = engine.raw_connection()
@@ -166,13 +168,30 @@ class SharedConnection:
 
     def run(self, *commands: str) -> Any:
         """Send commands in one message; returns the driver's cursor."""
-        module: Any = self.dialect.loaded_dbapi
-        text = "; ".join(commands)
+        if self._unreleased is not None:
+            commands = (f"RELEASE SAVEPOINT {self._unreleased}", *commands)
+            self._unreleased = None
+        cursor = self._plain_cursor()
         if self.dialect.driver == "psycopg":
-            return module.Cursor(self.dbapi).execute(text, prepare=False)
-        cursor = module.extensions.cursor(self.dbapi)
-        cursor.execute(text)
+            cursor.execute("; ".join(commands), prepare=False)
+            while cursor.nextset():  # to the result of the last one
+                pass
+            return cursor
+        cursor.execute("; ".join(commands))
         return cursor
+
+    def _plain_cursor(self) -> Any:
+        """The driver's own class of cursor, past those of the application and of tools that watch."""
+        dbapi = self.dbapi
+        while (inner := getattr(dbapi, "__wrapped__", None)) is not None:
+            dbapi = inner
+        if self.dialect.driver == "psycopg":
+            from psycopg.cursor import Cursor
+
+            return Cursor(dbapi)
+        from psycopg2.extensions import cursor
+
+        return cursor(dbapi)
 
     @contextlib.contextmanager
     def _savepoint(self, *, then: str | None = None) -> Iterator[list[str]]:
@@ -182,8 +201,12 @@ class SharedConnection:
         finally_run: list[str] = []
         try:
             yield finally_run
-            self.run(*finally_run, f"RELEASE SAVEPOINT {name}")
+            if finally_run:
+                self.run(*finally_run, f"RELEASE SAVEPOINT {name}")
+            else:
+                self._unreleased = name
         except BaseException:
+            self._unreleased = None  # it is within this one
             if not self.is_lost:
                 self.run(f"ROLLBACK TO SAVEPOINT {name}", f"RELEASE SAVEPOINT {name}")
             raise
