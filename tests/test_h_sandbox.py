@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from flask import Flask
 
 from fictive import errors
 from fictive.drivers import sqlstate
-from fictive.sqlalchemy import OptInSession, Rollback
+from fictive.sqlalchemy import OptInSession, Rollback, cleanup_tables
 from fictive.testing.sandbox import sandbox
 from tests.models import opt_in
 
@@ -510,8 +511,9 @@ def test_plain_engines(database_url: str) -> None:
 
 def test_two_phase_says_that_it_cannot(app: Flask) -> None:
     with db.sandbox(), db.engine.connect() as connection, pytest.raises(errors.SandboxError):
-        connection.begin_twophase()
+        transaction = connection.begin_twophase()
         connection.execute(sa.select(1))
+        transaction.prepare()
 
 
 def test_keep_leaves_the_rows(app: Flask, look: Look, caplog: pytest.LogCaptureFixture) -> None:
@@ -631,3 +633,55 @@ def test_reads_do_not_go_to_a_replica(make_app: Any, database_url: str) -> None:
         assert names() == ["x"]
         with db.session.begin():
             db.session.execute(sa.delete(Item))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"poolclass": sa.NullPool}, {"poolclass": sa.QueuePool}, {"pool_pre_ping": True},
+     {"isolation_level": "SERIALIZABLE"}],
+    ids=str,
+)  # fmt: skip
+def test_engines_of_the_applications_own_making(database_url: str, options: dict[str, Any]) -> None:
+    engine = sa.create_engine(database_url, **options)
+    copied = "COPY item (name) FROM STDIN"
+    with sandbox(engine):
+        with OptInSession(engine) as session:
+            session.execute(sa.insert(Item).values(name="a"))
+            with session.pinned():
+                session.execute(sa.text("CREATE TEMPORARY TABLE tmp (n int)"))
+                session.execute(sa.text("INSERT INTO tmp VALUES (1)"))
+            rows = session.scalars(sa.select(Item).execution_options(yield_per=1))
+            assert next(iter(rows)).name == "a"
+            del rows  # never exhausted
+            cleanup_tables(session, Item.metadata)
+            assert session.scalars(sa.select(Item)).all() == []
+        raw = engine.raw_connection()
+        cursor = raw.cursor()
+        if engine.dialect.driver == "psycopg":
+            with cursor.copy(copied) as copy:  # type: ignore[attr-defined]
+                copy.write_row(["copied"])
+        else:
+            cursor.copy_expert(copied, io.StringIO("copied\n"))  # type: ignore[attr-defined]
+        raw.commit()
+        raw.close()
+        caught: list[BaseException] = []
+
+        def run(number: int) -> None:
+            try:
+                for each in range(5):
+                    with OptInSession(engine) as session, session.begin():
+                        session.add(Item(name=f"{number}-{each}"))
+                        session.flush()
+            except BaseException as error:
+                caught.append(error)
+
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert caught == []
+        engine.dispose()
+        with engine.connect() as connection:
+            assert connection.scalar(sa.select(sa.func.count()).select_from(Item)) == 26
+    engine.dispose()

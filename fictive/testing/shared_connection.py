@@ -27,6 +27,7 @@ from ..session.callers import caller
 
 __all__ = ["Recording", "SandboxConnection", "SandboxCursor", "SharedConnection"]
 
+TWO_PHASE = "Two-phase transactions cannot be in a sandbox."
 IDLE, _ACTIVE, INTRANS, INERROR = range(4)
 """libpq's PGTransactionStatusType."""
 
@@ -259,6 +260,8 @@ class SharedConnection:
             if connection.state == INERROR:
                 self.fail("25P02", "current transaction is aborted, commands ignored until end of transaction block")
             statement = classify(query).resolved(parameters)
+            if statement.transaction_only == "PREPARE TRANSACTION":
+                raise SandboxError(TWO_PHASE)
             if statement.may_end_transaction:
                 raise SandboxError(f"{summary(text)!r} holds a COMMIT or ROLLBACK among other statements.")
             writes = not _only_reads(text, statement)
@@ -306,7 +309,7 @@ class SharedConnection:
             return False
         verb, rest = match[1].upper(), match[2]
         if "PREPARED" in rest.upper():
-            raise SandboxError("Two-phase transactions cannot be in a sandbox.")
+            raise SandboxError(TWO_PHASE)
         if verb.startswith(("BEGIN", "START")):
             if connection.state == IDLE:
                 self.begin(connection)
@@ -546,7 +549,7 @@ class SandboxConnection:
         if name.startswith("__"):
             raise AttributeError(name)
         if name.startswith("tpc_") or name == "xid":
-            raise SandboxError("Two-phase transactions cannot be in a sandbox.")
+            raise SandboxError(TWO_PHASE)
         return getattr(self.shared.dbapi, name)
 
     @property
