@@ -12,13 +12,10 @@ import pytest
 from tests.chaos.ledger import Ledger
 from tests.chaos.run import run
 
-# What is known to break promises: an object that somebody holds is not refreshed by a locking read (A32).
-NOT_YET = ["claim"]
-
 
 @pytest.mark.filterwarnings("ignore")
 def test_a15_a18_c1_no_promise_is_broken_under_faults(driver: str) -> None:
-    report = run("fictive", driver, seconds=8, threads=20, rate=10, without=NOT_YET)
+    report = run("fictive", driver, seconds=8, threads=20, rate=10)
     assert not report.faulty, str(report)
     assert report.operations["committed"] > 100, str(report)
 

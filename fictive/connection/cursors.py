@@ -263,7 +263,9 @@ class TransactionCursor(SessionCursor):
             raise
         if link.prefetches and server.buffers and self.description is not None:
             self._rows = cursor.fetchall()
-        if statement.leaves_something or (link.log is not None and statement is not PLAIN_READ):
+        if statement.leaves_something or (
+            statement is not PLAIN_READ and (link.log is not None or link.replicas is not None)
+        ):
             link.note_statement(statement, query)
         if query not in parsed:
             note_parsed(query)
