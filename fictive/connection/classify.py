@@ -194,7 +194,9 @@ _WRITING_WORD = re.compile(r"\b(insert|update|delete|merge|into|truncate)\b")
 _ROW_LOCK = re.compile(r"\bfor\s+(?:no\s+key\s+update|update|key\s+share|share)\b")
 _SET_CONFIG = re.compile(r"\bset_config\s*\(")
 _WITH_BODY = re.compile(r"\s*create\s+(?:temp\s+|temporary\s+)?trigger\b")
-_TEMPORARY = re.compile(r"\b(?:create|into)\s+(?:(?:local|global)\s+)?temp(?:orary)?\b")
+_TEMPORARY = re.compile(
+    r"\b(?:create|into)\s+(?:(?:local|global)\s+)?temp(?:orary)?\b|\b(?:create|into)\b[^;]*\bpg_temp\s*\."
+)
 _READING_VERBS = frozenset({"select", "values", "table", "show", "with", "explain"})
 _TRANSACTION_VERBS = {
     "lock": "LOCK TABLE",
@@ -256,7 +258,8 @@ def _classify(text: str) -> StatementClass:
     statements = [blanked] if _WITH_BODY.match(blanked) else [each for each in blanked.split(";") if each.strip()]
     parts = [_classify_one(each) for each in statements]
     if any(each.lstrip().startswith("do") for each in statements):
-        parts += [_classify_body(body) for body in _BODY.findall(text)]
+        bodies = _BODY.findall(text) or [quoted.replace("''", "'") for quoted in _QUOTED_BODY.findall(text)]
+        parts += [_classify_body(body) for body in bodies]
     found = StatementClass()
     for part in parts:
         found = StatementClass(
@@ -273,6 +276,7 @@ def _classify(text: str) -> StatementClass:
 
 _SAVEPOINT = re.compile(r'(SAVEPOINT|RELEASE|ROLLBACK\s+TO)(?:\s+SAVEPOINT)?\s+(\w+|"(?:[^"]|"")+")', re.IGNORECASE)
 _BODY = re.compile(r"\$(?:\w*)\$(.*)\$(?:\w*)\$", re.DOTALL)
+_QUOTED_BODY = re.compile(r"'((?:''|[^'])*)'")
 _ENDING_VERBS = frozenset({"commit", "end", "rollback", "abort"})
 
 

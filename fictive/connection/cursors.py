@@ -230,7 +230,7 @@ class TransactionCursor(SessionCursor):
         elif server.generation is not process.generation:
             raise link.inherited()
         if link.native and not link.begun:
-            link.begun = server.transaction_status() == INTRANS
+            link.begun = link.look_natively(server)
         if link.begun:
             status = server.transaction_status()
             if status == IDLE or status == _UNKNOWN:  # noqa: SIM109 - cheaper

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ..session.write_log import WriteLog
 
 
-__all__ = ["Link", "LinkOwner", "SessionConnection", "abandoned"]
+__all__ = ["BEHIND_THE_BACK", "Link", "LinkOwner", "SessionConnection", "abandoned"]
 
 log = logging.getLogger("fictive.connection")
 
@@ -50,7 +50,7 @@ _MAY_COME_AFTER_COMMIT = ("57014", "53200", "57P01")
 ABORTED = "PostgreSQL aborted this transaction after an earlier error."
 _COMMITS = re.compile(r"\b(?:commit|end)\b", re.IGNORECASE)
 _COMMITTED = " What was done until then may be committed."
-BEHIND_THE_BACK = "The transaction was ended on the driver's connection, not by the session."
+BEHIND_THE_BACK = "The transaction was ended on the driver's connection, not by the session." + _COMMITTED
 _NEVER_IDLE: deque[ServerConnection] = deque(maxlen=0)
 
 
@@ -93,7 +93,7 @@ class Link(Watchable):
     """One session's way to one engine's server connections."""
 
     __slots__ = ("__weakref__", "_connection_record", "begins_with", "begun", "committing", "connection",
-                 "dialect", "driver", "driver_side", "early", "engine", "first_error", "idle",
+                 "dialect", "driver", "driver_side", "early", "ending", "engine", "first_error", "idle",
                  "in_transaction", "is_pooled", "kept", "log", "lost", "native", "options", "owner", "pending",
                  "prefetches", "remembered", "replicas", "rest_options", "retried", "server", "streams", "trouble",
                  "users", "wrote")  # fmt: skip
@@ -124,6 +124,8 @@ class Link(Watchable):
         """Whether the driver itself begins and ends the transaction."""
         self.committing = False
         """Whether COMMIT was sent and not answered."""
+        self.ending = False
+        """Whether it is SQLAlchemy that is about to end the transaction, and not the user on what he was handed."""
         self.options = self.rest_options = NO_OPTIONS
         """What the next BEGIN asks for, and what every BEGIN does that says nothing else."""
         self.pending = PendingCommands()
@@ -172,9 +174,13 @@ class Link(Watchable):
 
     def commit(self) -> None:
         """COMMIT, with what waits for it. Ends the transaction, whatever happens."""
-        server = self.server
+        by_hand, self.ending = not self.ending, False
         if not self.in_transaction:
             return
+        if by_hand:
+            self._end_by_hand("commit")
+            return
+        server = self.server
         if server is not None and server.generation is not process.generation:
             inherited = self.inherited()
             self._end(inherited)
@@ -193,6 +199,7 @@ class Link(Watchable):
                 error = self.dialect.loaded_dbapi.OperationalError(self.trouble)
                 self._end(error)
             else:
+                self.ending = True
                 self.rollback()
             raise error
         replicas = self.replicas if self.wrote else None
@@ -230,8 +237,12 @@ class Link(Watchable):
 
     def rollback(self) -> None:
         """ROLLBACK, if anything was sent. Ends the transaction, whatever happens."""
+        by_hand, self.ending = not self.ending, False
         server = self.server
         if not self.in_transaction:
+            return
+        if by_hand:
+            self._end_by_hand("rollback")
             return
         try:
             if server is not None and server.generation is process.generation and not server.is_lost():
@@ -243,6 +254,18 @@ class Link(Watchable):
             self._end(error)
             raise
         self._end()
+
+    def _end_by_hand(self, how: str) -> None:
+        """The user ends the transaction on the connection that the session handed out: nothing may run after it in
+        what the session, and SQLAlchemy, take for one transaction."""
+        server = self.server
+        if server is None or self.trouble is not None:
+            return
+        try:
+            self.go_native(server)
+            getattr(server.dbapi, how)()
+        finally:
+            self.trouble = BEHIND_THE_BACK
 
     def _end(self, error: BaseException | None = None) -> None:
         """The transaction is over: back to autocommit, and the connection goes back."""
@@ -282,7 +305,8 @@ class Link(Watchable):
         """The session is done with it."""
         if self.in_transaction:
             self.rollback()
-        self.let_go()
+        if not self.in_transaction:  # else it is not SQLAlchemy that closes it
+            self.let_go()
 
     def _close_special(self, transaction_reset: bool = False) -> None:
         self.close()
@@ -364,7 +388,7 @@ class Link(Watchable):
         """From here on statements are in one transaction; nothing is sent."""
         self.wrote = False
         self.in_transaction = True
-        self.committing = self.retried = False
+        self.committing = self.retried = self.ending = False
         if self.begins_with:
             self.pending.commands.append(self.begins_with)
         self.first_error = self.trouble = None
@@ -418,6 +442,17 @@ class Link(Watchable):
         for command in commands:
             server.dbapi.cursor().execute(command)
         self.pending.sent(commands)
+
+    def look_natively(self, server: ServerConnection) -> bool:
+        """Whether the server is in the transaction that the driver itself began; it begins one if none was."""
+        if server.transaction_status() == INTRANS:
+            return True
+        if self.driver.carries:
+            if self.driver.own_transaction(server.dbapi):  # the driver believes in one, and would begin no other
+                raise self.ended_behind_the_back()
+            if server.dbapi.autocommit:
+                server.dbapi.autocommit = False
+        return False
 
     def first_statement_failed(self, server: ServerConnection, error: BaseException, waited: list[str]) -> bool:
         """Whether the transaction's first statement may be sent again, once: its connection was lost, and nothing is
@@ -553,7 +588,7 @@ class Link(Watchable):
         is_idle = not server.is_lost() and server.transaction_status() == IDLE
         if first and not self.native:
             self.begun = not is_idle
-        if is_idle and not first:
+        if is_idle and (not first or not (self.native or self.pending.commands)):  # BEGIN was sent, and is gone
             self.trouble = "The statement that failed has ended this transaction."
         elif server.is_lost():
             self.trouble = "The connection of this transaction was lost."
@@ -797,7 +832,20 @@ class SessionConnection(sa.Connection):
 
     def _rollback_impl(self) -> None:
         if self.in_transaction():  # else SQLAlchemy cleans up after an error, where there is nothing to undo
+            self.link.ending = True
             super()._rollback_impl()
+
+    def _commit_impl(self) -> None:
+        self.link.ending = True
+        if self._echo or self._dbapi_connection is None:  # invalidated, and SQLAlchemy says so
+            super()._commit_impl()
+            return
+        if self._has_events or self.engine._has_events:
+            self.dispatch.commit(self)
+        try:
+            self.link.commit()
+        except BaseException as error:
+            self._handle_dbapi_exception(error, None, None, None, None)
 
     def _handle_dbapi_exception(self, e: BaseException, *args: Any, **kwargs: Any) -> Any:
         link, first_error = self.link, self.link.first_error

@@ -665,6 +665,7 @@ class OptInSession(sa_orm.Session):
             if link.streams:
                 link.close_streams()
             if link.in_transaction or link.early is not None or link.kept is not None:
+                link.ending = True
                 link.close()
                 link.unpin()
             del scope.connections[engine]

@@ -17,7 +17,7 @@ import sqlalchemy.orm as sa_orm
 
 from ..connection import process
 from ..connection.engines import status_of
-from ..connection.link import SessionConnection, abandoned
+from ..connection.link import BEHIND_THE_BACK, SessionConnection, abandoned
 from ..drivers import NO_OPTIONS, TransactionStatus
 from ..errors import (
     AbortedTransactionStatement,
@@ -175,7 +175,10 @@ class Transaction(sa_orm.SessionTransaction):
         connections = self._connections
         if bind in connections:
             if not execution_options and self._state is ACTIVE:
-                return connections[bind][0]
+                found = connections[bind]
+                if not found[1].is_active:  # ended on SQLAlchemy's connection, which would be in autocommit now
+                    raise abandoned(BEHIND_THE_BACK, None)
+                return found[0]
         elif self._parent is None and not self.is_plain:
             if bind.__class__ is sa.Engine or isinstance(bind, (sa.Engine, SessionConnection)):
                 if bind.__class__ is not SessionConnection:

@@ -1,0 +1,179 @@
+"""Contract A15, A18, A24: a block never says "committed" of what is not there, and leaves nothing to the next user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+
+from fictive.errors import TransactionAborted
+from tests.conftest import MakeApp
+from tests.models import Item, db
+
+Look = Callable[..., list[Any]]
+
+
+def text(sql: str) -> Callable[[], Any]:
+    return lambda: db.session.execute(sa.text(sql))
+
+
+def handed_out() -> Any:
+    """SQLAlchemy's pooled connection."""
+    return db.session.connection().connection
+
+
+def raw() -> Any:
+    return handed_out().driver_connection
+
+
+ENDS: dict[str, Callable[[], Any]] = {
+    "ROLLBACK": text("ROLLBACK"),
+    "COMMIT": text("COMMIT"),
+    "with a comment": text("/* x */ rollback"),
+    "behind a line comment": text("-- x\nend"),
+    "ABORT": text("ABORT"),
+    "AND CHAIN": text("ROLLBACK AND CHAIN"),
+    "COMMIT AND CHAIN": text("COMMIT AND CHAIN"),
+    "of several": text("select 1; commit"),
+    "and BEGIN": text("rollback; begin"),
+    "PREPARE TRANSACTION": text("prepare transaction 'not enabled'"),
+    "exec_driver_sql": lambda: db.session.connection().exec_driver_sql("ROLLBACK"),
+    "rollback() of the driver": lambda: raw().rollback(),
+    "commit() of the driver": lambda: raw().commit(),
+    "a cursor of the driver": lambda: raw().cursor().execute("ROLLBACK"),
+    "rollback() of the pooled connection": lambda: handed_out().rollback(),
+    "commit() of the pooled connection": lambda: handed_out().commit(),
+    "close() of the pooled connection": lambda: handed_out().close(),
+    "a cursor of the pooled connection": lambda: handed_out().cursor().execute("ROLLBACK"),
+    "rollback() of the connection": lambda: db.session.connection().rollback(),
+    "commit() of the connection": lambda: db.session.connection().commit(),
+    "invalidate()": lambda: db.session.connection().invalidate(),
+}
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("first", [False, True], ids=["first", "after a statement"])
+@pytest.mark.parametrize("then", [False, True], ids=["last", "and more"])
+@pytest.mark.parametrize("how", ENDS)
+def test_a15_the_transaction_that_commits_is_the_one_that_was_begun(
+    how: str, then: bool, first: bool, look: Look
+) -> None:
+    ran: list[str] = []
+    wanted = ["before"] * first + ["after"] * then
+    error: Exception | None = None
+    try:
+        with db.session.begin():
+            db.on_commit(lambda: ran.append("commit"))
+            if first:
+                db.session.execute(sa.insert(Item).values(name="before"))
+            try:
+                ENDS[how]()
+            except sa.exc.SQLAlchemyError:
+                pass
+            except Exception as raised:  # the driver's own
+                assert type(raised).__module__.startswith("psycopg")  # noqa: PT017
+            if then:
+                db.session.execute(sa.insert(Item).values(name="after"))
+    except sa.exc.SQLAlchemyError as raised:
+        error = raised
+    stored = look("select name from item order by id")
+    assert "after" not in stored or error is None  # else it ran in autocommit
+    assert error is not None or stored == wanted
+    assert ran == (["commit"] if error is None else [])
+    if isinstance(error, TransactionAborted) and stored:
+        assert "may be committed" in str(error)
+    with db.session.begin():
+        db.session.add(Item(name="next"))
+    assert look("select count(*) from item where name = 'next'") == [1]
+
+
+def test_a15_a_statement_without_a_connection_counts_though_it_was_caught(make_app: MakeApp, look: Look) -> None:
+    app = make_app(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01})
+    with app.app_context():
+        with pytest.raises(TransactionAborted, match="no connection"), db.session.begin():
+            with db.engine.connect(), pytest.raises(sa.exc.TimeoutError):
+                db.session.execute(sa.insert(Item).values(name="missing"))
+            db.session.execute(sa.insert(Item).values(name="there"))
+        assert look("select name from item") == []
+        db.session.execute(sa.text("select 1"))
+
+
+def test_a15_a_child_that_leaves_an_inherited_block(app: Flask, look: Look) -> None:
+    receiver, sender = os.pipe()
+    with db.session.begin():
+        db.session.execute(sa.insert(Item).values(name="parents"))
+        child = os.fork()
+        if child == 0:
+            said = "left as committed"
+            try:
+                db.session.commit()
+            except BaseException as error:
+                said = type(error).__name__
+            os.write(sender, said.encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(receiver, 100) == b"TransactionAborted"
+        assert look("select count(*) from item") == [0]
+    os.close(receiver)
+    os.close(sender)
+    assert look("select name from item") == ["parents"]
+
+
+LEFT = {
+    "SET": "SET work_mem = '7777kB'",
+    "SET SESSION": "SET SESSION work_mem = '7777kB'",
+    "SET ROLE": "SET ROLE pg_monitor",
+    "SET SESSION AUTHORIZATION": "SET SESSION AUTHORIZATION pg_monitor",
+    "SET TIME ZONE": "SET TIME ZONE 'Asia/Tokyo'",
+    "set_config": "SELECT set_config('work_mem', '7777kB', false)",
+    "in a DO": "DO $$ begin perform set_config('work_mem', '7777kB', false); end $$",
+    "SET in a DO": "DO $$ begin SET work_mem = '7777kB'; end $$",
+    "EXECUTE in a DO": "DO $$ begin execute 'SET work_mem = ''7777kB'''; end $$",
+    "DO in plain quotes": "DO 'begin SET work_mem = ''7777kB''; end'",
+    "DO with a language": "DO LANGUAGE plpgsql $x$ begin SET work_mem = '7777kB'; end $x$",
+    "a lock": "SELECT pg_advisory_lock(77)",
+    "a lock that is tried": "SELECT pg_try_advisory_lock(77)",
+    "a shared lock": "SELECT pg_advisory_lock_shared(77)",
+    "LISTEN": "LISTEN ch",
+    "a temporary table": "CREATE TEMP TABLE left_there (n int)",
+    "SELECT INTO TEMP": "SELECT 1 AS n INTO TEMP left_there",
+    "a temporary table as": "CREATE TEMPORARY TABLE left_there AS SELECT 1 AS n",
+    "a temporary view": "CREATE TEMP VIEW left_there AS SELECT 1 AS n",
+    "in pg_temp": "CREATE TABLE pg_temp.left_there (n int)",
+    "PREPARE": "PREPARE left_there AS SELECT 1",
+    "WITH HOLD": "DECLARE left_there CURSOR WITH HOLD FOR SELECT 1",
+    "READ ONLY": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "behind another": "SELECT 1; SET work_mem = '7777kB'",
+    "with a comment": "/* x */ SET /* y */ work_mem = '7777kB'",
+}
+
+STATE = """
+select current_setting('work_mem'), current_user, session_user, current_setting('timezone'),
+  current_setting('default_transaction_read_only'), to_regclass('left_there') is null,
+  (select count(*) from pg_prepared_statements where name = 'left_there'),
+  (select count(*) from pg_cursors where name = 'left_there'),
+  (select count(*) from pg_listening_channels()),
+  (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid())
+"""
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("what", LEFT)
+def test_a18_nothing_that_a_block_set_reaches_the_next_user(what: str, nested: bool) -> None:
+    state = db.session.execute(sa.text(STATE).execution_options(fictive_writes=False)).one()
+    with db.session.begin():
+        db.session.execute(sa.text("select 1"))
+        if nested:
+            with db.session.begin_nested():
+                db.session.execute(sa.text(LEFT[what]))
+        else:
+            db.session.execute(sa.text(LEFT[what]))
+    for _ in range(2):
+        assert db.session.execute(sa.text(STATE).execution_options(fictive_writes=False)).one() == state
+    with db.engine.connect() as connection:
+        assert connection.execute(sa.text(STATE)).one() == state
