@@ -40,7 +40,7 @@ ENDS: dict[str, Callable[[], Any]] = {
     "COMMIT AND CHAIN": text("COMMIT AND CHAIN"),
     "of several": text("select 1; commit"),
     "and BEGIN": text("rollback; begin"),
-    "PREPARE TRANSACTION": text("prepare transaction 'not enabled'"),
+    "PREPARE TRANSACTION": text("prepare transaction 'of a test'"),
     "exec_driver_sql": lambda: db.session.connection().exec_driver_sql("ROLLBACK"),
     "rollback() of the driver": lambda: raw().rollback(),
     "commit() of the driver": lambda: raw().commit(),
@@ -80,6 +80,8 @@ def test_a15_the_transaction_that_commits_is_the_one_that_was_begun(
                 db.session.execute(sa.insert(Item).values(name="after"))
     except sa.exc.SQLAlchemyError as raised:
         error = raised
+    for gid in look("select gid from pg_prepared_xacts where database = current_database()"):
+        look(f"rollback prepared '{gid}'")
     stored = look("select name from item order by id")
     assert "after" not in stored or error is None  # else it ran in autocommit
     assert error is not None or stored == wanted
