@@ -42,6 +42,8 @@ class WritesOutside(str, enum.Enum):
     """It opens a transaction that lasts until `commit()`, `rollback()` or the end of the context."""
     REFUSE = "refuse"
     """It raises `TransactionRequired`."""
+    REPORT = "report"
+    """As `BEGIN`, and the line of each write outside is logged, once: for finding them in an existing app."""
 
 
 class UnsavedChanges(str, enum.Enum):

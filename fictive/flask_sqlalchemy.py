@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
@@ -96,6 +97,18 @@ if TYPE_CHECKING:
     _Arguments = ParamSpec("_Arguments")
 
 
+def request_being_served() -> flask.Request | None:
+    """The request of this thread, found on the stack where Flask has put its context away already (`teardown`)."""
+    if flask.has_request_context():
+        return flask.request
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "wsgi_app" and hasattr(context := frame.f_locals.get("ctx"), "request"):
+            return context.request  # type: ignore[no-any-return,union-attr]
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
 class _AppSession(OptInSession):
     """The opt-in session with the settings of the app in whose context it is made."""
 
@@ -109,10 +122,14 @@ class _AppSession(OptInSession):
         if settings.lazy_loads is not LazyLoads.LOAD or settings.n_plus_one is not NPlusOne.OFF:
             set_lazy_loads(self, settings.lazy_loads, n_plus_one=settings.n_plus_one)
 
+    def _fictive_place(self) -> str:
+        request = request_being_served()
+        return "" if request is None else f" ({request.method} {request.path}, endpoint {request.endpoint})"
+
     def _fictive_settings(self) -> Settings:
         try:
-            settings = flask.current_app.extensions.get("fictive")
-        except RuntimeError:  # no application context
+            settings = flask.current_app.extensions["fictive"]
+        except (RuntimeError, KeyError):  # no application context, or one of another extension
             settings = None
         if settings.__class__ is Settings:
             return settings

@@ -67,7 +67,7 @@ class SessionCursor:
 
     def close(self) -> None:
         cursor, self.driver_cursor = self.driver_cursor, None
-        if cursor is not None and self._rows is None:
+        if cursor is not None and not self.link.driver.buffers:  # else it holds nothing on the server
             cursor.close()
         if self.link.early is not None:
             self.link.let_early_go()
@@ -109,6 +109,15 @@ class StatementCursor(SessionCursor):
             if link.in_transaction:  # this statement has begun one
                 self.__class__ = link.transaction_cursor  # type: ignore[assignment]
                 return self.execute(query, parameters)
+        begin, events = link.engine.dispatch.begin, owner.dispatch
+        after = begin if events is None else events.after_begin
+        if (
+            begin.__class__ is not EmptyListener
+            or begin.parent_listeners
+            or after.__class__ is not EmptyListener
+            or after.parent_listeners
+        ) and (not owner.keeps and link.begin_is_heard()):
+            return self._execute_for_listeners(query, parameters, written)
         if link.replicas is not None and statement.is_plain_read and read_from_replica(link, self, query, parameters):
             return None
         if owner.keeps:
@@ -167,6 +176,16 @@ class StatementCursor(SessionCursor):
             if link.replicas is not None:
                 owner.positions().written(link.replicas.primary, None)
         return None
+
+    def _execute_for_listeners(self, query: Any, parameters: Any, written: str | None) -> None:
+        """In a short transaction of its own: somebody listens to the beginning of transactions, and counts on each
+        statement having one."""
+        link = self.link
+        with link.owner.short_transaction(link.engine):
+            self.__class__ = link.transaction_cursor  # type: ignore[assignment]
+            self.execute(query, parameters)
+        if written is not None:
+            link.owner.wrote(written)
 
     def executemany(self, query: Any, parameters: Any) -> Any:
         """Several statements: in a transaction of their own."""

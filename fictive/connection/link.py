@@ -15,7 +15,7 @@ import re
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import sqlalchemy as sa
@@ -63,6 +63,8 @@ class LinkOwner(Protocol):
     """Whether what met a lost connection is run again where it can have done nothing."""
     keeps: bool
     """Whether connections are pinned."""
+    dispatch: Any
+    """The session's events; None without a session."""
     had_error: bool
     """Whether a statement of the transaction has failed."""
     patience: float
@@ -78,6 +80,12 @@ class LinkOwner(Protocol):
 
     def refuse_streams(self) -> None:
         """Raise where a stream cannot have a transaction of its own."""
+
+    def short_transaction(self, engine: sa.Engine) -> contextlib.AbstractContextManager[None]:
+        """A transaction for one statement, whose beginning is told to those who listen."""
+
+    def tell_begun(self, connection: SessionConnection) -> None:
+        """Tell those who listen to the session's `after_begin` of a stream's transaction."""
 
 
 class Watchable:
@@ -152,7 +160,8 @@ class Link(Watchable):
         """The watched transaction's."""
         self.prepared: Any = None
         """Of a watched statement under way on psycopg, what was prepared before it."""
-        self.driver_side = DriverSide(self)
+        self.driver_side = DriverSide()
+        self.driver_side._link = self
         self._connection_record: Any = None
         self.connection: Any = None
 
@@ -643,7 +652,17 @@ class Link(Watchable):
         connection = SessionConnection(self.engine, self.owner)
         connection.link.options = _READ_ONLY
         connection.begin()
+        events = self.owner.dispatch
+        if events is not None and events.after_begin:
+            self.owner.tell_begun(connection)
         return connection
+
+    def begin_is_heard(self) -> bool:
+        """Whether anybody but fictive listens to the beginning of transactions on this engine or in this session."""
+        if self.owner.dispatch is not None and self.owner.dispatch.after_begin:
+            return True
+        own = 1 if self.begins_with is not None else 0  # fictive's own, for a timeout of Core's transactions
+        return len(list(self.engine.dispatch.begin)) > own
 
     def open_stream(self) -> StreamCursor | None:
         """A stream of this session's, on whose connection a read can run between two of its rows."""
@@ -724,11 +743,8 @@ class Link(Watchable):
 class DriverSide:
     """What a cursor of a session has as its `connection`: the driver's, borrowed when somebody looks at it."""
 
-    __slots__ = ("_link", "notices")
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self.notices: list[str] = []
+    _link: Link
+    notices: Sequence[str] = ()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._link.server_connection, name)
@@ -786,7 +802,13 @@ class SessionConnection(sa.Connection):
 
     def begin(self) -> sa.RootTransaction:
         if self._transaction is None:
-            self.link.begin()
+            link = self.link
+            if link.begins_with or link.__class__ is not Link:
+                link.begin()
+            else:  # the same, without a call
+                link.in_transaction = True
+                link.wrote = link.committing = link.retried = False
+                link.first_error = link.trouble = None
             self._Connection__savepoint_seq = 0  # names are used anew in each transaction, as on a new connection
         return super().begin()
 
@@ -880,6 +902,7 @@ class SessionConnection(sa.Connection):
 class _NoSession:
     """The owner of a connection that fictive itself uses, and on which everything may be run."""
 
+    dispatch = None
     statement_options: Mapping[str, Any] = {}
     retries = False
     keeps = True
@@ -896,6 +919,12 @@ class _NoSession:
         return Positions()
 
     def refuse_streams(self) -> None:
+        pass
+
+    def short_transaction(self, engine: sa.Engine) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def tell_begun(self, connection: SessionConnection) -> None:
         pass
 
 

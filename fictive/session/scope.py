@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from ..connection.replicas import Positions, positions_of
 from ..connection.watched import watch
 from ..errors import TransactionRequired
 from ..report.watcher import WATCHER
+from . import private
 from .callers import caller
 from .transaction import Kind, Transaction
 from .write_log import WriteLog
@@ -28,6 +31,11 @@ if TYPE_CHECKING:
 __all__ = ["EMPTY", "Scope", "needs_a_transaction", "refused"]
 
 EMPTY: Mapping[str, Any] = {}
+
+log = logging.getLogger("fictive.session")
+log_writes = logging.getLogger("fictive.writes_outside")
+_told: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
+_reported: set[str] = set()
 
 
 class Scope:
@@ -47,7 +55,8 @@ class Scope:
         self.unsaved_changes = unsaved_changes
         self.retries = retries
         self.patience = PATIENCE
-        self.keeps = self.had_error = False
+        self.keeps = self.had_error = self.reports = False
+        self.dispatch: Any = None
         self.lent: list[sa.Connection] = []
         """Connections of somebody else's that the session is bound to."""
         self.is_special = False
@@ -123,6 +132,25 @@ class Scope:
                 "`with db.pinned(), db.session.begin():`."
             )
 
+    def short_transaction(self, engine: sa.Engine) -> contextlib.AbstractContextManager[None]:
+        """See `LinkOwner.short_transaction`."""
+        session = self._session()
+        assert session is not None
+        if engine not in _told:
+            _told.add(engine)
+            log.info(
+                "Somebody listens to the beginning of transactions on %r or in its sessions: each statement outside a "
+                "transaction runs in a short one of its own. @db.local_settings does without.",
+                engine.url,
+            )
+        return session._short_transaction(engine)
+
+    def tell_begun(self, connection: SessionConnection) -> None:
+        """See `LinkOwner.tell_begun`."""
+        session = self._session()
+        if session is not None:
+            session.dispatch.after_begin(session, private.transaction_of(session), connection)
+
     def begin_lasting(self, engine: sa.Engine | sa.Connection | None = None) -> Transaction:
         """Begin the transaction that a first write opens (`writes_outside="begin"`)."""
         session = self._session()
@@ -131,9 +159,18 @@ class Scope:
         assert isinstance(transaction, Transaction)
         transaction.kind = Kind.LASTING
         transaction.begun_at = transaction.begun_at or caller()
+        if self.reports:
+            self.report_write()
         if engine is not None:
             session._connection_for_bind(engine)
         return transaction
+
+    def report_write(self) -> None:
+        """Log the line of a write outside a transaction, once for each line (`writes_outside="report"`)."""
+        line = caller()
+        if line not in _reported:
+            _reported.add(line)
+            log_writes.warning("a write outside a transaction at %s; put what belongs together in begin()", line)
 
 
 def needs_a_transaction(part: str) -> TransactionRequired:

@@ -48,7 +48,7 @@ class OptInScopedSession(sa_orm.scoped_session[OptInSession]):
             raise UnknownOption(
                 f"begin() has no options; transaction() has: `with db.transaction({next(iter(unknown))}=...):`."
             )
-        return self().begin(nested)
+        return self.registry().begin(nested)
 
     def begin_nested(self) -> Transaction:
         return self().begin_nested()

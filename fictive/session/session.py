@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 __all__ = ["OptInSession", "add_hook", "atomic", "check_options", "has_block", "report_committed", "report_unsaved"]
 
 log = logging.getLogger("fictive.session")
+log_unsaved = logging.getLogger("fictive.unsaved")
+log_committed = logging.getLogger("fictive.committed")
 
 _DEFAULTS = Settings()
 _SIMPLE_KEYS = frozenset({int, str, uuid.UUID})
@@ -84,8 +86,10 @@ class OptInSession(sa_orm.Session):
         retry_reads: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        if not kwargs.keys() <= _HARMLESS:
-            check_options(kwargs)
+        for name in kwargs:
+            if name not in _HARMLESS:
+                check_options(kwargs)
+                break
         self._given_defaults = kwargs.pop("autoflush", None), kwargs.pop("expire_on_commit", None)
         settings = self._fictive_settings()
         mode, unsaved, retries = settings.writes_outside, settings.unsaved_changes, settings.retry_reads
@@ -95,9 +99,14 @@ class OptInSession(sa_orm.Session):
             unsaved = choice(UnsavedChanges, unsaved_changes, "unsaved_changes")
         if retry_reads is not None:
             retries = flag(retry_reads, "retry_reads")
+        reports = mode is WritesOutside.REPORT
+        if reports:
+            mode = WritesOutside.BEGIN
         scope = self._fictive = Scope(self, settings, mode, unsaved, retries)
+        scope.reports = reports
         scope.patience = settings.patience
         super().__init__(*args, **kwargs)
+        scope.dispatch = self.dispatch
         if "binds" in kwargs or (self.bind is not None and isinstance(self.bind, sa.Connection)):
             scope.lent = [
                 bind for bind in (self.bind, *(kwargs.get("binds") or {}).values()) if isinstance(bind, sa.Connection)
@@ -109,6 +118,10 @@ class OptInSession(sa_orm.Session):
             self._apply_defaults(mode)
         else:
             self.autoflush = self.expire_on_commit = False
+
+    def _fictive_place(self) -> str:
+        """Where the session is used, for log records: the request, in a Flask app."""
+        return ""
 
     def _fictive_settings(self) -> Settings:
         """The settings of a session that is not told otherwise; those of the app, in a Flask app."""
@@ -123,13 +136,16 @@ class OptInSession(sa_orm.Session):
     @property
     def writes_outside(self) -> WritesOutside:
         """What a write outside does. Assigning a member or its value changes it for this session."""
-        return self._fictive.mode
+        return WritesOutside.REPORT if self._fictive.reports else self._fictive.mode
 
     @writes_outside.setter
     def writes_outside(self, value: WritesOutside | str) -> None:
         mode = choice(WritesOutside, value, "writes_outside")
         if self.in_transaction():
             raise TransactionAlreadyBegun("writes_outside cannot change within a transaction; end it first.")
+        self._fictive.reports = mode is WritesOutside.REPORT
+        if self._fictive.reports:
+            mode = WritesOutside.BEGIN
         self._fictive.mode = mode
         if self._transaction is not None:
             self._transaction.kind = Kind.LASTING if mode is WritesOutside.BEGIN else Kind.RECORD  # type: ignore[attr-defined]
@@ -187,6 +203,24 @@ class OptInSession(sa_orm.Session):
             transaction.kind = Kind.RECORD
         return transaction  # type: ignore[no-any-return]
 
+    @contextlib.contextmanager
+    def _short_transaction(self, engine: sa.Engine) -> Iterator[None]:
+        """A transaction for one statement in autocommit, on whose connection it is about to be sent."""
+        aside = self._transaction
+        private.set_transaction(self, None)
+        try:
+            transaction: Any = self._autobegin_t(begin=True)
+            transaction.kind = Kind.IMPLICIT
+            try:
+                self._connection_for_bind(engine)
+                yield
+                private.commit_as_is(self, transaction)
+            except BaseException:
+                transaction.close()
+                raise
+        finally:
+            private.set_transaction(self, aside)
+
     def _autoflush(self) -> None:
         transaction: Any = self._transaction
         while transaction is not None and transaction._parent is not None:
@@ -242,10 +276,12 @@ class OptInSession(sa_orm.Session):
         """
         try:
             own = statement._execution_options
+            if statement.is_dml and self._transaction is not None and not self._is_outside() and not self._is_clean():
+                self.flush()  # else the changes that are pending, of what the statement is to change, would be lost
         except AttributeError:
             own = None
         if (
-            params is not None
+            params
             or self._fictive.is_special
             or (own and ("fictive_writes" in own or "fictive_outside" in own or "fictive_primary" in own))
             or (execution_options and not private.OPTIONS.isdisjoint(execution_options))
@@ -255,7 +291,7 @@ class OptInSession(sa_orm.Session):
             return super().execute(statement, params, execution_options=execution_options, **kwargs)
         return self._execute_renewing(statement, execution_options, kwargs)  # type: ignore[no-any-return]
 
-    def _execute_renewing(self, statement: Any, options: Mapping[str, Any], kwargs: Any) -> Any:
+    def _execute_renewing(self, statement: Any, options: Mapping[str, Any], kwargs: Any, params: Any = None) -> Any:
         """A statement whose rows renew the objects that are in the session (contract A33): in autocommit all of them,
         in a transaction those that were loaded before it began. A locking read renews all (A32), once what is pending
         is written."""
@@ -276,7 +312,7 @@ class OptInSession(sa_orm.Session):
         else:
             identity_map.stale_before = transaction.began_before_load
         identity_map.columns = None
-        result: Any = super().execute(statement, None, execution_options=options, **kwargs)
+        result: Any = super().execute(statement, params, execution_options=options, **kwargs)
         try:
             identity_map.columns = result.raw.context.compiled._fictive_columns
         except AttributeError:
@@ -325,7 +361,7 @@ class OptInSession(sa_orm.Session):
         before, scope.statement_options = scope.statement_options, private.own_options(statement, options, self)
         try:
             if not self._is_outside():
-                return super().execute(statement, params, execution_options=options, **kwargs)
+                return self._execute_renewing(statement, options, kwargs, params)
             if (single := private.as_single_insert(statement, params)) is not None:
                 statement, params = single, None
             several = bool(params) and not isinstance(params, Mapping) and not isinstance(statement, sa.SelectBase)
@@ -334,7 +370,7 @@ class OptInSession(sa_orm.Session):
                     return super().execute(statement, params, execution_options=options, **kwargs)
             if scope.lent:
                 return self._execute_lent(statement, params, options, kwargs)
-            return super().execute(statement, params, execution_options=options, **kwargs)
+            return self._execute_renewing(statement, options, kwargs, params)
         finally:
             scope.statement_options = before
 
@@ -377,6 +413,13 @@ class OptInSession(sa_orm.Session):
         given = () if objects is None else (objects,)  # naming it is deprecated from SQLAlchemy 2.1 on
         transaction: Any = self._transaction
         if self._flushing or (transaction is not None and transaction.kind is not Kind.RECORD):
+            if (
+                self._fictive.reports
+                and not self._flushing
+                and transaction.kind is Kind.LASTING
+                and not self._is_clean()
+            ):
+                self._fictive.report_write()
             super().flush(*given)
             return
         if self._is_clean():
@@ -443,7 +486,9 @@ class OptInSession(sa_orm.Session):
         writes, scope.committed_writes = scope.committed_writes, WriteLog()
         super().rollback()
         if writes:
-            warn_of_committed("rollback() outside a transaction cannot undo what was committed at once: ", writes)
+            what = "rollback() outside a transaction cannot undo what was committed at once: "
+            log_committed.warning("%s%s%s", what, "; ".join(writes), self._fictive_place())
+            warn_of_committed(what, writes)
 
     def _discard(self, transaction: Transaction) -> None:
         """Roll an implicit transaction back after an error, which is the one to see; the session works at once."""
@@ -549,7 +594,7 @@ class OptInSession(sa_orm.Session):
         savepoint = super().begin(nested=True)
         savepoint.__class__ = Transaction
         assert isinstance(savepoint, Transaction)
-        savepoint.kind = Kind.BLOCK
+        savepoint.kind, savepoint.is_plain = Kind.BLOCK, False
         return savepoint
 
     def _joins_a_transaction(self) -> bool:
@@ -642,7 +687,8 @@ class OptInSession(sa_orm.Session):
         try:
             super().close()
         finally:
-            self._let_go()
+            if self._fictive.connections or self._fictive.committed_writes:
+                self._let_go()
 
     def reset(self) -> None:
         """As `close()`, for a session that goes on."""
@@ -763,6 +809,7 @@ def report_unsaved(session: OptInSession) -> None:
         return
     shown = ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
     message = f"The context ends with changes that no one wrote, and they are lost: {shown}."
+    log_unsaved.warning("%s%s", message, session._fictive_place())
     if session.unsaved_changes is UnsavedChanges.ERROR:
         raise UnsavedChangesError(message)
     warnings.warn(UnsavedChangesWarning(message), stacklevel=stack_level())
@@ -771,9 +818,12 @@ def report_unsaved(session: OptInSession) -> None:
 def report_committed(session: OptInSession) -> None:
     """Warn of writes that stay although their context ended with an error."""
     if session._fictive.committed_writes:
-        warn_of_committed(
-            "The context ended with an error, after these were committed at once: ", session._fictive.committed_writes
+        what, writes = (
+            "The context ended with an error, after these were committed at once: ",
+            session._fictive.committed_writes,
         )
+        log_committed.warning("%s%s%s", what, "; ".join(writes), session._fictive_place())
+        warn_of_committed(what, writes)
 
 
 def check_options(options: Mapping[str, Any]) -> None:

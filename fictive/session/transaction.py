@@ -214,7 +214,7 @@ class Transaction(sa_orm.SessionTransaction):
             pass
         self._ending = True
         try:
-            if (scope := getattr(session, "_fictive", None)) is not None and scope.had_error:
+            if not self.is_plain and session._fictive.had_error:  # type: ignore[attr-defined]
                 self._raise_if_aborted()
             if self.settings or (self._parent is None and (self.is_plain or self.has_foreign)):
                 self._before_commit()
@@ -301,18 +301,30 @@ class Transaction(sa_orm.SessionTransaction):
         committed = self._state is COMMITTED
         try:
             super().close(invalidate)
-        finally:
+        except BaseException:
             self._closed(committed)
+            raise
+        if self.settings or self.hooks or self._has_due or self.is_plain or self.writes or self._outcome is not None:
+            self._closed(committed)
+            return
+        self._outcome = TransactionState.COMMITTED if committed else TransactionState.ROLLED_BACK
+        kind = self.kind
+        if self._parent is None and kind is not Kind.RECORD and kind is not Kind.IMPLICIT:
+            scope: Any = self.session._fictive  # type: ignore[attr-defined]
+            scope.had_error = False
+            if scope.committed_writes:
+                scope.committed_writes.clear()  # what was written before is settled
 
     def _closed(self, committed: bool) -> None:
+        """Its end, where there is more to do."""
         if self._outcome is None:
             self._outcome = TransactionState.COMMITTED if committed else TransactionState.ROLLED_BACK
         for settings in self.settings:
             settings.forget()
-        if not self.is_plain and self.kind is not Kind.RECORD and self.kind is not Kind.IMPLICIT:
+        kind = self.kind
+        if not self.is_plain and self._parent is None and kind is not Kind.RECORD and kind is not Kind.IMPLICIT:
             scope: Any = self.session._fictive  # type: ignore[attr-defined]
-            if self._parent is None:
-                scope.had_error = False
+            scope.had_error = False
             if scope.committed_writes:
                 scope.committed_writes.clear()  # what was written before is settled
             if self.writes and committed:
@@ -326,8 +338,8 @@ class Transaction(sa_orm.SessionTransaction):
             elif self._outcome is TransactionState.IN_DOUBT:
                 log.warning("the outcome of a COMMIT is unknown: %d hooks were not run", len(hooks))
             else:
-                kind = "commit" if committed else "rollback"
-                due_hooks(self.session).extend(fn for registered, fn in hooks if registered == kind)
+                wanted = "commit" if committed else "rollback"
+                due_hooks(self.session).extend(fn for registered, fn in hooks if registered == wanted)
                 self._has_due = True
         if self._has_due and not self._ending and self._parent is None:
             run_due(self.session)

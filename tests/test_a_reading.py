@@ -1,0 +1,138 @@
+"""A32, A33: what a SELECT brings is what the objects show. M3, A23, A27: listeners to BEGIN, reports of writes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from flask import Flask
+
+from fictive.config import WritesOutside
+from fictive.session import scope
+from fictive.sqlalchemy import OptInSession, claim
+from tests.conftest import MakeApp
+from tests.models import Child, Item, db
+
+Look = Callable[..., list[Any]]
+
+
+@pytest.fixture
+def item(app: Flask, look: Look) -> Item:
+    look("insert into item (id, name, note) values (1, 'a', 'v0')")
+    return db.session.scalars(sa.select(Item)).one()
+
+
+READS: dict[str, Callable[[], Item]] = {
+    "select": lambda: db.session.scalars(sa.select(Item)).one(),
+    "query": lambda: db.session.query(Item).one(),
+    "join": lambda: db.session.scalars(sa.select(Item).outerjoin(Child)).unique().one(),
+    "aliased": lambda: db.session.scalars(sa.select(sa_orm.aliased(Item))).one(),
+    "selectinload": lambda: db.session.scalars(sa.select(Item).options(sa_orm.selectinload(Item.children))).one(),
+    "text": lambda: db.session.scalars(sa.select(Item).from_statement(sa.text("select * from item"))).one(),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a33_a_second_look_sees_what_others_committed(read: Callable[[], Item], item: Item, look: Look) -> None:
+    look("update item set note = 'v1'")
+    assert read() is item
+    assert item.note == "v1"
+
+
+def test_a33_nothing_is_sent_for_it_and_pending_changes_stay(item: Item, look: Look, wire: Any) -> None:
+    item.name = "mine"
+    look("update item set note = 'v1', name = 'theirs'")
+    with wire.record() as log:
+        db.session.scalars(sa.select(Item)).one()
+        assert (item.name, item.note) == ("mine", "v1")
+    assert log.round_trips == 1
+    db.session.rollback()
+
+
+def test_a33_attributes_that_the_row_does_not_bring_stay(item: Item, look: Look) -> None:
+    children = item.children
+    look("update item set note = 'v1', name = 'b'")
+    db.session.scalars(sa.select(Item).options(sa_orm.load_only(Item.name))).one()
+    assert (item.name, item.__dict__["note"]) == ("b", "v0")
+    assert item.__dict__["children"] is children
+
+
+def test_a33_in_a_block_what_was_loaded_before_it(item: Item, look: Look) -> None:
+    look("update item set note = 'v1'")
+    with db.session.begin():
+        assert db.session.scalars(sa.select(Item)).one().note == "v1"
+        look("update item set note = 'v2'")
+        assert db.session.scalars(sa.select(Item)).one().note == "v1"  # loaded in this block
+
+
+LOCKING: dict[str, Callable[[], Any]] = {
+    "select": lambda: db.session.scalars(sa.select(Item).with_for_update()).one(),
+    "claim": lambda: db.session.scalars(claim(sa.select(Item))).one(),
+    "get": lambda: db.session.get(Item, 1, with_for_update=True),
+    "query": lambda: db.session.query(Item).with_for_update().one(),
+}
+
+
+@pytest.mark.parametrize("lock", LOCKING.values(), ids=LOCKING)
+def test_a32_a_locking_read_shows_the_row_as_it_is_locked(lock: Callable[[], Any], item: Item, look: Look) -> None:
+    for n in (1, 2):
+        look(f"update item set note = 'v{n}'")
+        with db.session.begin():
+            if n == 2:
+                db.session.scalars(sa.select(Item)).one()  # read in this block already
+                item.name = "mine"
+            assert lock() is item
+            assert item.note == f"v{n}"
+    assert look("select name from item") == ["mine"]
+
+
+def test_m3_statements_outside_have_the_transaction_that_listeners_count_on(app: Flask, wire: Any) -> None:
+    def tenant(session: Any, transaction: Any, connection: Any) -> None:
+        connection.execute(sa.text("select set_config('app.tenant', 'a', true)"))
+
+    shown = sa.text("select current_setting('app.tenant', true)")
+    session = db.session()
+    sa.event.listen(session, "after_begin", tenant)
+    assert session.scalar(shown) == "a"
+    assert session.execute(shown, execution_options={"yield_per": 1}).scalar() == "a"
+    session.add(Item(name="x"))
+    session.commit()
+    sa.event.remove(session, "after_begin", tenant)
+    assert session.scalar(shown) in ("", None)
+    assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_m3_an_error_in_the_short_transaction_leaves_the_session_usable(app: Flask) -> None:
+    sa.event.listen(db.session(), "after_begin", lambda *_: None)
+    with pytest.raises(sa.exc.DBAPIError):
+        db.session.execute(sa.text("select 1/0"))
+    assert db.session.scalar(sa.text("select 1")) == 1
+    assert not db.session.in_transaction()
+
+
+def test_a23_report_is_begin_and_names_each_line_once(
+    app: Flask, look: Look, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scope, "_reported", set())  # of the process
+    with OptInSession(db.engine, writes_outside="report") as session, caplog.at_level(logging.WARNING):
+        assert session.writes_outside is WritesOutside.REPORT
+        for name in ("a", "b"):
+            session.execute(sa.insert(Item).values(name=name))
+            session.rollback()
+    assert look("select count(*) from item") == [0]
+    found = [each for each in caplog.records if each.name == "fictive.writes_outside"]
+    assert len(found) == 1
+    assert "test_a_reading.py" in found[0].getMessage()
+
+
+def test_a27_lost_changes_are_a_log_record_with_the_request(make_app: MakeApp, caplog: Any) -> None:
+    app = make_app(db, FICTIVE_UNSAVED_CHANGES="warn")
+    app.add_url_rule("/lose", "lose", lambda: (db.session.add(Item(name="x")), "ok")[1])
+    with pytest.warns(UserWarning, match="lost"):
+        app.test_client().get("/lose")
+    (found,) = [each for each in caplog.records if each.name == "fictive.unsaved"]
+    assert "GET /lose, endpoint lose" in found.getMessage()

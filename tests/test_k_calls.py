@@ -1,0 +1,136 @@
+"""K: work done in Python for a piece of work, in function calls (cProfile, warm): at most plain Flask-SQLAlchemy's.
+
+Exact, and the same on every machine, unlike times. Views around it would add Flask's own calls to both sides.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import pstats
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from fictive.flask_sqlalchemy import OptInTransactionMixin
+
+Work = Callable[[Any, Any, Any], None]
+
+
+def _begin(db: Any) -> Any:
+    return db.session.begin()
+
+
+def _commits(db: Any, work: Callable[[], None]) -> None:
+    if isinstance(db, OptInTransactionMixin):
+        with db.session.begin():
+            work()
+    else:
+        work()
+        db.session.commit()
+
+
+def selects(db: Any, thing: Any, n: int) -> None:
+    for i in range(1, n + 1):
+        found = db.session.execute(sa.select(thing).where(thing.id == i)).scalar_one()  # noqa: F841 - as a view keeps it
+
+
+def gets(db: Any, thing: Any, n: int) -> None:
+    for i in range(1, n + 1):
+        found = db.session.get(thing, i)  # noqa: F841
+
+
+def queries(db: Any, thing: Any, n: int) -> None:
+    for i in range(1, n + 1):
+        found = thing.query.filter_by(id=i).one()  # noqa: F841
+
+
+def inserts(db: Any, thing: Any, n: int) -> None:
+    _commits(db, lambda: db.session.add(thing(name="x")))
+
+
+def updates(db: Any, thing: Any, n: int) -> None:
+    def work() -> None:
+        found = db.session.get(thing, 1)
+        found.name = "b" if found.name == "a" else "a"
+
+    _commits(db, work)
+
+
+def savepoints(db: Any, thing: Any, n: int) -> None:
+    def work() -> None:
+        with db.session.begin_nested():
+            db.session.add(thing(name="x"))
+
+    _commits(db, work)
+
+
+WORK: dict[str, tuple[Work, int, float]] = {
+    "select 1": (selects, 1, 1.0),
+    "select 20": (selects, 20, 1.0),
+    "query 5": (queries, 5, 1.0),
+    "get 1": (gets, 1, 1.1),
+    "get 20": (gets, 20, 1.15),
+    "insert": (inserts, 1, 1.0),
+    "update": (updates, 1, 1.0),
+    "savepoint": (savepoints, 1, 1.0),
+}
+
+
+def _app(kind: type[SQLAlchemy], url: str) -> tuple[Flask, Any, Any]:
+    class Base(DeclarativeBase):
+        pass
+
+    db = kind(model_class=Base)
+
+    class Thing(db.Model):  # type: ignore[misc,name-defined]
+        __tablename__ = "thing"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+
+    app = Flask(kind.__name__)
+    app.config["SQLALCHEMY_DATABASE_URI"] = url
+    if "psycopg:" in url:  # which prepares a statement on its sixth run
+        app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"connect_args": {"prepare_threshold": None}}
+    db.init_app(app)
+    return app, db, Thing
+
+
+def _calls(app: Flask, db: Any, thing: Any, work: Work, n: int) -> float:
+    def once() -> None:
+        with app.app_context():
+            work(db, thing, n)
+
+    for _ in range(30):
+        once()
+    profile = cProfile.Profile()
+    profile.enable()
+    for _ in range(20):
+        once()
+    profile.disable()
+    return pstats.Stats(profile).total_calls / 20  # type: ignore[attr-defined,no-any-return]
+
+
+class Ours(OptInTransactionMixin, SQLAlchemy):
+    pass
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_k_calls_at_most_plains(name: str, database_url: str) -> None:
+    work, n, at_least = WORK[name]
+    calls = {}
+    for kind in (SQLAlchemy, Ours):
+        app, db, thing = _app(kind, database_url)
+        with app.app_context():
+            db.create_all()
+            with db.engine.begin() as connection:
+                connection.execute(sa.delete(thing))
+                connection.execute(sa.insert(thing), [{"id": i, "name": "a"} for i in range(1, 21)])
+                connection.execute(sa.text("select setval('thing_id_seq', 100)"))
+            calls[kind] = _calls(app, db, thing, work, n)
+            db.engine.dispose()
+    assert calls[SQLAlchemy] / calls[Ours] >= at_least, calls
