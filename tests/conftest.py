@@ -88,10 +88,10 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def template(pg: postgres.Server) -> Iterator[DatabaseJanitor]:
+def template(pg: postgres.Server, suffix: str = "") -> Iterator[DatabaseJanitor]:
     """The database that each test's own is cloned from: the tables of `tests.models`, empty."""
     name = f"fictive_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{os.getpid()}"
-    janitor = _janitor(pg, f"{name}_template", as_template=True)
+    janitor = _janitor(pg, f"{name}{suffix}_template", as_template=True)
     with janitor:
         engine = sa.create_engine(pg.url(janitor.dbname, driver="psycopg"), poolclass=sa.NullPool)
         opt_in.db.metadata.create_all(engine)

@@ -107,7 +107,17 @@ def shop(pytester: pytest.Pytester, pg: postgres.Server, monkeypatch: pytest.Mon
 
 def run(shop: pytest.Pytester, pg: postgres.Server, *arguments: str) -> pytest.RunResult:
     return shop.runpytest(
-        "-p", "fictive.testing.plugin", "--db-url", pg.url(), "-p", "no:cacheprovider", "-W", "ignore", *arguments
+        "-p",
+        "no:fictive",
+        "-p",
+        "fictive.testing.plugin",
+        "--db-url",
+        pg.url(),
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "ignore",
+        *arguments,
     )
 
 
@@ -200,7 +210,7 @@ def test_the_plugin_does_nothing_until_it_is_used(pytester: pytest.Pytester) -> 
                 "fictive.testing", "fictive.testing.plugin"}
     """)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "fictive.testing.plugin", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:fictive", "-p", "fictive.testing.plugin", "-p", "no:cacheprovider"],
         cwd=pytester.path, env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": ":".join(sys.path)},
         stdout=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip

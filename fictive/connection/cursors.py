@@ -310,7 +310,7 @@ class TransactionCursor(SessionCursor):
     def __getattr__(self, name: str) -> Any:
         if name == "mogrify" and self.driver_cursor is None and self.link.trouble is None:
             # it sends nothing; tools that watch look for it before each statement
-            return getattr(self.link.take_or_note().dbapi.cursor(), name)
+            return getattr(self.link.take().dbapi.cursor(), name)
         return super().__getattr__(name)
 
     def _driver_cursor(self) -> Any:

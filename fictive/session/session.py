@@ -275,9 +275,15 @@ class OptInSession(sa_orm.Session):
         `TransactionRequired`; `fictive_primary=True` reads on the primary, where there are replicas.
         """
         try:
+            locks = statement._for_update_arg
+        except AttributeError:
+            locks = None
+        if locks is not None:
+            self._check_lock(kwargs.get("bind_arguments"))
+        try:
             own = statement._execution_options
-            if statement.is_dml and self._transaction is not None and not self._is_outside() and not self._is_clean():
-                self.flush()  # else the changes that are pending, of what the statement is to change, would be lost
+            if statement.is_dml and self._transaction is not None:
+                self._flush_before(statement)
         except AttributeError:
             own = None
         if (
@@ -290,6 +296,21 @@ class OptInSession(sa_orm.Session):
         if not self.identity_map._dict:
             return super().execute(statement, params, execution_options=execution_options, **kwargs)
         return self._execute_renewing(statement, execution_options, kwargs)  # type: ignore[no-any-return]
+
+    def _flush_before(self, statement: Any) -> None:
+        """In a transaction of the code's: write what is pending before an ORM UPDATE or DELETE, which would lose it."""
+        root: Any = super().get_transaction()
+        if root is None or root.kind is Kind.RECORD or root.kind is Kind.IMPLICIT or isinstance(statement, sa.Insert):
+            return
+        if private.is_orm_dml(statement) and not self._flushing and not self._is_clean():
+            self.flush()
+
+    def _check_lock(self, bind_arguments: Any) -> None:
+        """FOR UPDATE has an effect only in a transaction; SQLite's SQL does not even show it."""
+        if self._is_outside() and self._fictive.mode is not WritesOutside.BEGIN:
+            self._raise_if_ended()
+            if self.get_bind(**(bind_arguments or {})).dialect.name == "sqlite":
+                raise needs_a_transaction("FOR UPDATE / FOR SHARE")
 
     def _execute_renewing(self, statement: Any, options: Mapping[str, Any], kwargs: Any, params: Any = None) -> Any:
         """A statement whose rows renew the objects that are in the session (contract A33): in autocommit all of them,

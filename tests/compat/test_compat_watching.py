@@ -42,7 +42,7 @@ def template(pg: postgres.Server) -> Any:
     """The tables of `tests.models`, as for the tests above this directory."""
     from tests.conftest import template
 
-    yield from template.__wrapped__(pg)  # type: ignore[attr-defined]
+    yield from template.__wrapped__(pg, "_watching")  # type: ignore[attr-defined]
 
 
 def run(tool: str, kind: str, url: str, wire: Wire) -> dict[str, tuple[int, list[str]]]:
