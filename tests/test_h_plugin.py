@@ -210,7 +210,8 @@ def test_the_plugin_does_nothing_until_it_is_used(pytester: pytest.Pytester) -> 
                 "fictive.testing", "fictive.testing.plugin"}
     """)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:fictive", "-p", "fictive.testing.plugin", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:fictive", "-p", "fictive.testing.plugin",
+         "-p", "no:cacheprovider"],
         cwd=pytester.path, env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": ":".join(sys.path)},
         stdout=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip

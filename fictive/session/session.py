@@ -300,7 +300,7 @@ class OptInSession(sa_orm.Session):
     def _flush_before(self, statement: Any) -> None:
         """In a transaction of the code's: write what is pending before an ORM UPDATE or DELETE, which would lose it."""
         root: Any = super().get_transaction()
-        if root is None or root.kind is Kind.RECORD or root.kind is Kind.IMPLICIT or isinstance(statement, sa.Insert):
+        if root is None or root.kind in (Kind.RECORD, Kind.IMPLICIT) or isinstance(statement, sa.Insert):
             return
         if private.is_orm_dml(statement) and not self._flushing and not self._is_clean():
             self.flush()
