@@ -298,7 +298,7 @@ class OptInSession(sa_orm.Session):
         return self._execute_renewing(statement, execution_options, kwargs)  # type: ignore[no-any-return]
 
     def _flush_before(self, statement: Any) -> None:
-        """In a transaction of the code's: write what is pending before an ORM UPDATE or DELETE, which would lose it."""
+        """In a transaction of the code's: write what is pending before an ORM UPDATE or DELETE, which loses it."""
         root: Any = super().get_transaction()
         if root is None or root.kind in (Kind.RECORD, Kind.IMPLICIT) or isinstance(statement, sa.Insert):
             return
