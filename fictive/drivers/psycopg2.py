@@ -165,7 +165,7 @@ class Psycopg2Driver(PostgreSQLDriver):
             if not riding:
                 return execute(query, parameters)
         message = riding[0]
-        if len(riding) > 1:
+        if len(riding) > 1 or message != server.begin_command:
             pending.sent(riding)
             message = "; ".join(riding)
         cursor.carried = own
