@@ -69,10 +69,10 @@ def names(found: Any) -> str:
 
 def test_reading(db: Any, authors: Any, way: Way) -> None:
     by_name = OrderBy("name", "desc")
-    assert names(authors.list(by_name)) == "cba"
-    assert names(authors.list(db.Author.name != "b", LimitOffset(1, 0), by_name)) == "c"
-    assert names(authors.list(CollectionFilter("name", ["a", "b"]), order_by=[("name", True)])) == "ba"
-    assert names(authors.list(SearchFilter("name", "B", ignore_case=True))) == "b"
+    assert names(authors.get_many(by_name)) == "cba"
+    assert names(authors.get_many(db.Author.name != "b", LimitOffset(1, 0), by_name)) == "c"
+    assert names(authors.get_many(CollectionFilter("name", ["a", "b"]), order_by=[("name", True)])) == "ba"
+    assert names(authors.get_many(SearchFilter("name", "B", ignore_case=True))) == "b"
     assert authors.get(1).name == "a"
     assert authors.get_one(name="b").id == 2
     assert authors.get_one_or_none(name="z") is None
@@ -80,9 +80,9 @@ def test_reading(db: Any, authors: Any, way: Way) -> None:
     assert authors.count(name="a") == 1
     assert authors.exists(name="a")
     assert not authors.exists(name="z")
-    found, total = authors.list_and_count(LimitOffset(2, 0), by_name)
+    found, total = authors.get_many_and_count(LimitOffset(2, 0), by_name)
     assert (names(found), total) == ("cb", 3)
-    found, total = authors.list_and_count(LimitOffset(2, 0), by_name, count_with_window_function=False)
+    found, total = authors.get_many_and_count(LimitOffset(2, 0), by_name, count_with_window_function=False)
     assert (names(found), total) == ("cb", 3)
     for missing in (lambda: authors.get(9), lambda: authors.get_one(name="z")):
         with pytest.raises(NotFoundError):
@@ -126,7 +126,7 @@ def test_a_service(db: Any, service: Any, look: Look) -> None:
     assert service.update({"note": "x"}, item_id=4).note == "x"
     assert service.upsert({"id": 4, "name": "d", "note": "y"}).note == "y"
     assert service.get(4).note == "y"
-    found, total = service.list_and_count(OrderBy("name"))
+    found, total = service.get_many_and_count(OrderBy("name"))
     assert (names(found), total) == ("abcdef", 6)
     assert service.exists(name="f")
     assert service.delete(1).name == "a"
