@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Callable
 from typing import Any
@@ -190,6 +191,45 @@ def test_k_savepoint_within_a_transaction(measure: Measure, driver: str, look: L
     ]
     assert plains.round_trips == 11
     assert look("select count(*) from tag") == [6 * RUNS]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_k_savepoint_that_nothing_waits_with(depth: int, measure: Measure, look: Look) -> None:
+    """In the middle of a transaction; what follows it takes no RELEASE along, which goes with COMMIT."""
+
+    def work(m: types.SimpleNamespace) -> None:
+        with block(m):
+            insert(m)
+            with contextlib.ExitStack() as savepoints:
+                for _ in range(depth):
+                    savepoints.enter_context(m.db.session.begin_nested())
+                insert(m)
+            insert(m)
+
+    ours = measure("fictive", work)
+    middle = "SAVEPOINT+" * depth + "INSERT"
+    assert messages(ours) == ["BEGIN+INSERT", middle, "INSERT", "RELEASE+" * depth + "COMMIT"]
+    assert measure("plain", work).round_trips == 5 + 2 * depth
+    assert look("select count(*) from tag") == [6 * RUNS]
+
+
+@pytest.mark.parametrize("divisor", [1, 0], ids=["taken back", "failed"])
+def test_k_savepoint_that_nothing_waits_with_is_rolled_back(divisor: int, measure: Measure, look: Look) -> None:
+    divide = sa.text("select 1 / :divisor")
+
+    def work(m: types.SimpleNamespace) -> None:
+        with block(m):
+            m.db.session.execute(divide, {"divisor": 1})
+            nested = m.db.session.begin_nested()
+            with contextlib.nullcontext() if divisor else pytest.raises(sa.exc.DataError):
+                m.db.session.execute(divide, {"divisor": divisor})
+            nested.rollback()
+            insert(m)
+
+    ours = measure("fictive", work)
+    assert messages(ours) == ["BEGIN+SELECT", "SAVEPOINT+SELECT", "ROLLBACK", "INSERT", "COMMIT"]
+    assert measure("plain", work).round_trips == 7
+    assert look("select count(*) from tag") == [2 * RUNS]
 
 
 @pytest.mark.parametrize("statements", [0, 1])
