@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from ..errors import ConfigurationError
 from .report import Report, Statement, Transaction
-from .requests import reports_of
+from .requests import check_watched
 from .signals import request_reported, transaction_ended
 
 __all__ = ["instrument"]
@@ -40,8 +40,7 @@ def instrument(app: flask.Flask, *, tracer_provider: Any = None, meter_provider:
         raise ConfigurationError(
             "This needs OpenTelemetry (extra fictive[opentelemetry]): pip install opentelemetry-api."
         ) from None
-    if reports_of(app) is None:
-        raise ConfigurationError("The app's requests are not watched: set FICTIVE_REPORT = True before init_app().")
+    check_watched(app)
     with app.app_context():
         engines: dict[Any, sa.Engine] = dict(app.extensions["sqlalchemy"].engines)
     common = _attributes(engines)

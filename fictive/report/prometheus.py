@@ -9,7 +9,7 @@ import flask
 
 from ..errors import ConfigurationError
 from .report import Report, Transaction
-from .requests import reports_of
+from .requests import check_watched
 from .signals import request_reported, transaction_ended
 
 __all__ = ["export"]
@@ -33,8 +33,7 @@ def export(app: flask.Flask, registry: Any = None) -> None:
         raise ConfigurationError(
             "This needs prometheus_client (extra fictive[prometheus]): pip install prometheus-client."
         ) from None
-    if reports_of(app) is None:
-        raise ConfigurationError("The app's requests are not watched: set FICTIVE_REPORT = True before init_app().")
+    check_watched(app)
     registry = registry if registry is not None else prometheus_client.REGISTRY
 
     def histogram(name: str, text: str, labels: list[str], buckets: Any) -> Any:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from ..config import Settings
 from ..connection.link import SessionConnection
+from ..errors import ConfigurationError
 from .collector import Collector
 from .engine_events import watch_engine
 from .guards import Guard
@@ -26,7 +27,7 @@ from .report import Report, transaction_report
 from .server_timing import server_timing
 from .signals import request_reported, transaction_ended
 
-__all__ = ["KEPT", "Reports", "collector_of_context", "install", "report_so_far", "reports_of"]
+__all__ = ["KEPT", "Reports", "check_watched", "collector_of_context", "install", "report_so_far", "reports_of"]
 
 KEPT = 200
 """How many reports the page and the panel can show."""
@@ -127,6 +128,12 @@ def reports_of(app: flask.Flask) -> Reports | None:
     """Those of an app whose requests are watched; else None."""
     found = app.extensions.get(EXTENSION)
     return found if isinstance(found, Reports) else None
+
+
+def check_watched(app: flask.Flask) -> None:
+    """Raise `ConfigurationError` where the app's requests are not watched."""
+    if reports_of(app) is None:
+        raise ConfigurationError("The app's requests are not watched: set FICTIVE_REPORT = True before init_app().")
 
 
 def collector_of_context() -> Collector | None:
