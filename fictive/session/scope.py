@@ -140,7 +140,7 @@ class Scope:
             _told.add(engine)
             log.info(
                 "Somebody listens to the beginning of transactions on %r or in its sessions: each statement outside a "
-                "transaction runs in a short one of its own. @db.local_settings does without.",
+                "transaction runs in a short one of its own; those in one begin() share it.",
                 engine.url,
             )
         return session._short_transaction(engine)
