@@ -136,3 +136,53 @@ def test_a27_lost_changes_are_a_log_record_with_the_request(make_app: MakeApp, c
         app.test_client().get("/lose")
     (found,) = [each for each in caplog.records if each.name == "fictive.unsaved"]
     assert "GET /lose, endpoint lose" in found.getMessage()
+
+
+DML: dict[str, Callable[[], Any]] = {
+    "update": lambda: db.session.execute(sa.update(Item).where(Item.id == 1).values(name="new")),
+    "update in Python": lambda: db.session.execute(
+        sa.update(Item).where(Item.id == 1).values(name="new"), execution_options={"synchronize_session": "evaluate"}
+    ),
+    "update returning": lambda: db.session.execute(
+        sa.update(Item).where(Item.id == 1).values(name="new").returning(Item.id)
+    ),
+    "query.update": lambda: db.session.query(Item).where(Item.id == 1).update({"name": "new"}),
+    "delete of another": lambda: db.session.execute(sa.delete(Item).where(Item.id == 99)),
+    "query.delete of another": lambda: db.session.query(Item).where(Item.id == 99).delete(),
+}
+
+
+@pytest.mark.parametrize("mode", ["commit", "begin", "refuse"])
+@pytest.mark.parametrize("change", DML)
+def test_a27_an_orm_update_in_a_block_loses_nothing_that_is_pending(
+    mode: str, change: str, item: Item, look: Look
+) -> None:
+    """SQLAlchemy expires the attributes that the UPDATE sets, those with a pending change too."""
+    db.session.writes_outside = WritesOutside(mode)
+    with db.session.begin():
+        item.name, item.note = "pending", "pending"
+        db.session.add(Item(id=2, name="added"))
+        DML[change]()
+        assert look("select count(*) from item") == [1]
+    name = "pending" if "delete" in change else "new"
+    assert look("select name, note from item order by id") == [(name, "pending"), ("added", None)]
+
+
+def test_a27_a_listener_that_fails_before_the_update_is_heard(item: Item, look: Look) -> None:
+    @sa.event.listens_for(db.session(), "before_flush", once=True)
+    def fails(*_: Any) -> None:
+        raise AttributeError("the listener's")
+
+    with pytest.raises(AttributeError, match="the listener's"), db.session.begin():
+        item.note = "pending"
+        DML["update"]()
+    assert look("select name, note from item") == [("a", "v0")]
+
+
+@pytest.mark.parametrize("change", ["update", "update in Python", "query.update"])
+def test_a7_outside_an_orm_update_writes_nothing_that_is_pending(change: str, item: Item, look: Look) -> None:
+    item.note = "pending"
+    DML[change]()
+    assert look("select name, note from item") == [("new", "v0")]
+    db.session.commit()
+    assert look("select note from item") == ["pending"]

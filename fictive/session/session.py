@@ -281,11 +281,11 @@ class OptInSession(sa_orm.Session):
         if locks is not None:
             self._check_lock(kwargs.get("bind_arguments"))
         try:
-            own = statement._execution_options
-            if statement.is_dml and self._transaction is not None:
-                self._flush_before(statement)
+            own, is_dml = statement._execution_options, statement.is_dml
         except AttributeError:
-            own = None
+            own, is_dml = None, False
+        if is_dml and self._transaction is not None:
+            self._flush_before(statement)
         if (
             params
             or self._fictive.is_special
