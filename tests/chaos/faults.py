@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -134,9 +135,19 @@ class Interrupt(BaseException):
 
 
 def raise_in(thread: threading.Thread, error: Any) -> None:
-    """Raise `error` at the next bytecode of `thread`."""
-    if thread.is_alive():  # another thread may have the identifier of one that has ended
+    """Raise `error` at the next bytecode of `thread`, but not within `logging`: up to Python 3.12 it takes its lock in
+    one statement and has the `try` in the next, so that the lock would stay taken, and stop everything, for ever."""
+    if thread.is_alive() and not _is_logging(thread):  # another may have the identifier of one that has ended
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(error))
+
+
+def _is_logging(thread: threading.Thread) -> bool:
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "logging":
+            return True
+        frame = frame.f_back
+    return False
 
 
 KINDS = [
