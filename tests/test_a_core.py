@@ -639,9 +639,9 @@ class TestLog:
             sa.event.remove(sa.Engine, "before_cursor_execute", before)
         assert seen == ["SELECT", "INSERT", "SELECT", "INSERT", "SELECT", "SELECT"]
 
-    def test_a20_transaction_events_of_the_engine_tell_the_truth(self, app: Flask) -> None:
+    def test_a20_m3_transaction_events_of_the_engine_tell_the_truth(self, app: Flask) -> None:
         seen: list[str] = []
-        for name in ("begin", "commit", "rollback"):
+        for name in ("commit", "rollback"):
             sa.event.listen(db.engine, name, lambda conn, name=name: seen.append(name))
         db.session.execute(sa.text("select 1"))
         db.session.execute(sa.insert(Tag).values(label="a"))
@@ -649,10 +649,18 @@ class TestLog:
         assert seen == []
         with db.session.begin():
             db.session.execute(sa.text("select 1"))
+        assert seen == ["commit"]
+        seen.clear()
+
+        sa.event.listen(db.engine, "begin", lambda conn: seen.append("begin"))
+        with db.session.begin():
+            db.session.execute(sa.text("select 1"))
         assert seen == ["begin", "commit"]
+        db.session.execute(sa.text("select 1"))
+        assert seen == ["begin", "commit"] * 2
         db.session.scalars(sa.select(Tag), execution_options={"yield_per": 1}).all()
-        assert seen[2] == "begin"
-        assert len(seen) == 4
+        assert seen[4] == "begin"
+        assert len(seen) == 6
 
     def test_a20_recorded_queries(self, make_app: MakeApp) -> None:
         app = make_app(db, SQLALCHEMY_RECORD_QUERIES=True)
