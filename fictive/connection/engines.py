@@ -23,7 +23,7 @@ from ..session import private
 from . import process
 from .link import SessionConnection, statement_timeout_command
 from .pool import PATIENCE, BorrowingPool, patiently
-from .servers import REST, lost_at, note_lost
+from .servers import PINNED, REST, lost_at, note_lost
 
 __all__ = ["check_engine", "connection_in_autocommit", "listeners_of", "prepare", "status_of"]
 
@@ -151,12 +151,16 @@ def _restore(dialect: sa.Dialect, driver: Driver, dbapi: Any, record: Connection
     if dbapi is None or driver.is_closed(dbapi):
         return  # invalidated; or lost, and the pool opens another in its place
     try:
-        if rest is not None:
+        if record.info.get(PINNED):
+            known = False
+        elif rest is not None:
             known = driver.restore(dbapi, dialect, rest)
         else:
             known = driver.status(dbapi) in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
-    except Exception as error:  # whatever it was, the connection's mode is not known
+    except BaseException as error:  # whatever it was, the connection's mode is not known
         record.invalidate(error)
+        if not isinstance(error, Exception):
+            raise
     else:
         if not known:
             record.invalidate()

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import re
 import time
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,12 +26,13 @@ from ..drivers.pending import PendingCommands
 from ..errors import AbortedTransactionStatement, ConfigurationError, PinnedConnectionLost, TransactionAborted
 from ..session import private
 from ..session.private import EmptyListener
-from . import process
+from . import pooler, process
+from . import replicas as read_replicas
 from .classify import Effect, StatementClass, classify_with, summary
 from .cursors import IDLE, INERROR, INTRANS, StatementCursor, StreamCursor, TransactionCursor
 from .pool import IDLE_FOR, PATIENCE, BorrowingPool
-from .pooler import direct_engine, is_pooled, pooled_engines, refusal
-from .replicas import COMMIT_POSITION, Positions, engines_with_replicas, parse_lsn, replicas_of
+from .pooler import direct_engine, is_pooled, refusal
+from .replicas import COMMIT_POSITION, Positions, parse_lsn, replicas_of
 from .servers import ServerConnection, check_out, note_lost
 
 if TYPE_CHECKING:
@@ -100,11 +102,11 @@ class Watchable:
 class Link(Watchable):
     """One session's way to one engine's server connections."""
 
-    __slots__ = ("__weakref__", "_connection_record", "begins_with", "begun", "committing", "connection",
-                 "dialect", "driver", "driver_side", "early", "ending", "engine", "first_error", "idle",
-                 "in_transaction", "is_pooled", "kept", "log", "lost", "native", "options", "owner", "pending",
-                 "prefetches", "remembered", "replicas", "rest_options", "retried", "server", "streams", "trouble",
-                 "users", "wrote")  # fmt: skip
+    __slots__ = ("__weakref__", "_connection_record", "begins_with", "begun", "connection", "dialect", "driver",
+                 "driver_side", "early", "ending", "engine", "first_error", "idle", "in_transaction", "is_pooled",
+                 "kept", "log", "lost", "may_be_committed", "native", "options", "owner", "pending", "prefetches",
+                 "remembered", "replicas", "rest_options", "retried", "server", "streams", "trouble", "users",
+                 "wrote")  # fmt: skip
 
     def __init__(self, engine: sa.Engine, owner: LinkOwner) -> None:
         self.engine = engine
@@ -114,8 +116,8 @@ class Link(Watchable):
         pool: Any = engine.pool
         is_borrowing = pool.__class__ is BorrowingPool or isinstance(pool, BorrowingPool)
         self.idle = pool.idle if is_borrowing else _NEVER_IDLE
-        self.replicas = replicas_of(engine) if engines_with_replicas else None
-        self.is_pooled = bool(pooled_engines) and is_pooled(engine)
+        self.replicas = replicas_of(engine) if read_replicas.any_replicas else None
+        self.is_pooled = pooler.any_pooled and is_pooled(engine)
         """Whether a pooler of transactions is between it and the server."""
         self.wrote = False
         """Whether the transaction may have written."""
@@ -130,8 +132,8 @@ class Link(Watchable):
         """Whether BEGIN was sent."""
         self.native = False
         """Whether the driver itself begins and ends the transaction."""
-        self.committing = False
-        """Whether COMMIT was sent and not answered."""
+        self.may_be_committed = False
+        """Whether COMMIT was sent, and the server has not refused it."""
         self.ending = False
         """Whether it is SQLAlchemy that is about to end the transaction, and not the user on what he was handed."""
         self.options = self.rest_options = NO_OPTIONS
@@ -216,20 +218,21 @@ class Link(Watchable):
         try:
             if server is not None and server.generation is process.generation:
                 if self.native:
-                    self.committing = True
+                    self.may_be_committed = True
                     server.dbapi.commit()
                 elif self.begun:
-                    self.committing = True
+                    self.may_be_committed = True
                     if replicas is not None:
                         position = parse_lsn(self.driver.commit_and_ask(server, releases, COMMIT_POSITION))
                     else:
                         self.driver.commit(server, releases)
-            self.committing = False
         except BaseException as error:
             if replicas is not None:
                 self.owner.positions().written(replicas.primary, None)
                 if sqlstate(error) in _MAY_COME_AFTER_COMMIT and server is not None:
                     server.drop(error)  # SQLAlchemy takes it for a lost connection, and so for an unknown outcome
+            if isinstance(error, Exception) and server is not None and not server.is_lost():
+                self.may_be_committed = False
             self._end(error)
             raise
         if replicas is not None:
@@ -309,6 +312,10 @@ class Link(Watchable):
             return
         if server is not self.kept:
             server.give_back()
+
+    def abandon(self, error: BaseException) -> None:
+        """The transaction is over, and how far it came is not known: its connection is closed."""
+        self._end(error)
 
     def close(self) -> None:
         """The session is done with it."""
@@ -397,7 +404,7 @@ class Link(Watchable):
         """From here on statements are in one transaction; nothing is sent."""
         self.wrote = False
         self.in_transaction = True
-        self.committing = self.retried = self.ending = False
+        self.may_be_committed = self.retried = self.ending = False
         if self.begins_with:
             self.pending.commands.append(self.begins_with)
         self.first_error = self.trouble = None
@@ -693,6 +700,7 @@ class Link(Watchable):
                 server = self.kept = check_out(direct, self.driver, patience=self.owner.patience)
             else:
                 server = self.kept = self.borrow()
+            server.note_pinned(True)
             self.remembered = self.driver.remember(server.dbapi, self.engine.url)
         elif server.is_lost():
             raise PinnedConnectionLost(
@@ -715,6 +723,7 @@ class Link(Watchable):
             if not done:
                 self._drop(server)
         if done:
+            server.note_pinned(False)
             server.give_back()
 
     def let_go(self) -> None:
@@ -803,11 +812,13 @@ class SessionConnection(sa.Connection):
     def begin(self) -> sa.RootTransaction:
         if self._transaction is None:
             link = self.link
+            if link.server is not None:  # of a transaction that an interrupt has cut off from its end
+                link.abandon(KeyboardInterrupt())
             if link.begins_with or link.__class__ is not Link:
                 link.begin()
             else:  # the same, without a call
                 link.in_transaction = True
-                link.wrote = link.committing = link.retried = False
+                link.wrote = link.may_be_committed = link.retried = False
                 link.first_error = link.trouble = None
             self._Connection__savepoint_seq = 0  # names are used anew in each transaction, as on a new connection
         return super().begin()
@@ -875,6 +886,12 @@ class SessionConnection(sa.Connection):
         try:
             super()._handle_dbapi_exception(e, *args, **kwargs)
         except BaseException as error:
+            if not isinstance(error, Exception):
+                # SQLAlchemy has the traceback in a variable of a frame in it: what was on its way, a connection, would
+                # be held until the garbage is collected
+                del e
+                traceback.clear_frames(error.__traceback__)
+                raise
             if in_transaction and first_error is None:
                 link.first_error = error
                 link.owner.had_error = True

@@ -3,12 +3,13 @@
 A connection that a session gives back after a statement lies *idle*: SQLAlchemy's pool counts it as in, the next
 statement takes it, whatever session it is of, and whoever comes through the pool has it checked in first. What must
 stay true: a connection is idle or in use, never both (`deque` makes that atomic), and whoever gives one back looks
-whether it is wanted after it has become idle, whoever wants one says so before looking.
+whether it is wanted after it has become idle, whoever wants one says so before looking. There is no lock that an
+interrupt could leave taken.
 """
 
 from __future__ import annotations
 
-import threading
+import queue
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -35,9 +36,12 @@ class BorrowingPool(QueuePool):
 
     def __init__(self, creator: Any, **kwargs: Any) -> None:
         self.idle: deque[ServerConnection] = deque()
-        self.wanted = 0
-        """How many threads wait for a connection."""
-        self._came_back = threading.Condition(threading.Lock())
+        self.wanted: set[object] = set()
+        """Who waits for a connection."""
+        self._takers: set[object] = set()
+        """Those of them who wait for one that is checked in."""
+        self._came_back: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """Wakes the others."""
         super().__init__(creator, **kwargs)
         self.ages = self._pre_ping or self._recycle >= 0
         """Whether a connection that has been idle for long has to go through SQLAlchemy's pool, which looks it
@@ -61,18 +65,18 @@ class BorrowingPool(QueuePool):
         """The next connection that a statement gives back, if that is soon, and before one more is opened."""
         if self._overflow < 0 or super().checkedin():
             return None  # the pool has one, or is to open one of those that it keeps
-        with self._came_back:
-            self.wanted += 1
-            try:
-                end = time.monotonic() + HAND_OVER
-                while True:
-                    try:
-                        return self.idle.pop()
-                    except IndexError:
-                        if (left := end - time.monotonic()) <= 0 or not self._came_back.wait(left):
-                            return None
-            finally:
-                self.wanted -= 1
+        me, end = object(), time.monotonic() + HAND_OVER
+        try:
+            self.wanted.add(me)
+            while True:
+                try:
+                    return self.idle.pop()
+                except IndexError:
+                    self._came_back.get(timeout=max(0.0, end - time.monotonic()))
+        except queue.Empty:
+            return None
+        finally:
+            self.wanted.discard(me)
 
     def give(self, server: ServerConnection) -> None:
         """Make a connection idle while somebody waits for one, or more are open than the pool keeps."""
@@ -82,13 +86,10 @@ class BorrowingPool(QueuePool):
         server.lie_idle()
 
     def _hand_over(self) -> None:
-        with self._came_back:
-            self._came_back.notify()
-            takers = self._takers
-        if takers:
+        if self._takers:
             self._check_in_one()
-
-    _takers = 0
+        else:
+            self._came_back.put(None)
 
     def _check_in_one(self) -> None:
         try:
@@ -98,17 +99,22 @@ class BorrowingPool(QueuePool):
         server.release()
 
     def _do_get(self) -> ConnectionPoolEntry:
-        with self._came_back:
-            self.wanted += 1
-            self._takers += 1
+        me, record = object(), None
         try:
+            self._takers.add(me)
+            self.wanted.add(me)
             if self.idle and not super().checkedin():
                 self._check_in_one()
-            return super()._do_get()
-        finally:
-            with self._came_back:
-                self.wanted -= 1
-                self._takers -= 1
+            record = super()._do_get()
+            self.wanted.discard(me)
+            self._takers.discard(me)
+            return record
+        except BaseException:
+            self.wanted.discard(me)
+            self._takers.discard(me)
+            if record is not None:
+                super()._do_return_conn(record)
+            raise
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         if self._overflow > 0 and self.idle and len(self.idle) + super().checkedin() >= self.size():

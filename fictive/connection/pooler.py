@@ -48,8 +48,8 @@ class _Pooled:
 _pooled: weakref.WeakKeyDictionary[sa.Engine, _Pooled] = weakref.WeakKeyDictionary()
 
 
-pooled_engines = _pooled
-"""Empty where no engine is behind a pooler."""
+any_pooled = False
+"""Whether any engine was ever said to be behind a pooler: else nothing has to be asked."""
 
 
 def set_pooler(engine: sa.Engine, mode: str = "transaction", *, direct_url: str | sa.URL | None = None) -> None:
@@ -75,6 +75,8 @@ def set_pooler(engine: sa.Engine, mode: str = "transaction", *, direct_url: str 
         raise ConfigurationError("The direct URL is not a database URL.") from None
     if url is not None and url.get_backend_name() != "postgresql":
         raise ConfigurationError(f"The direct URL {url!r} is not that of a PostgreSQL database.")
+    global any_pooled
+    any_pooled = True
     root = private.root_engine(engine)
     if root not in _pooled:
         event.listen(root, "connect", _prepare_nothing)

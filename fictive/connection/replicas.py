@@ -292,9 +292,11 @@ def set_replicas(engine: sa.Engine, replicas: Sequence[sa.Engine]) -> Replicas:
             raise ConfigurationError(
                 f"set_replicas(): {each.url!r}: primary and replicas have to be PostgreSQL with the same driver."
             )
+    global any_replicas
     root = private.root_engine(engine)
     found = Replicas(root, replicas)
     if replicas:
+        any_replicas = True
         _replicas[root] = found
     else:
         _replicas.pop(root, None)
@@ -316,8 +318,8 @@ def has_replicas() -> bool:
     return bool(_replicas)
 
 
-engines_with_replicas = _replicas
-"""Empty where no engine has any: then nothing has to be asked."""
+any_replicas = False
+"""Whether any engine ever had replicas: else nothing has to be asked."""
 
 
 def replicas_of(engine: sa.Engine) -> Replicas | None:

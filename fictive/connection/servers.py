@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from ..drivers import Driver, TransactionStatus
 from ..drivers.base import Rest
+from ..session import private
 from ..session.private import EmptyListener
 from . import process
 from .pool import PATIENCE, BorrowingPool, patiently
@@ -20,12 +21,15 @@ from .pool import PATIENCE, BorrowingPool, patiently
 if TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection
 
-__all__ = ["REST", "ServerConnection", "check_out", "lost_at", "note_lost"]
+__all__ = ["PINNED", "REST", "ServerConnection", "check_out", "lost_at", "note_lost"]
 
 log = logging.getLogger("fictive.connection")
 
 INERROR = 3
 """libpq's number for a transaction that the server has aborted."""
+
+PINNED = "fictive.pinned"
+"""The key, in a pool entry's `info`, by which the pool closes a connection however it comes back."""
 
 REST = "fictive.rest"
 """The key, in a pool entry's `info`, of the mode in which the connection was taken from the pool."""
@@ -123,27 +127,37 @@ class ServerConnection:
 
     def taint(self) -> None:
         """Close it instead of giving it back: something was set on it that the end of a transaction does not undo."""
+        self.note_pinned(True)
         self.tainted, self.idles = True, False
+
+    def note_pinned(self, pinned: bool) -> None:
+        """Tell the pool whether to close it when it comes back, also by way of the garbage collector."""
+        self.fairy.info[PINNED] = pinned
 
     def release(self) -> None:
         """Give it back to SQLAlchemy's pool, in the mode in which it came."""
-        if self.generation is not process.generation:
-            return
-        try:
-            self.fairy.close()
-        except BaseException:
-            self.drop()
-            raise
+        if self.generation is process.generation:
+            self._end(self.fairy.close)
 
     def drop(self, error: BaseException | None = None) -> None:
         """Close it for good; the pool opens another in its place."""
         if self.generation is not process.generation:
             return
+        if self.fairy.dbapi_connection is None:
+            self._end(self.fairy.close)
+        else:
+            self._end(lambda: self.fairy.invalidate(error))
+
+    def _end(self, give: Callable[[], None]) -> None:
+        """Give the pool its entry; where that is interrupted, with its connection closed."""
+        record = self.fairy._connection_record
         try:
-            if self.fairy.dbapi_connection is not None:
-                self.fairy.invalidate(error)
-        finally:
-            self.fairy.close()
+            give()
+        except BaseException as error:
+            if record is not None and not private.return_interrupted(self.pool, record, error):
+                record.invalidate(error)
+                self.fairy.close()
+            raise
 
 
 def check_out(engine: sa.Engine, driver: Driver, *, patience: float = PATIENCE) -> ServerConnection:

@@ -71,7 +71,7 @@ class WatchedLink(Link):
             raise
         except BaseException:
             if outcome == "committed":
-                outcome = "in doubt" if self.committing else "rolled back"
+                outcome = "in doubt" if self.may_be_committed else "rolled back"
             raise
         finally:
             ended, trips = perf_counter(), 0

@@ -26,6 +26,7 @@ __all__ = ["Psycopg2Driver"]
 
 _LEVELS = {1: "READ COMMITTED", 2: "REPEATABLE READ", 3: "SERIALIZABLE", 4: "READ UNCOMMITTED"}
 _Cursor: Any = ext.cursor
+_Connection: Any = ext.connection
 _MOST_KNOWN = 10_000
 
 
@@ -92,10 +93,12 @@ class Psycopg2Driver(PostgreSQLDriver):
         dbapi = server.dbapi
         if dbapi.status == ext.STATUS_READY and not dbapi.autocommit:
             dbapi.autocommit = True
-        _Cursor(bare(dbapi)).execute("; ".join(commands))
+        _Cursor(dbapi if type(dbapi) is _Connection else bare(dbapi)).execute("; ".join(commands))
 
     def commit(self, server: Any, releases: list[str]) -> None:
-        _Cursor(bare(server.dbapi)).execute("; ".join([*releases, "COMMIT"]) if releases else "COMMIT")
+        dbapi = server.dbapi
+        cursor = _Cursor(dbapi if type(dbapi) is _Connection else bare(dbapi))
+        cursor.execute("; ".join([*releases, "COMMIT"]) if releases else "COMMIT")
 
     def can_carry(self, dbapi: Any) -> bool:
         factory = dbapi.cursor_factory or _Cursor
@@ -112,7 +115,7 @@ class Psycopg2Driver(PostgreSQLDriver):
         is_known = factory in _reaching or (isinstance(factory, type) and _is_known_to_reach(factory))
         if not is_known and (not isinstance(factory, type) or pending.commands != ["BEGIN"]):
             return None
-        if not hasattr(dbapi, "__wrapped__"):
+        if type(dbapi) is _Connection or not hasattr(dbapi, "__wrapped__"):
             cursor = ours = carrying(factory)(dbapi)
         else:  # a tool's, around the driver's: its cursor goes around ours
             cursor = dbapi.cursor(cursor_factory=carrying(factory))
@@ -164,13 +167,14 @@ class Psycopg2Driver(PostgreSQLDriver):
                 pending.sent(before)
             if not riding:
                 return execute(query, parameters)
-        message = riding[0]
-        if len(riding) > 1 or message != server.begin_command:
+        if riding == ["BEGIN"]:
+            message = b"BEGIN"
+        else:
             pending.sent(riding)
-            message = "; ".join(riding)
+            message = "; ".join(riding).encode()
         cursor.carried = own
         try:
-            return execute(message.encode() + b"; " + own)
+            return execute(message + b"; " + own)
         except psycopg2.Error as error:
             commands = again(
                 riding,

@@ -143,6 +143,28 @@ def set_transaction(session: sa_orm.Session, transaction: sa_orm.SessionTransact
     session._transaction = transaction
 
 
+def origin(session: sa_orm.Session, begin: bool) -> Any:
+    """What `SessionTransaction` is to be made with, by `begin()` or by what begins one by itself."""
+    if begin:
+        return sa_session.SessionTransactionOrigin.BEGIN
+    if not session.autobegin:
+        raise sa.exc.InvalidRequestError(
+            "Autobegin is disabled on this Session; please call session.begin() to start a new transaction"
+        )
+    return sa_session.SessionTransactionOrigin.AUTOBEGIN
+
+
+def return_interrupted(pool: Any, record: Any, error: BaseException) -> bool:
+    """Give a pool the entry whose check-in was interrupted, its connection closed: SQLAlchemy would forget it, and the
+    pool would be smaller for good. False where the check-in has not begun."""
+    if record.fairy_ref is not None:
+        return False
+    if record not in getattr(getattr(pool, "_pool", None), "queue", ()):
+        record.invalidate(error)
+        pool._do_return_conn(record)
+    return True
+
+
 def is_prepared(transaction: sa_orm.SessionTransaction) -> bool:
     """Whether its flush is done and COMMIT is what comes next."""
     return transaction._state is sa_session.SessionTransactionState.PREPARED

@@ -79,13 +79,19 @@ class Scope:
                     prepare(replica.engine)
             session = self._session()
             # `info` is made when it is first asked for: a session without one has no watcher
-            if session is not None and "info" in vars(session) and WATCHER in session.info:
+            if session is not None and "info" in session.__dict__ and WATCHER in session.info:
                 watch(found.link, session.info[WATCHER])
             if lost is not None and self.keeps:
                 found.link.kept = lost.link.kept  # so that a pinned connection is not replaced in silence
             elif lost is not None:
                 lost.link.let_go()
         return found
+
+    def abandon_transactions(self, error: BaseException) -> None:
+        """After an interrupt: close the connections of transactions that are over for SQLAlchemy."""
+        for connection in self.connections.values():
+            if connection.link.in_transaction and not connection.in_transaction():
+                connection.link.abandon(error)
 
     def pinned_bind(self, bind: sa.Engine | sa.Connection) -> sa.Engine | sa.Connection:
         return self.connection(bind) if isinstance(bind, sa.Engine) else bind

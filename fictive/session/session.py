@@ -34,7 +34,7 @@ from .options import BlockOptions, block_options
 from .private import ACTIVE
 from .reading import IdentityMap, columns_of, load_numbers, prepared_get
 from .scope import EMPTY, Scope, needs_a_transaction, refused
-from .transaction import Joined, Kind, Transaction, ended_error, innermost, is_enclosed
+from .transaction import Joined, Kind, Transaction, drop_left, ended_error, innermost, is_enclosed
 from .unentered import needs_with
 from .write_log import WriteLog, pending_writes, warn_of_committed
 
@@ -181,7 +181,10 @@ class OptInSession(sa_orm.Session):
         raises `PendingRollbackError`.)"""
         block = self._trans_context_manager
         if block is not None and block is not self._transaction and not block._transaction_is_active():
-            raise ended_error(block)  # type: ignore[arg-type]
+            drop_left(self)
+            if self._trans_context_manager is block:
+                raise ended_error(block)  # type: ignore[arg-type]
+            self._raise_if_ended()
 
     # -- where SQLAlchemy would take a transaction for granted ------------------------------------------------------
 
@@ -190,18 +193,14 @@ class OptInSession(sa_orm.Session):
             return self._transaction
         if self._trans_context_manager is not None:
             self._raise_if_ended()
-        transaction: Any = super()._autobegin_t(begin)
-        transaction.__class__ = Transaction
-        transaction.is_plain = False
+        lasts = self._fictive.mode is WritesOutside.BEGIN
+        kind = Kind.BLOCK if begin else Kind.LASTING if lasts else Kind.RECORD
+        transaction = Transaction(self, private.origin(self, begin), kind)
         if self.identity_map._dict:
             transaction.began_before_load = next(load_numbers)
-        if begin:
-            transaction.kind = Kind.BLOCK
-        elif self._fictive.mode is WritesOutside.BEGIN:
+        if kind is Kind.LASTING:
             transaction.begun_at = caller()
-        else:
-            transaction.kind = Kind.RECORD
-        return transaction  # type: ignore[no-any-return]
+        return transaction
 
     @contextlib.contextmanager
     def _short_transaction(self, engine: sa.Engine) -> Iterator[None]:
@@ -496,6 +495,7 @@ class OptInSession(sa_orm.Session):
         commit that it can no longer undo.
         """
         scope = self._fictive
+        drop_left(self)
         if not self._is_outside():
             super().rollback()
             scope.committed_writes.clear()
@@ -678,9 +678,11 @@ class OptInSession(sa_orm.Session):
         try:
             yield self
         finally:
-            scope.keeps = False
-            del self.get_bind
-            self._unpin()
+            try:
+                self._unpin()
+            finally:
+                scope.keeps = False
+                del self.get_bind
 
     def _unpin(self) -> None:
         try:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import enum
 import logging
-from types import TracebackType
+import traceback
+import weakref
+from collections.abc import Callable
+from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import sqlalchemy as sa
@@ -45,6 +48,7 @@ __all__ = [
     "Transaction",
     "TransactionState",
     "adopt",
+    "drop_left",
     "ended_error",
     "innermost",
     "is_enclosed",
@@ -101,6 +105,24 @@ class Rollback(Exception):
         return self.transaction is None or self.transaction is transaction
 
 
+class _Exit:
+    """`__exit__`, and whether a `with` statement still holds it.
+
+    An interrupt may strike between the end of a block and the first line of `__exit__`, or within it. The block is
+    left then, and nothing could be told; but the method that `with` took from the object at its beginning is gone.
+    """
+
+    def __init__(self, method: Callable[..., bool | None]) -> None:
+        self._method = method
+
+    def __get__(self, transaction: Transaction | None, owner: type) -> Callable[..., bool | None]:
+        if transaction is None:
+            return self._method
+        bound = MethodType(self._method, transaction)
+        transaction.held_by_with = weakref.ref(bound)
+        return bound
+
+
 class Transaction(sa_orm.SessionTransaction):
     """What `begin()`, `begin_nested()` and `transaction()` return: a context manager around atomic work.
 
@@ -110,7 +132,8 @@ class Transaction(sa_orm.SessionTransaction):
     statement.
     """
 
-    # SQLAlchemy makes the object, and its class is changed afterwards: so attributes have their defaults here.
+    # SQLAlchemy makes savepoints and those of plain sessions, and their class is changed afterwards: so attributes
+    # have their defaults here.
     kind = Kind.LASTING
     options = NO_OPTIONS
     settings: tuple[LocalSettings, ...] = ()
@@ -139,7 +162,13 @@ class Transaction(sa_orm.SessionTransaction):
     _has_due = False
     """Whether hooks have become due with its end."""
     _is_left = False
+    held_by_with: weakref.ref[Any] | None = None
     _around: Any = None
+
+    def __init__(self, session: sa_orm.Session, origin: Any, kind: Kind) -> None:
+        """One of an opt-in session's own, which SQLAlchemy would make of its class."""
+        self.kind, self.is_plain = kind, False
+        super().__init__(session, origin)
 
     def __repr__(self) -> str:
         what = "savepoint" if self.nested else "transaction"
@@ -221,6 +250,7 @@ class Transaction(sa_orm.SessionTransaction):
             super().commit(_to_root)
         except BaseException as error:
             self._commit_failed(error, outermost)
+            self._abandon_connections(error)
             raise
         finally:
             self._ending = False
@@ -244,28 +274,38 @@ class Transaction(sa_orm.SessionTransaction):
                     raise abandoned(None, None)
 
     def _commit_failed(self, error: BaseException, outermost: bool) -> None:
-        if self._outcome is not None:  # rolled back already
+        if self._state is COMMITTED:  # what came after it has failed
+            self.close()
+        if self._outcome is not None:
             if outermost:
                 run_due(self.session, after=error)
             return
-        lost = isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
         interrupted = not isinstance(error, Exception)
-        if self._parent is None and (lost or interrupted) and private.is_prepared(self) and self._commit_was_sent():
-            self._outcome = TransactionState.IN_DOUBT
+        if self._parent is None and private.is_prepared(self) and self._may_be_committed(error):
+            self._outcome = TransactionState.IN_DOUBT  # so that no hook may run
             self._roll_back_quietly(error)
-            if interrupted:  # it may have been done all the same, so that no hook may run
-                return
-            raise CommitOutcomeUnknown(error) from error  # type: ignore[arg-type]
+            if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
+                raise CommitOutcomeUnknown(error) from error
+            return
         # after a statement of the commit that failed, a flush or RELEASE, the code rolls back itself, as in SQLAlchemy
         is_given_up = isinstance(error, TransactionAborted) and not isinstance(error, AbortedTransactionStatement)
-        if is_given_up or self.kind is Kind.IMPLICIT or not isinstance(error, Exception):
+        if is_given_up or self.kind is Kind.IMPLICIT or interrupted:
             self._roll_back_quietly(error)
         if outermost:
             run_due(self.session, after=error)
 
-    def _commit_was_sent(self) -> bool:
+    def _may_be_committed(self, error: BaseException) -> bool:
+        """Whether any of its databases, of which there may be several, has done it or may have."""
         links = [each.link for each in private.connections_of(self) if isinstance(each, SessionConnection)]
-        return not links or any(link.committing for link in links)
+        if not links:
+            return not isinstance(error, Exception) or (
+                isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
+            )
+        found = [link for link in links if link.may_be_committed]
+        if found and len(links) > 1:
+            where = ", ".join(repr(link.engine.url) for link in found)
+            log.error("%r in a transaction over %d databases: it may be committed at %s", error, len(links), where)
+        return bool(found)
 
     def rollback(self, _capture_exception: bool = False, _to_root: bool = False) -> None:
         """Undo all of it, in the database and on the session's objects. 1 round trip; none if nothing was sent."""
@@ -277,6 +317,7 @@ class Transaction(sa_orm.SessionTransaction):
         try:
             super().rollback(_capture_exception, _to_root)
         except BaseException as error:
+            self._abandon_connections(error)
             if outermost:
                 run_due(session, after=error)
             raise
@@ -301,8 +342,9 @@ class Transaction(sa_orm.SessionTransaction):
         committed = self._state is COMMITTED
         try:
             super().close(invalidate)
-        except BaseException:
+        except BaseException as error:
             self._closed(committed)
+            self._abandon_connections(error)
             raise
         if self.settings or self.hooks or self._has_due or self.is_plain or self.writes or self._outcome is not None:
             self._closed(committed)
@@ -344,6 +386,13 @@ class Transaction(sa_orm.SessionTransaction):
         if self._has_due and not self._ending and self._parent is None:
             run_due(self.session)
 
+    def _abandon_connections(self, error: BaseException) -> None:
+        """After an interrupt, which may have left a transaction of the server's without one of SQLAlchemy's."""
+        if not isinstance(error, Exception) and not self.is_plain:
+            traceback.clear_frames(error.__traceback__)  # a connection may be in one
+            scope: Any = self.session._fictive  # type: ignore[attr-defined]
+            scope.abandon_transactions(error)
+
     def _note_end(self) -> None:
         """Remember the line that ends a block from within; its own `__exit__` does not count."""
         if self._outcome is None and self._is_entered() and self.ended_at is None:
@@ -381,17 +430,18 @@ class Transaction(sa_orm.SessionTransaction):
         if self._state is not ACTIVE:
             self.raise_unless_active()
         session = self.session  # as SQLAlchemy's own `__enter__`, without its two calls
-        self._outer_trans_ctx = session._trans_context_manager
+        self._around = self._outer_trans_ctx = session._trans_context_manager
         self._trans_subject = session
         session._trans_context_manager = self
         return self
 
-    def __exit__(  # type: ignore[override]
-        self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    def _leave(
+        self, type_: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         session = self.session
+        if session._trans_context_manager is not self:
+            drop_left(session)
         is_innermost = session._trans_context_manager is self
-        outer = getattr(self, "_outer_trans_ctx", None)
         ends_here = error is not None and isinstance(error, Rollback) and error.ends(self)
         try:
             if self._state is not ACTIVE:
@@ -424,12 +474,16 @@ class Transaction(sa_orm.SessionTransaction):
                 log.warning("ROLLBACK failed after %r", error, exc_info=True)
             return ends_here or None
         finally:
+            self._is_left = True
             self._trans_subject = self._outer_trans_ctx = None
-            self._around, self._is_left = outer, True
             if is_innermost:
-                while isinstance(outer, Transaction) and outer._is_left:  # left too early
-                    outer = outer._around
-                session._trans_context_manager = outer
+                drop_left(session)
+
+    __exit__ = _Exit(_leave)  # type: ignore[assignment]
+
+    def is_left(self) -> bool:
+        """Whether its block is over."""
+        return self._is_left or (self.held_by_with is not None and self.held_by_with() is None)
 
     def _raise_if_left_too_early(self) -> None:
         inner = self.session._trans_context_manager
@@ -494,7 +548,7 @@ class Joined:
         return self
 
     def __exit__(
-        self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, type_: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         if self.settings is not None:
             failed = True
@@ -508,6 +562,14 @@ class Joined:
         if ends_here and self.is_active:
             self._joined.rollback()
         return ends_here or None
+
+
+def drop_left(session: sa_orm.Session) -> None:
+    """Let blocks that are over, in whatever way they were left, no longer count as being around what comes."""
+    block: Any = session._trans_context_manager
+    while isinstance(block, Transaction) and block.is_left():
+        block = block._around
+    session._trans_context_manager = block
 
 
 def adopt(transaction: sa_orm.SessionTransaction | None) -> Transaction | None:

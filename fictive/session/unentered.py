@@ -32,11 +32,11 @@ class NeedsWith(contextlib.AbstractContextManager[_T]):
 
     def __init__(self, what: str) -> None:
         """`what` is the call, for the message."""
-        self._needs_with = True
         self._opened: list[contextlib.AbstractContextManager[_T]] = []
         self._what = what
         frame = caller_frame()
         self._made_at = frame.f_code.co_filename, frame.f_lineno
+        self._needs_with = True
 
     def _open(self) -> contextlib.AbstractContextManager[_T]:
         raise NotImplementedError
