@@ -48,6 +48,8 @@ class Striker:
         if wanted == "":
             name = code.co_filename
             wanted = next((kind for folder, kind in self.places.items() if name.startswith(folder)), None)
+            if code.co_name == "__del__":  # Python swallows what is raised there
+                wanted = None
             self._events[code] = wanted
         if wanted is None:
             return None
