@@ -215,6 +215,13 @@ def connections_of(transaction: sa_orm.SessionTransaction) -> list[sa.Connection
     return list({id(entry[0]): entry[0] for entry in transaction._connections.values()}.values())
 
 
+def expire_with_savepoint(session: sa_orm.Session, state: Any) -> None:
+    """Let the rollback of the savepoint that is open, if one is, expire an object, as it does those that it wrote."""
+    savepoint = session._nested_transaction
+    if savepoint is not None:
+        savepoint._dirty[state] = True
+
+
 def resolved(statement: Any) -> Any:
     """The construct inside a lambda statement; any other as it is."""
     return getattr(statement, "_resolved", statement)

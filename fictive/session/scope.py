@@ -64,6 +64,8 @@ class Scope:
         self.statement_options: Mapping[str, Any] = EMPTY
         self.connections: dict[sa.Engine, SessionConnection] = {}
         self.committed_writes = WriteLog()
+        self.stale: list[tuple[Any, str]] | None = None
+        """Loaded relationships that a flush has made stale: states, with keys."""
 
     def connection(self, engine: sa.Engine) -> SessionConnection:
         """The session's connection object for an engine, made once; anew where SQLAlchemy has invalidated it."""

@@ -37,6 +37,7 @@ from .scope import EMPTY, Scope, needs_a_transaction, refused
 from .transaction import Joined, Kind, Transaction, drop_left, ended_error, innermost, is_enclosed
 from .unentered import needs_with
 from .write_log import WriteLog, pending_writes, warn_of_committed
+from .written import expire_stale, note_written
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -441,6 +442,8 @@ class OptInSession(sa_orm.Session):
             ):
                 self._fictive.report_write()
             super().flush(*given)
+            if self._fictive.stale and not self._flushing:
+                expire_stale(self)
             return
         if self._is_clean():
             return
@@ -451,6 +454,8 @@ class OptInSession(sa_orm.Session):
         if scope.mode is WritesOutside.BEGIN:
             scope.begin_lasting()
             super().flush(*given)
+            if scope.stale:
+                expire_stale(self)
             return
         writes = pending_writes(self)
         transaction = self._autobegin_t()
@@ -458,6 +463,8 @@ class OptInSession(sa_orm.Session):
         transaction.kind = Kind.IMPLICIT
         try:
             super().flush(*given)
+            if scope.stale:
+                expire_stale(self)
             private.commit_as_is(self, transaction)
         except BaseException:
             self._discard(transaction)
@@ -749,6 +756,9 @@ class OptInSession(sa_orm.Session):
                 report_committed(self)
         finally:
             self.close()
+
+
+sa.event.listen(OptInSession, "after_flush", note_written)
 
 
 def atomic(session: sa_orm.Session, what: str) -> contextlib.AbstractContextManager[None]:

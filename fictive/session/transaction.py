@@ -477,7 +477,9 @@ class Transaction(sa_orm.SessionTransaction):
             self._is_left = True
             self._trans_subject = self._outer_trans_ctx = None
             if is_innermost:
-                drop_left(session)
+                session._trans_context_manager = outer = self._around
+                if outer is not None:
+                    drop_left(session)
 
     __exit__ = _Exit(_leave)  # type: ignore[assignment]
 

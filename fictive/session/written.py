@@ -1,0 +1,194 @@
+"""What a flush wrote shows in the relationships that are loaded, though nothing is expired at a commit.
+
+SQLAlchemy writes foreign keys, and leaves relationships that are loaded as they are until their object is expired, as
+a plain session's commit does. Here a flush finds the few that it has made stale, and expires those alone: a
+many-to-one whose foreign key is another one now, a collection that lacks what was added or moved by its foreign key,
+or holds what was deleted. They are loaded when they are looked at next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from sqlalchemy.orm import attributes, collections
+
+from . import private
+
+__all__ = ["expire_stale", "note_written"]
+
+_RELATIONS = "fictive.relations"
+"""The key, in the `info` of a class that is mapped, of its `_Relations`."""
+
+_Pairs = tuple[tuple[str, str], ...]
+"""Attributes on the side of the foreign key, each with the one that it refers to."""
+
+
+class _Relation(NamedTuple):
+    owner: sa_orm.Mapper[Any]
+    key: str
+    pairs: _Pairs
+
+
+class _Relations(NamedTuple):
+    """The relationships that a row of a mapper has a say in."""
+
+    generation: int
+    own: tuple[_Relation, ...]
+    """Its many-to-ones."""
+    incoming: tuple[_Relation, ...]
+    """The collections, and scalars, of others that its foreign keys put it in."""
+
+
+_generation = 0
+
+
+@sa.event.listens_for(sa_orm.Mapper, "after_configured")
+def _forget_relations() -> None:
+    global _generation
+    _generation += 1
+
+
+def note_written(session: Any, context: Any) -> None:
+    """A listener to `after_flush`: remember which loaded relationships are stale now."""
+    if session.expire_on_commit:
+        return
+    stale: list[tuple[Any, str]] = []
+    deleted = []
+    for state, (is_delete, only_looked_at) in context.states.items():
+        if only_looked_at:
+            continue
+        if is_delete:
+            deleted.append(state)
+            continue
+        known = state.manager.info
+        relations = known[_RELATIONS] if _RELATIONS in known else None  # noqa: SIM401 - without a call
+        if relations is None or relations.generation != _generation:
+            relations = known[_RELATIONS] = _relations_of(state.manager.mapper)
+        if relations.own:
+            stale += [(state, each.key) for each in relations.own if _is_other(state.dict, each)]
+        if relations.incoming:
+            stale += _moved(session, state, relations.incoming)
+    if deleted:
+        stale += _holding(session, deleted)
+    if stale:
+        session._fictive.stale = stale
+
+
+def expire_stale(session: Any) -> None:
+    """Let what `note_written` found be loaded anew, once the flush is done."""
+    stale, session._fictive.stale = session._fictive.stale, None
+    for state, key in stale:
+        obj = state.obj()
+        if obj is not None and obj in session:
+            session.expire(obj, [key])
+            private.expire_with_savepoint(session, state)
+
+
+def _relations_of(mapper: sa_orm.Mapper[Any]) -> _Relations:
+    own, incoming = [], []
+    for relation in mapper.relationships:
+        if relation.direction is sa_orm.MANYTOONE and (pairs := _pairs(mapper, relation.mapper, relation)):
+            own.append(_Relation(mapper, relation.key, pairs))
+    for owner in mapper.registry.mappers:
+        for relation in owner.relationships:
+            if relation.direction is sa_orm.ONETOMANY and relation.parent is owner and mapper.isa(relation.mapper):
+                pairs = tuple((fk, key) for key, fk in _pairs(owner, mapper, relation))
+                if pairs:
+                    incoming.append(_Relation(owner, relation.key, pairs))
+    return _Relations(_generation, tuple(own), tuple(incoming))
+
+
+def _pairs(local: sa_orm.Mapper[Any], remote: sa_orm.Mapper[Any], relation: Any) -> _Pairs:
+    """Attributes of both sides; none where a column is not mapped."""
+    try:
+        return tuple(
+            (local.get_property_by_column(one).key, remote.get_property_by_column(other).key)
+            for one, other in relation.local_remote_pairs
+        )
+    except sa_orm.exc.UnmappedColumnError:
+        return ()
+
+
+def _is_other(values: Mapping[str, Any], relation: _Relation) -> bool:
+    """Whether a loaded many-to-one is another object than the foreign key says."""
+    if relation.key not in values:
+        return False
+    target = values[relation.key]
+    if target is None:
+        return all(values.get(fk) is not None for fk, _ in relation.pairs)
+    found = attributes.instance_dict(target)
+    return any(fk in values and key in found and values[fk] != found[key] for fk, key in relation.pairs)
+
+
+def _moved(session: Any, state: Any, relations: Sequence[_Relation]) -> Iterator[tuple[Any, str]]:
+    """Collections that an object is in by its foreign key, or was, and which do not show it."""
+    obj, values, before = state.obj(), state.dict, state.committed_state
+    for relation in relations:
+        foreign_keys = [fk for fk, _ in relation.pairs]
+        is_new = state.key is None
+        if not is_new and not any(fk in before for fk in foreign_keys):
+            continue
+        now = [values.get(fk) for fk in foreign_keys]
+        yield from _wrong(session, relation, now, obj, belongs=True)
+        if not is_new:
+            was = [before.get(fk, value) for fk, value in zip(foreign_keys, now, strict=True)]
+            if was != now:
+                yield from _wrong(session, relation, was, obj, belongs=False)
+
+
+def _wrong(
+    session: Any, relation: _Relation, values: Sequence[Any], obj: Any, *, belongs: bool
+) -> Iterator[tuple[Any, str]]:
+    for owner in _owners(session, relation, values):
+        if relation.key in owner.dict:
+            found = any(member is obj for member in _members(owner.dict[relation.key]))
+            if found != belongs:
+                yield owner, relation.key
+
+
+def _owners(session: Any, relation: _Relation, values: Sequence[Any]) -> Iterator[Any]:
+    """The states, among the session's, of what these foreign keys refer to."""
+    if None in values:
+        return
+    wanted = {key: value for (_, key), value in zip(relation.pairs, values, strict=True)}
+    primary = [relation.owner.get_property_by_column(column).key for column in relation.owner.primary_key]
+    if set(primary) == set(wanted):
+        identity = relation.owner.identity_key_from_primary_key(tuple(wanted[key] for key in primary))
+        found = session.identity_map.get(identity)
+        if found is not None:
+            yield sa.inspect(found)
+        return
+    for each in session.identity_map.values():
+        if isinstance(each, relation.owner.class_):
+            found = attributes.instance_dict(each)
+            if all(key in found and found[key] == value for key, value in wanted.items()):
+                yield sa.inspect(each)
+
+
+def _holding(session: Any, deleted: Sequence[Any]) -> Iterator[tuple[Any, str]]:
+    """Relationships, among those loaded in the session, with an object that was deleted."""
+    gone = {id(state.obj()) for state in deleted}
+    mappers = {state.manager.mapper for state in deleted}
+    for each in session.identity_map.values():
+        if id(each) in gone:
+            continue
+        state: Any = sa.inspect(each)
+        for relation in state.manager.mapper.relationships:
+            value = state.dict.get(relation.key)
+            if value is None or not any(mapper.isa(relation.mapper) for mapper in mappers):
+                continue
+            if any(id(member) in gone for member in _members(value)):
+                yield state, relation.key
+
+
+def _members(value: Any) -> list[Any]:
+    """The objects of a loaded relationship."""
+    if value is None:
+        return []
+    try:
+        return list(collections.collection_adapter(value))
+    except AttributeError:
+        return [value]

@@ -1,0 +1,214 @@
+"""Contract A34: what a flush wrote shows in the relationships that are loaded, though no commit expires them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from fictive.sqlalchemy import OptInSession
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Owner(Base):
+    """With one relationship of each kind, of which none knows of the one on the other side."""
+
+    __tablename__ = "owner"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str | None] = mapped_column(unique=True)
+    kids: Mapped[list[Kid]] = relationship("Kid", order_by="Kid.id", foreign_keys="Kid.owner_id")
+    by_name: Mapped[dict[str, Kid]] = relationship(
+        "Kid", collection_class=sa_orm.attribute_keyed_dict("name"), foreign_keys="Kid.owner_id", viewonly=True
+    )
+    coded: Mapped[set[Kid]] = relationship("Kid", foreign_keys="Kid.owner_code", viewonly=True)
+    badge: Mapped[Badge | None] = relationship("Badge", uselist=False)
+    tags: Mapped[list[Tag]] = relationship("Tag", secondary="owner_mark")
+
+
+class Kid(Base):
+    __tablename__ = "kid"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(default="kid")
+    owner_id: Mapped[int | None] = mapped_column(sa.ForeignKey("owner.id"))
+    owner_code: Mapped[str | None] = mapped_column(sa.ForeignKey("owner.code"))
+    kind: Mapped[str] = mapped_column(default="kid")
+    owner: Mapped[Owner | None] = relationship("Owner", foreign_keys="Kid.owner_id", viewonly=True)
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "kid"}
+
+
+class Toddler(Kid):
+    __mapper_args__ = {"polymorphic_identity": "toddler"}
+
+
+class Badge(Base):
+    __tablename__ = "badge"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    owner_id: Mapped[int] = mapped_column(sa.ForeignKey("owner.id"))
+
+
+class Tag(Base):
+    __tablename__ = "mark"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+sa.Table(
+    "owner_mark",
+    Base.metadata,
+    sa.Column("owner_id", sa.ForeignKey("owner.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("tag_id", sa.ForeignKey("mark.id", ondelete="CASCADE"), primary_key=True),
+)
+
+
+@pytest.fixture
+def session(database_url: str) -> Iterator[OptInSession]:
+    engine = sa.create_engine(database_url)
+    Base.metadata.drop_all(engine)
+    Base.metadata.create_all(engine)
+    with OptInSession(engine) as session:
+        session.add_all([Owner(id=1, code="one"), Owner(id=2, code="two"), Tag(id=1)])
+        session.commit()
+        yield session
+    Base.metadata.drop_all(engine)
+    engine.dispose()
+
+
+def in_autocommit(session: OptInSession) -> contextlib.AbstractContextManager[object]:
+    @contextlib.contextmanager
+    def run() -> Iterator[None]:
+        yield
+        session.commit()
+
+    return run()
+
+
+def in_a_block(session: OptInSession) -> contextlib.AbstractContextManager[object]:
+    return session.begin()
+
+
+WAYS = [in_autocommit, in_a_block]
+Way = Callable[[OptInSession], contextlib.AbstractContextManager[object]]
+way = pytest.mark.parametrize("way", WAYS)
+kind = pytest.mark.parametrize("kind", [Kid, Toddler])
+
+
+def owners(session: OptInSession) -> tuple[Owner, Owner]:
+    """Both, with everything loaded."""
+    found = session.scalars(sa.select(Owner).order_by(Owner.id)).all()
+    for owner in found:
+        for relation in sa.inspect(Owner).relationships:
+            getattr(owner, relation.key)
+    return found[0], found[1]
+
+
+@way
+@kind
+def test_a34_a_many_to_one_whose_foreign_key_was_changed(session: OptInSession, way: Way, kind: Any) -> None:
+    one, two = owners(session)
+    with way(session):
+        kid = kind(owner_id=1)
+        session.add(kid)
+    assert kid.owner is one
+    for owner_id, owner in [(2, two), (None, None), (1, one)]:
+        with way(session):
+            kid.owner_id = owner_id
+        assert kid.owner is owner
+
+
+@way
+@kind
+def test_a34_collections_of_an_object_added_and_moved_by_its_foreign_key(
+    session: OptInSession, way: Way, kind: Any
+) -> None:
+    one, two = owners(session)
+    with way(session):
+        session.add(kid := kind(name="k", owner_id=1, owner_code="one"))
+    assert (one.kids, one.by_name, one.coded) == ([kid], {"k": kid}, {kid})
+    owners(session)
+    with way(session):
+        kid.owner_id, kid.owner_code = 2, "two"
+    assert (one.kids, one.by_name, one.coded) == ([], {}, set())
+    assert (two.kids, two.by_name, two.coded) == ([kid], {"k": kid}, {kid})
+
+
+@way
+def test_a34_a_deleted_object_is_gone_from_what_held_it(session: OptInSession, way: Way) -> None:
+    one, _ = owners(session)
+    with way(session):
+        one.kids.append(kid := Kid(name="k"))
+        one.tags.append(tag := session.get_one(Tag, 1))
+        session.add(badge := Badge(owner_id=1))
+    owners(session)
+    assert (one.by_name, one.badge, one.tags) == ({"k": kid}, badge, [tag])
+    with way(session):
+        for each in (kid, tag, badge):
+            session.delete(each)
+    assert (one.kids, one.by_name, one.tags, one.badge) == ([], {}, [], None)
+
+
+@way
+def test_a34_a_scalar_that_another_object_took(session: OptInSession, way: Way) -> None:
+    one, two = owners(session)
+    with way(session):
+        session.add(badge := Badge(owner_id=1))
+    assert (one.badge, two.badge) == (badge, None)
+    with way(session):
+        badge.owner_id = 2
+    assert (one.badge, two.badge) == (None, badge)
+
+
+@way
+def test_a34_the_deleted_one_of_a_many_to_one(session: OptInSession, way: Way) -> None:
+    one, _ = owners(session)
+    with way(session):
+        session.add(kid := Kid(owner_id=1))
+    assert kid.owner is one
+    with way(session):
+        session.delete(one)
+    assert (kid.owner, kid.owner_id) == (None, None)
+
+
+def test_a34_a_savepoint_that_is_undone(session: OptInSession) -> None:
+    one, two = owners(session)
+    with session.begin():
+        session.add(kid := Kid(owner_id=1))
+        session.flush()
+        assert one.kids == [kid]
+        with contextlib.suppress(ZeroDivisionError), session.begin_nested():
+            kid.owner_id = 2
+            session.flush()
+            assert (one.kids, two.kids) == ([], [kid])
+            raise ZeroDivisionError
+        assert (one.kids, two.kids, kid.owner) == ([kid], [], one)
+    assert (one.kids, two.kids, kid.owner) == ([kid], [], one)
+
+
+def test_a34_what_is_right_already_is_not_loaded_again(session: OptInSession, database_url: str) -> None:
+    one, _ = owners(session)
+    one.kids.append(Kid(name="k"))
+    session.commit()
+    one.kids[0].name = "other"
+    session.commit()
+    sent: list[str] = []
+    sa.event.listen(session.get_bind(), "before_cursor_execute", lambda *args: sent.append(args[2]))
+    assert len(one.kids) == 1
+    assert one.badge is None
+    assert sent == []
+
+
+def test_a34_as_plain_where_a_commit_expires(session: OptInSession) -> None:
+    """Under `expire_on_commit` a flush leaves relationships alone, as in SQLAlchemy."""
+    with OptInSession(session.get_bind(), expire_on_commit=True) as other:
+        one, _ = owners(other)
+        with other.begin():
+            other.add(kid := Kid(owner_id=1))
+            other.flush()
+            assert one.kids == []
+        assert one.kids == [kid]
