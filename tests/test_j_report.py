@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import cProfile
 import itertools
 import json
@@ -183,6 +184,19 @@ def test_j1_counts_are_those_of_the_wire(
         assert client.get("/").status_code == 200
     assert found[1].round_trips == log.round_trips, [exchange.statements for exchange in log.exchanges]
     assert not [each for each in report.transactions if each.ended is None]
+
+
+def test_j1_hooks_are_told_by_their_kind(watched: Callable[..., Any]) -> None:
+    def view() -> None:
+        with db.session.begin():
+            db.on_commit(lambda: None)
+        with contextlib.suppress(ZeroDivisionError), db.session.begin():
+            db.on_rollback(lambda: None)
+            raise ZeroDivisionError
+
+    app, found = watched(view)
+    app.test_client().get("/")
+    assert [hook[0] for hook in found[0].hooks] == ["commit", "rollback"]
 
 
 def test_j1_a_statement_is_known_by_its_line(watched: Callable[..., Any]) -> None:

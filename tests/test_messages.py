@@ -75,11 +75,12 @@ def test_an_unknown_option_of_a_block(way: str, given: str, meant: str, session:
     assert not db.session.in_transaction()
 
 
-def test_options_of_begin(app: Flask) -> None:
+@pytest.mark.parametrize("of", [lambda: db.session, lambda: db.session()], ids=["registry", "session"])
+def test_options_of_begin(app: Flask, of: Any) -> None:
     with pytest.raises(UnknownOption, match=r"begin\(\) has no options; transaction\(\) has: .*isolation_level=..."):
-        db.session.begin(isolation_level="SERIALIZABLE")  # type: ignore[arg-type]
+        of().begin(isolation_level="SERIALIZABLE")
     with pytest.raises(UnknownOption, match=r"begin\(\) has no option nestd: did you mean nested\?"):
-        db.session.begin(nestd=True)  # type: ignore[arg-type]
+        of().begin(nestd=True)
     assert not db.session.in_transaction()
 
 

@@ -42,13 +42,13 @@ def check_hook(fn: object) -> None:
         raise TypeError(f"{fn!r} is a coroutine function, and nobody would await it. Start the task in a function.")
 
 
-def due_hooks(session: sa_orm.Session) -> list[Hook]:
+def due_hooks(session: sa_orm.Session) -> list[tuple[HookKind, Hook]]:
     """The hooks of transactions that have ended, in the order in which they are to run."""
-    found: list[Hook] = session.info.setdefault(DUE, [])
+    found: list[tuple[HookKind, Hook]] = session.info.setdefault(DUE, [])
     return found
 
 
-def _watched(fn: Hook, watcher: Watcher) -> Hook:
+def _watched(kind: HookKind, fn: Hook, watcher: Watcher) -> Hook:
     """The hook, telling `watcher` how long it took."""
 
     def run() -> object:
@@ -60,7 +60,7 @@ def _watched(fn: Hook, watcher: Watcher) -> Hook:
             failure = error
             raise
         finally:
-            watcher.hook_ran("commit", started, perf_counter(), failure)
+            watcher.hook_ran(kind, started, perf_counter(), failure)
 
     return run
 
@@ -70,15 +70,16 @@ def run_due(session: sa_orm.Session, *, after: BaseException | None = None) -> N
 
     `after` an error, which is the one to see, failures of hooks are logged.
     """
-    hooks: list[Hook] = session.info.pop(DUE, [])
-    if not hooks:
+    due: list[tuple[HookKind, Hook]] = session.info.pop(DUE, [])
+    if not due:
         return
+    hooks = [fn for _, fn in due]
     if captured:
         captured[-1].extend(hooks)
         return
     watcher = session.info.get(WATCHER)
     if watcher is not None:
-        hooks = [_watched(fn, watcher) for fn in hooks]
+        hooks = [_watched(kind, fn, watcher) for kind, fn in due]
     failures: list[Exception] = []
     interrupt: BaseException | None = None
     with on_primary(), private.past_ended_blocks(session):  # a hook is not part of the block that has ended

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, NoReturn, TypeAlias, TypedDict
 
 import sqlalchemy as sa
 
 from ..config import flag, refuse_unknown
 from ..drivers import TransactionOptions
-from ..errors import ConfigurationError, TransactionAlreadyBegun, UnsupportedDialect
+from ..errors import ConfigurationError, TransactionAlreadyBegun, UnknownOption, UnsupportedDialect
 from .durations import Duration, timeout_in_ms
 
-__all__ = ["OPTIONS", "BlockOptions", "IsolationLevel", "TransactionArguments", "block_options"]
+__all__ = [
+    "OPTIONS",
+    "BlockOptions",
+    "IsolationLevel",
+    "TransactionArguments",
+    "block_options",
+    "refuse_options_of_begin",
+]
 
 IsolationLevel: TypeAlias = Literal["READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 """As SQL writes them; small letters and underscores are accepted too."""
@@ -32,6 +39,12 @@ class TransactionArguments(TypedDict, total=False):
 
 
 OPTIONS = tuple(TransactionArguments.__annotations__)
+
+
+def refuse_options_of_begin(given: Mapping[str, Any]) -> NoReturn:
+    """Raise `UnknownOption` for what `begin()` does not take: an option of `transaction()`, or something misspelt."""
+    refuse_unknown(set(given) - set(OPTIONS), ("nested",), "begin()")
+    raise UnknownOption(f"begin() has no options; transaction() has: `with db.transaction({next(iter(given))}=...):`.")
 
 
 @dataclasses.dataclass(frozen=True)

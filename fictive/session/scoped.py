@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy.orm as sa_orm
 
-from ..config import UnsavedChanges, WritesOutside, refuse_unknown
-from ..errors import UnknownOption
-from .options import OPTIONS
+from ..config import UnsavedChanges, WritesOutside
+from .options import refuse_options_of_begin
 from .session import OptInSession, check_options
 from .transaction import Transaction
 
@@ -44,10 +43,7 @@ class OptInScopedSession(sa_orm.scoped_session[OptInSession]):
 
     def begin(self, nested: bool = False, **unknown: Never) -> Transaction:
         if unknown:
-            refuse_unknown(set(unknown) - set(OPTIONS), ("nested",), "begin()")
-            raise UnknownOption(
-                f"begin() has no options; transaction() has: `with db.transaction({next(iter(unknown))}=...):`."
-            )
+            refuse_options_of_begin(unknown)
         return self.registry().begin(nested)
 
     def begin_nested(self) -> Transaction:

@@ -30,7 +30,7 @@ from . import private
 from .callers import caller, stack_level
 from .hooks import Hook, HookKind, check_hook
 from .local_settings import LocalSettings
-from .options import BlockOptions, block_options
+from .options import BlockOptions, block_options, refuse_options_of_begin
 from .private import ACTIVE
 from .reading import IdentityMap, columns_of, load_numbers, prepared_get
 from .scope import EMPTY, Scope, needs_a_transaction, refused
@@ -40,7 +40,7 @@ from .write_log import WriteLog, pending_writes, warn_of_committed
 from .written import expire_stale, note_written
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Never, Self, Unpack
 
     from .options import TransactionArguments
 
@@ -543,12 +543,14 @@ class OptInSession(sa_orm.Session):
 
     # -- blocks -----------------------------------------------------------------------------------------------------
 
-    def begin(self, nested: bool = False) -> Transaction:
+    def begin(self, nested: bool = False, **unknown: Never) -> Transaction:
         """Begin a transaction: `with session.begin():` commits at the end of the block, or rolls back on an exception.
 
         What was changed before on the session's objects is part of it. Sends nothing until the first statement.
-        Raises `TransactionAlreadyBegun` inside.
+        Raises `TransactionAlreadyBegun` inside, and `UnknownOption` for what `transaction()` takes.
         """
+        if unknown:
+            refuse_options_of_begin(unknown)
         if nested:
             return self.begin_nested()
         if self._transaction is None and self._trans_context_manager is None:

@@ -381,7 +381,7 @@ class Transaction(sa_orm.SessionTransaction):
                 log.warning("the outcome of a COMMIT is unknown: %d hooks were not run", len(hooks))
             else:
                 wanted = "commit" if committed else "rollback"
-                due_hooks(self.session).extend(fn for registered, fn in hooks if registered == wanted)
+                due_hooks(self.session).extend(hook for hook in hooks if hook[0] == wanted)
                 self._has_due = True
         if self._has_due and not self._ending and self._parent is None:
             run_due(self.session)
