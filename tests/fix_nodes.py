@@ -47,8 +47,13 @@ class Nodes:
         _until(lambda: self.on_replica("show recovery_min_apply_delay") == [(shown,)])
 
     def catch_up(self) -> None:
-        """Wait until the replica has replayed all that the primary has written so far."""
-        ((lsn,),) = self.on_primary("select pg_current_wal_lsn()::text")
+        """Wait until the replica has replayed all of the primary's log so far, also what is not flushed yet.
+
+        That is the position which sessions remember. The end of the log may belong to a transaction of somebody else,
+        such as autovacuum's, and is sent to the replica with the next commit: this makes one.
+        """
+        ((lsn,),) = self.on_primary("select pg_current_wal_insert_lsn()::text")
+        self.on_primary("select pg_logical_emit_message(true, 'catch_up', '')")
         _until(lambda: self.on_replica("select pg_last_wal_replay_lsn() >= %s::pg_lsn", lsn) == [(True,)])
 
     @contextlib.contextmanager

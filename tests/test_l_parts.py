@@ -26,6 +26,14 @@ def test_a_replica_follows_and_can_be_held_back(nodes: Nodes, node_database: str
             replica.execute("insert into item (name) values ('b')")
 
 
+def test_catching_up_includes_what_the_primary_has_not_flushed(nodes: Nodes, node_database: str) -> None:
+    with psycopg.connect(nodes.primary.url(node_database)) as other:
+        other.execute("insert into item (name) values ('not committed')")
+        ((remembered,),) = nodes.on_primary("select pg_current_wal_insert_lsn()::text")
+        nodes.catch_up()
+        assert nodes.on_replica("select pg_last_wal_replay_lsn() >= %s::pg_lsn", remembered) == [(True,)]
+
+
 def test_a_synchronous_replica_takes_over() -> None:
     with started_nodes() as nodes:
         nodes.on_primary("alter system set synchronous_standby_names = 'standby'")

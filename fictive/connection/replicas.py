@@ -46,7 +46,12 @@ __all__ = [
 ]
 
 COMMIT_POSITION = "SELECT pg_catalog.pg_current_wal_insert_lsn()"
-"""Right behind COMMIT: a position that a replica with this transaction has replayed."""
+"""Right behind COMMIT: a position that a replica with this transaction has replayed.
+
+It may be higher than the transaction's own: what others have written since, which the primary may not have sent yet.
+The flushed position would be lower, but not right: nothing is flushed after COMMIT under ``synchronous_commit = off``,
+and that it was off in the transaction cannot be seen after it.
+"""
 
 BEHIND = "22012"
 """The SQLSTATE by which a replica answers that it has not replayed the position; division_by_zero."""
