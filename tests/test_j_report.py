@@ -496,6 +496,8 @@ def test_j1_what_is_derived_from_the_events() -> None:
         "hooks": 1,
         "retries": 1,
         "lost": 1,
+        "replica_reads": 0,
+        "replica_fallbacks": 0,
         "errors": 1,
         "findings": [],
         "idle_where": report.longest_idle.where if report.longest_idle else "",
@@ -588,3 +590,12 @@ def test_j1_a_block_can_be_watched(app: Flask) -> None:
     assert [len(each.statements) for each in (inner.report,)] == [1]
     with pytest.raises(ConfigurationError, match="OptInSession"), watching(sa.orm.Session()):
         pass
+
+
+def test_j1_a_statement_with_a_transaction_of_its_own_is_told_once(app: Flask, wire: Wire) -> None:
+    session = db.session()
+    sa.event.listen(session, "after_begin", lambda *_: None)
+    with watching(session) as watched, wire.record() as log:
+        one_select()
+    assert [each.carried for each in watched.report.statements] == [("BEGIN",)]
+    assert watched.report.round_trips == log.round_trips

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import sqlalchemy as sa
 
-from ..connection.replicas import replicas_of
+from ..connection.replicas import Replica, replicas_of
 from .findings import Finding, Severity
 from .target import Database
 
@@ -29,13 +29,13 @@ def replica_findings(database: Database) -> Iterator[Finding]:
         written = connection.exec_driver_sql("SELECT pg_catalog.pg_current_wal_lsn()::text").scalar_one()
         system = connection.exec_driver_sql(_SYSTEM).scalar_one()
     for replica in replicas.members:
-        yield _examine(replica.engine, written, system)
+        yield _examine(replica, written, system)
 
 
-def _examine(engine: sa.Engine, written: str, system: int) -> Finding:
-    name = f"{engine.url.host}:{engine.url.port or 5432}"
+def _examine(replica: Replica, written: str, system: int) -> Finding:
+    name = replica.name
     try:
-        with engine.connect() as connection:
+        with replica.engine.connect() as connection:
             recovering, own_system, behind = connection.execute(sa.text(_REPLICA), {"written": written}).one()
     except sa.exc.DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]

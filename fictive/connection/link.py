@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..session.write_log import WriteLog
+    from .replicas import Replica
 
 
 __all__ = ["BEHIND_THE_BACK", "Link", "LinkOwner", "SessionConnection", "abandoned"]
@@ -93,10 +94,17 @@ class LinkOwner(Protocol):
 class Watchable:
     """What a link has for `watched`: the classes of its cursors, and whom it tells."""
 
-    __slots__ = ("number", "prepared", "watcher")
+    __slots__ = ("number", "prepared", "replica_trips", "watcher")
 
     statement_cursor: ClassVar[type[StatementCursor]] = StatementCursor
     transaction_cursor: ClassVar[type[TransactionCursor]] = TransactionCursor
+
+    def replica_asked(self, server: ServerConnection) -> None:
+        """A read is about to be sent to a replica, on `server`."""
+
+    def replica_told(self, replica: Replica, outcome: str) -> None:
+        """It was `"answered"`; or the primary is asked next, since the replica was `"behind"` or `"unreachable"`, or
+        the read `"failed"`."""
 
 
 class Link(Watchable):
@@ -162,6 +170,8 @@ class Link(Watchable):
         """The watched transaction's."""
         self.prepared: Any = None
         """Of a watched statement under way on psycopg, what was prepared before it."""
+        self.replica_trips = 0
+        """Of a watched statement under way, the round trips to a replica that did not answer."""
         self.driver_side = DriverSide()
         self.driver_side._link = self
         self._connection_record: Any = None

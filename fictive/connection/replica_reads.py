@@ -52,8 +52,10 @@ def _read(link: Link, replica: Replica, position: int, cursor: StatementCursor, 
         server = _borrow(link, replica.engine)
     except Exception as error:
         replica.failed(lost=not isinstance(error, sa.exc.TimeoutError))
+        link.replica_told(replica, "unreachable")
         log.info("no connection to the replica %r: %s", replica.engine.url, error)
         return False
+    link.replica_asked(server)
     try:
         found = _execute(link, server, position, query, parameters)
         if found is not None:
@@ -71,14 +73,17 @@ def _read(link: Link, replica: Replica, position: int, cursor: StatementCursor, 
         cursor.driver_cursor = cursor.description = cursor._rows = None
         if position and sqlstate(error) == BEHIND:
             replica.was_behind(position)
+            link.replica_told(replica, "behind")
         else:
             replica.failed(lost=lost)
+            link.replica_told(replica, "failed")
             log.info("the replica %r did not answer; asking the primary: %s", replica.engine.url, error)
         return False
     server.give_back()
     if found is None:
         return False
     replica.passed(position)
+    link.replica_told(replica, "answered")
     return True
 
 

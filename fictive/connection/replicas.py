@@ -39,6 +39,7 @@ __all__ = [
     "parse_lsn",
     "positions_of",
     "replicas_of",
+    "server_name",
     "set_replicas",
     "using_positions",
     "wants_primary",
@@ -68,6 +69,13 @@ def parse_lsn(text: str) -> int:
 
 def format_lsn(position: int) -> str:
     return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
+
+
+def server_name(url: sa.URL) -> str:
+    """Where a server is, without user and password: `"db2.example.com:5432"`."""
+    hosts = url.query.get("host") or url.host or "localhost"
+    text = hosts if isinstance(hosts, str) else ", ".join(hosts)
+    return f"{text}:{url.port or 5432}" if isinstance(hosts, str) and ":" not in text else text
 
 
 def check_position(position: int) -> str:
@@ -190,6 +198,7 @@ class Replica:
 
     def __init__(self, engine: sa.Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self.engine = engine
+        self.name = server_name(engine.url)
         self.busy: deque[None] = deque()  # its length is the count: appending and popping are atomic
         self.reads = self.behind = self.failures = 0
         self._clock = clock

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..report.watcher import Watcher
     from .link import SessionConnection
+    from .replicas import Replica
     from .servers import ServerConnection
 
 __all__ = ["unwatch", "watch"]
@@ -100,6 +101,18 @@ class WatchedLink(Link):
         if locks:
             self.watcher.command("SELECT pg_advisory_unlock_all()", started, perf_counter(), 1, None)
 
+    def replica_asked(self, server: ServerConnection) -> None:
+        self.replica_trips += 1
+        if self.prepared is not None:
+            self.prepared.look(server.dbapi)
+
+    def replica_told(self, replica: Replica, outcome: str) -> None:
+        self.watcher.replica_told(replica.name, outcome)
+        if outcome == "answered":
+            self.replica_trips = 0  # those of the statement itself
+        elif self.prepared is not None:
+            self.prepared = _prepared(self)
+
     def stream_connection(self) -> SessionConnection:
         connection = super().stream_connection()
         link = connection.link
@@ -132,7 +145,8 @@ class WatchedStatementCursor(StatementCursor):
     def execute(self, query: Any, parameters: Any = None) -> Any:
         link = self.link
         failure: BaseException | None = None
-        prepared = link.prepared = None if link.driver.buffers else _prepared(link)
+        link.prepared = None if link.driver.buffers else _prepared(link)
+        link.replica_trips = 0
         self.__class__ = StatementCursor  # type: ignore[assignment]  # a second try is not another statement
         started = perf_counter()
         try:
@@ -142,12 +156,14 @@ class WatchedStatementCursor(StatementCursor):
             raise
         finally:
             ended = perf_counter()
-            if link.in_transaction:  # this statement has begun one, and was told of as a part of it
+            # this statement has begun a transaction, or had one of its own, and was told of as a part of it
+            if link.in_transaction or isinstance(self, WatchedTransactionCursor):
                 self.__class__ = WatchedTransactionCursor  # type: ignore[assignment]
             else:
                 self.__class__ = WatchedStatementCursor
                 if failure is None or self.driver_cursor is not None:
-                    _tell(self, query, parameters, started, ended, 1, (), failure, prepared)
+                    trips = 1 + link.replica_trips
+                    _tell(self, query, parameters, started, ended, trips, (), failure, link.prepared)
 
     def executemany(self, query: Any, parameters: Any) -> Any:
         return _watched_many(self, StatementCursor.executemany, query, parameters, 2)

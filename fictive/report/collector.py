@@ -19,6 +19,7 @@ __all__ = [
     "HOOK",
     "LOST",
     "MOST_EVENTS",
+    "REPLICA",
     "RETRY",
     "STATEMENT",
     "WAITED",
@@ -30,7 +31,7 @@ __all__ = [
 Event: TypeAlias = "tuple[Any, ...]"
 """Its kind, and what the method of that name was given, with the application's line where that matters."""
 
-STATEMENT, COMMAND, BEGAN, ENDED, WAITED, LOST, HOOK, RETRY = range(8)
+STATEMENT, COMMAND, BEGAN, ENDED, WAITED, LOST, HOOK, RETRY, REPLICA = range(9)
 
 MOST_EVENTS = 20_000
 """Of a request with more events than these only the last are kept."""
@@ -113,6 +114,10 @@ class Collector:
 
     def command(self, sql: str, started: float, ended: float, round_trips: int, transaction: int | None) -> None:
         self.events.append((COMMAND, started, ended, sql, round_trips, transaction))
+
+    def replica_told(self, name: str, outcome: str) -> None:
+        now = time.perf_counter()
+        self.events.append((REPLICA, now, now, name, outcome))
 
     def waited_for_pool(self, started: float, ended: float) -> None:
         self.events.append((WAITED, started, ended))

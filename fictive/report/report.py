@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from .collector import BEGAN, COMMAND, ENDED, HOOK, LOST, RETRY, STATEMENT, WAITED, Event
+from .collector import BEGAN, COMMAND, ENDED, HOOK, LOST, REPLICA, RETRY, STATEMENT, WAITED, Event
 from .lines import Line, line_of
 
 __all__ = ["Command", "Finding", "Idle", "Report", "Statement", "Transaction", "transaction_report"]
@@ -40,6 +40,8 @@ class Statement:
     transaction: int | None
     error: str | None
     line: Line | None
+    replica: str | None = None
+    """The replica that answered, `"host:port"`; None for the primary."""
 
     @property
     def seconds(self) -> float:
@@ -156,6 +158,9 @@ class Report:
     retries: tuple[tuple[int, str], ...]
     lost: int
     """How many connections were lost."""
+    replica_fallbacks: tuple[tuple[str, str], ...] = ()
+    """Each read that went to a replica and had to be answered by the primary: the replica, and `"behind"`,
+    `"unreachable"` or `"failed"`."""
     request: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Of a request: `method`, `path`, `endpoint`, `status`, `id`."""
     relationships: Callable[[str], list[str]] | None = dataclasses.field(default=None, compare=False, repr=False)
@@ -179,6 +184,11 @@ class Report:
     @cached_property
     def rows(self) -> int:
         return sum(max(each.rows, 0) for each in self.statements)
+
+    @cached_property
+    def replica_reads(self) -> int:
+        """How many statements a replica answered."""
+        return sum(each.replica is not None for each in self.statements)
 
     @cached_property
     def database_seconds(self) -> float:
@@ -233,6 +243,8 @@ class Report:
             "hooks": len(self.hooks),
             "retries": len(self.retries),
             "lost": self.lost,
+            "replica_reads": self.replica_reads,
+            "replica_fallbacks": len(self.replica_fallbacks),
             "errors": self.errors,
             "findings": [str(each) for each in self.findings],
         }
@@ -253,19 +265,26 @@ class Report:
         relationships: Callable[[str], list[str]] | None = None,
     ) -> Report:
         """Derive it from a collector's events."""
-        by_kind: dict[int, list[Event]] = {kind: [] for kind in range(8)}
+        by_kind: dict[int, list[Event]] = {kind: [] for kind in range(9)}
         tries: dict[int, int] = {}  # by transaction
         failed = 0
+        answered: str | None = None
+        replicas: list[str | None] = []  # by statement
         for event in events:
             by_kind[event[0]].append(event)
-            if event[0] == RETRY:
+            if event[0] == STATEMENT:
+                replicas.append(answered)
+                answered = None
+            elif event[0] == REPLICA:
+                answered = event[3] if event[4] == "answered" else None
+            elif event[0] == RETRY:
                 failed = event[3]
             elif event[0] == BEGAN:
                 tries[event[3]], failed = failed, 0
         statements = tuple(
             Statement(index, sql, parameters, since, until, rows, trips, tuple(carried), transaction, error,
-                      line_of(place))
-            for index, event in enumerate(by_kind[STATEMENT], 1)
+                      line_of(place), replica)
+            for index, (event, replica) in enumerate(zip(by_kind[STATEMENT], replicas, strict=True), 1)
             for _, since, until, sql, parameters, rows, trips, carried, transaction, error, place in [event]
         )  # fmt: skip
         commands = tuple(
@@ -285,6 +304,7 @@ class Report:
             tuple((kind, since, until, error) for _, since, until, kind, error in by_kind[HOOK]),
             retries,
             len(by_kind[LOST]),
+            tuple((name, outcome) for _, _, _, name, outcome in by_kind[REPLICA] if outcome != "answered"),
             request or {},
             relationships,
         )

@@ -36,6 +36,12 @@ class Watcher(Protocol):
         number given to `transaction_began`, None in autocommit. A COPY is a statement too.
         """
 
+    def replica_told(self, name: str, outcome: str) -> None:
+        """A read outside went to the replica `name`, which `"answered"`; `statement` tells of it next.
+
+        Or the primary is asked next, since the replica was `"behind"` or `"unreachable"`, or the read `"failed"`.
+        """
+
     def waited_for_pool(self, started: float, ended: float) -> None:
         """A server connection was taken from the pool (not from the idle ones): that long the pool took."""
 
