@@ -116,6 +116,20 @@ def test_g2_a_query_is_run_when_rows_come(engine: sa.Engine, look: Look, wire: W
     assert log.round_trips == 1
 
 
+@pytest.mark.parametrize(
+    "query", [sa.select(Quiet), claim(sa.select(Quiet)), sa.select(Mail)], ids=["select", "claim", "inherited"]
+)
+def test_g2_a_query_without_a_condition_waits_for_a_row_too(
+    engine: sa.Engine, look: Look, query: sa.Select[Any]
+) -> None:
+    with OptInSession(engine) as session:
+        with pytest.raises(RowChangeTimeout):
+            wait_for_rows(session, query, interval="10ms", timeout="20ms")
+        look("insert into quiet default values")
+        look("with t as (insert into task (kind, done) values ('mail', false) returning id) insert into mail table t")
+        wait_for_rows(session, query, interval="10ms")
+
+
 def test_g2_rows_that_others_work_on_do_not_count(engine: sa.Engine, look: Look) -> None:
     look("insert into task (kind, done) values ('a', false)")
     with OptInSession(engine) as worker, OptInSession(engine) as session:

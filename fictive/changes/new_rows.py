@@ -121,7 +121,7 @@ class RowPoller:
             raise TypeError(f"wait_for_rows(): expected a select() of a model, not {statement}.")
         self._session = session
         self._mapper = mapper_of(entity)
-        self._statement = statement.with_only_columns(sa.literal(1)).limit(1)
+        self._statement = statement.with_only_columns(sa.literal(1), maintain_column_froms=True).limit(1)
         self._first = True
         self._bind = _engine(session, self._mapper)
         self.is_announced = self._bind.dialect.name == "postgresql" and _is_announced(self._mapper)
