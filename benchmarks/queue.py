@@ -1,9 +1,13 @@
-"""Workers on one queue: `claim()` against FOR UPDATE that waits. `python -m benchmarks.queue [--smoke]`."""
+"""Workers on one queue: `claim()` against FOR UPDATE that waits, and how soon a new job wakes one that sleeps.
+
+`python -m benchmarks.queue [--smoke]`
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import statistics
 import threading
 import time
 from collections import Counter
@@ -13,7 +17,15 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import Mapped, mapped_column
 
-from fictive.sqlalchemy import BorrowingPool, OptInSession, claim, create_database, drop_database
+from fictive.sqlalchemy import (
+    BorrowingPool,
+    OptInSession,
+    claim,
+    create_database,
+    drop_database,
+    notify_changes,
+    wait_for_rows,
+)
 from fictive.testing import postgres
 
 WORKERS = 32
@@ -31,6 +43,16 @@ class Job(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     done: Mapped[bool] = mapped_column(server_default=sa.false())
     __table_args__ = (sa.Index("job_waiting", "id", postgresql_where=sa.text("NOT done")),)
+
+
+class Alarm(Base):
+    """Jobs of a queue that is empty most of the time; its inserts pay for the trigger that wakes the workers."""
+
+    __tablename__ = "alarm"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+notify_changes(Alarm, inserts=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +103,34 @@ def drain(engine: sa.Engine, *, workers: int, jobs: int, batch: int, work: float
     return Outcome(time.perf_counter() - begun, len(found), sum(count > 1 for count in found.values()))
 
 
+def wake(engine: sa.Engine, jobs: int) -> list[float]:
+    """Milliseconds from just before each job's INSERT is sent until a worker, which slept, has claimed it."""
+    claimed: list[float] = []
+    sleeping = threading.Semaphore(0)
+
+    def run() -> None:
+        statement = claim(sa.select(Alarm), limit=1)
+        with OptInSession(engine) as session:
+            for _ in range(jobs):
+                sleeping.release()
+                wait_for_rows(session, statement, interval=3600)
+                with session.begin():
+                    session.delete(session.scalars(statement).one())
+                    claimed.append(time.perf_counter())
+
+    worker = threading.Thread(target=run)
+    worker.start()
+    sent = []
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        for _ in range(jobs):
+            sleeping.acquire()
+            time.sleep(0.02)  # it has looked, and waits
+            sent.append(time.perf_counter())
+            connection.execute(sa.insert(Alarm))
+    worker.join()
+    return [(later - sooner) * 1000 for sooner, later in zip(sent, claimed, strict=True)]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """0; 1 when a job was done twice or not at all."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -109,6 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
             each = f"{BATCH} jobs at a time, {work * 1000:.0f} ms for them"
             print(f"{workers} workers, {each}: {speeds[0] / speeds[1]:.1f} times")
+            taken = wake(engine, 3 if options.smoke else 300)
+            print(
+                f"a sleeping worker has a new job {statistics.median(taken):.1f} ms after its INSERT was sent"
+                f" (of {len(taken)}, the slowest {max(taken):.1f} ms)"
+            )
         finally:
             engine.dispose()
             drop_database(name, server_url=server.url(), force=True)
