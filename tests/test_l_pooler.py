@@ -17,7 +17,16 @@ from fictive.changes.listener import listening
 from fictive.connection.pooler import find_pooler, is_pooled, way_around
 from fictive.errors import ConfigurationError, DirectConnectionRequired, LockTimeout
 from fictive.flask_sqlalchemy import OptInTransactionMixin
-from fictive.sqlalchemy import OptInSession, advisory_lock, notify_changes, set_pooler, wait_for_rows
+from fictive.sqlalchemy import (
+    OptInSession,
+    advisory_lock,
+    cleanup_tables,
+    notify_changes,
+    set_pooler,
+    update_many,
+    upsert_many,
+    wait_for_rows,
+)
 from tests.fix_pooler import Pooler
 from tests.models import Item, opt_in
 
@@ -223,6 +232,21 @@ def test_l4_what_would_stay_on_a_server_connection_is_refused(engine: sa.Engine)
         with session.begin():
             session.execute(sa.text("set local statement_timeout = '77s'"))
             session.execute(sa.text("select pg_advisory_xact_lock(1)"))
+
+
+def test_l4_bulk_writes_and_cleaning_up_work(app: Flask) -> None:
+    """What they leave ends with the transaction: a temporary table ON COMMIT DROP, a `set_config(…, true)`."""
+    db = opt_in.db
+    rows = [{"id": number, "name": str(number)} for number in range(1, 1001)]
+    for _ in range(2):
+        upsert_many(db.session, Item, rows, key="id")
+    update_many(db.session, Item, [{"id": number, "note": "x"} for number in range(1, 1001)])
+    assert db.session.scalar(sa.text("select count(*) from item where note = 'x'")) == 1000
+    cleanup_tables(db.session, Item.metadata)
+    with db.session.begin():
+        db.session.execute(sa.text("create temp table t on commit drop as select 1 as i"))
+        assert db.session.scalar(sa.text("select i from t")) == 1
+    assert db.session.scalar(sa.text("select count(*) from item")) == 0
 
 
 def test_l4_found_out(engine: sa.Engine, database_url: str) -> None:

@@ -105,6 +105,7 @@ TRANSACTION_ONLY: list[tuple[Any, str]] = [
     (sa.select(sa.func.set_config("a.b", "c", True)), "set_config"),
     (sa.text("savepoint x"), "SAVEPOINT"),
     (sa.text("begin"), "BEGIN"),
+    (sa.text("create temp table x (id int) on commit drop"), "CREATE TEMPORARY TABLE"),
 ]
 
 
@@ -127,6 +128,20 @@ CONNECTION_STATE: list[Any] = [
     sa.select(sa.func.pg_try_advisory_lock(1)),
     sa.select(sa.func.set_config("a.b", "c", False)),
 ]
+
+
+@pytest.mark.parametrize(
+    "text", ["insert into x select id from pg_temp.t", "insert into pg_temp.t values (1)", "select * from pg_temp.t"]
+)
+def test_a13_to_use_a_temporary_table_leaves_nothing(text: str) -> None:
+    assert nature_of(sa.text(text)).connection_state is None
+
+
+@pytest.mark.parametrize("setting", ["set_config('a.b', 'c', true)", "set_config('a.b', before, true)"])
+def test_a13_a_block_that_sets_for_the_transaction_leaves_nothing(setting: str) -> None:
+    body = f"begin perform {setting}; execute 'select 1'; end"
+    assert nature_of(sa.text(f"do $$ {body} $$")).connection_state is None
+    assert nature_of(sa.text(f"do $$ {body.replace('true', 'false')} $$")).connection_state
 
 
 @pytest.mark.parametrize("statement", CONNECTION_STATE, ids=str)

@@ -197,6 +197,8 @@ _WITH_BODY = re.compile(r"\s*create\s+(?:temp\s+|temporary\s+)?trigger\b")
 _TEMPORARY = re.compile(
     r"\b(?:create|into)\s+(?:(?:local|global)\s+)?temp(?:orary)?\b|\b(?:create|into)\b[^;]*\bpg_temp\s*\."
 )
+_INSERT_INTO = re.compile(r"\b(?:insert|merge)\s+into\b")
+_DROPPED_AT_COMMIT = re.compile(r"\bon\s+commit\s+drop\b")
 _READING_VERBS = frozenset({"select", "values", "table", "show", "with", "explain"})
 _TRANSACTION_VERBS = {
     "lock": "LOCK TABLE",
@@ -287,11 +289,12 @@ def _classify_body(body: str) -> StatementClass:
         part = _classify_one(statement)
         if part.connection_state:
             return StatementClass(Effect.WRITE, connection_state=part.connection_state)
-    if re.search(r"\bexecute\b", text) and _DYNAMIC.search(body.lower()):
+    if re.search(r"\bexecute\b", text) and _DYNAMIC.search(_LOCAL_CONFIG.sub(" ", body.lower())):
         return StatementClass(Effect.WRITE, connection_state="SET in EXECUTE")
     return StatementClass(Effect.WRITE)
 
 
+_LOCAL_CONFIG = re.compile(r"\bset_config\s*\([^()]*,\s*true\s*\)")
 _DYNAMIC = re.compile(r"\bset\s+(?!local\b)\w|\blisten\b|\bprepare\b|\btemp(?:orary)?\s+table\b|set_config")
 
 
@@ -313,7 +316,9 @@ def _classify_one(sql: str) -> StatementClass:
         if second in ("local", "transaction", "constraints"):
             return StatementClass(Effect.WRITE, transaction_only=f"SET {second.upper()}")
         return StatementClass(Effect.WRITE, connection_state=verb.upper())
-    if _TEMPORARY.search(sql):
+    if _TEMPORARY.search(_INSERT_INTO.sub(" ", sql)):
+        if verb == "create" and _DROPPED_AT_COMMIT.search(sql):
+            return StatementClass(Effect.WRITE, transaction_only="CREATE TEMPORARY TABLE … ON COMMIT DROP")
         return StatementClass(Effect.WRITE, connection_state="CREATE TEMPORARY TABLE")
     if verb in ("create", "alter", "drop", "comment", "grant", "revoke"):
         return StatementClass(Effect.WRITE)  # FOR UPDATE in a policy or a view locks nothing now
