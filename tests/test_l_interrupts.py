@@ -1,4 +1,4 @@
-"""An interrupt that strikes while COMMIT is under way."""
+"""An interrupt that strikes while COMMIT is under way, or right before a COPY."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
+from fictive.drivers import driver_for
 from fictive.errors import TransactionAborted
+from fictive.sqlalchemy import insert_many
 from fictive.testing.wire import Wire
 from tests.chaos.faults import Interrupt, raise_in
 from tests.models import Item, opt_in
@@ -77,3 +79,23 @@ def test_c3_a_child_cannot_end_the_block_it_inherits(app: Flask, look: Look, tmp
     assert raised is None
     assert look("select name from item order by id") == ["a", "b"]
     assert ran.read_text() == f"commit {os.getpid()}\n"
+
+
+def test_a2_an_interrupt_right_before_a_copy_leaves_nothing(
+    app: Flask, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread either: the fixtures see to that, and that the pool is whole."""
+    rows = [{"name": str(number)} for number in range(1000)]
+    driver_class = type(driver_for(opt_in.db.engine.dialect))
+    make = driver_class.copy_writer
+
+    def interrupted(self: Any, cursor: Any, statement: str) -> Any:
+        make(self, cursor, statement)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver_class, "copy_writer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        insert_many(opt_in.db.session, Item, rows)
+    monkeypatch.undo()
+    insert_many(opt_in.db.session, Item, rows)
+    assert look("select count(*) from item") == [1000]

@@ -63,11 +63,18 @@ class Psycopg2Writer:
         self._aborted = False
         self._open = True
         self._thread = threading.Thread(target=self._run, args=(cursor, statement), name="fictive-copy", daemon=True)
-        self._thread.start()
+        self._is_started = False
+
+    def _start(self) -> None:
+        """Not when it is made: an interrupt that strikes before the caller has the writer would leave the thread."""
+        if not self._is_started:
+            self._is_started = True
+            self._thread.start()
 
     def _run(self, cursor: Any, statement: str) -> None:
         try:
-            cursor.copy_expert(statement, self)
+            if not self._aborted:
+                cursor.copy_expert(statement, self)
         except BaseException as error:
             self._error = error
         finally:
@@ -86,12 +93,14 @@ class Psycopg2Writer:
     def write(self, block: str) -> None:
         if self._stopped:
             self.finish()
+        self._start()
         self._blocks.put(block)
 
     def finish(self) -> None:
         if not self._open:
             return
         self._open = False
+        self._start()
         if not self._stopped:
             self._blocks.put(None)
         self._thread.join()
@@ -103,7 +112,8 @@ class Psycopg2Writer:
         self._open = False
         with contextlib.suppress(queue.Full):  # then `read` does not wait
             self._blocks.put_nowait(None)
-        self._thread.join()  # even after an interrupt in `finish`: the connection is the thread's until then
+        if self._thread.ident is not None:  # else it was not started, or ends without a look at the connection
+            self._thread.join()  # even after an interrupt in `finish`: the connection is the thread's until then
 
 
 def psycopg_texts(dbapi: Any) -> Callable[[Any], str]:
