@@ -25,15 +25,13 @@ from fictive.testing import postgres
 from fictive.testing.wire import Wire
 from tests.docs_runner import leave_app_contexts
 from tests.fix_nodes import node_database, nodes
-from tests.fix_pooler import pooler
+from tests.fix_pooler import mark_exceptions, pooler
 from tests.fresh_database import PATIENCE, FreshDatabase
 from tests.models import opt_in
 
 __all__ = ["node_database", "nodes", "pooler"]  # fixtures
 
 DRIVERS = ("psycopg2", "psycopg")
-POOLED = bool(os.environ.get("FICTIVE_TEST_POOLER"))
-"""Whether everything goes through a PgBouncer with two server connections; docs/promises says which tests cannot."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,11 +41,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--programs", type=int, default=360, help="how many programs of transactions; default: %(default)s"
     )
+    parser.addoption(
+        "--pooler", action="store_true", help="go through a PgBouncer with two server connections, wherever it can be"
+    )
     parser.addoption("--all-cells", action="store_true", help="the whole matrix of types, not a sample (some hours)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what belongs to a driver that was not chosen."""
+    if config.getoption("pooler"):
+        mark_exceptions(items, whole_files=not any("::" in each for each in config.args))
     chosen = config.getoption("drivers").split(",")
 
     def wanted(item: pytest.Item) -> bool:
@@ -68,6 +71,8 @@ def pytest_collection_finish() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start one server for all workers of a run; a run without workers starts it when a test needs it."""
+    if config.getoption("pooler"):
+        sa.event.listen(sa.Pool, "connect", _prepare_nothing)
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         server = contextlib.ExitStack()
         config.add_cleanup(server.close)
@@ -122,7 +127,11 @@ sqlite_connections: list[sqlite3.Connection] = []
 def _remember(dbapi: Any, record: Any) -> None:
     if isinstance(dbapi, sqlite3.Connection):
         sqlite_connections.append(dbapi)
-    if POOLED and hasattr(dbapi, "prepare_threshold"):
+
+
+def _prepare_nothing(dbapi: Any, record: Any) -> None:
+    """As the pooler's documentation asks of psycopg, also for engines that fictive does not know of."""
+    if hasattr(dbapi, "prepare_threshold"):
         dbapi.prepare_threshold = None
 
 
@@ -173,13 +182,13 @@ def database_name(database: FreshDatabase) -> str:
 def database_url(pg: postgres.Server, database_name: str, driver: str, request: pytest.FixtureRequest) -> str:
     """Its URL, with the driver under test."""
     url = pg.url(database_name, driver=driver)
-    return request.getfixturevalue("pooler").url(url) if POOLED else url
+    return request.getfixturevalue("pooler").url(url) if request.config.getoption("pooler") else url
 
 
 @pytest.fixture
 def wire(pg: postgres.Server, request: pytest.FixtureRequest) -> Iterator[Wire]:
     """The proxy through which what is tested connects."""
-    upstream = request.getfixturevalue("pooler") if POOLED else pg
+    upstream = request.getfixturevalue("pooler") if request.config.getoption("pooler") else pg
     with Wire(upstream.host, upstream.port) as wire:
         yield wire
 
@@ -219,7 +228,9 @@ MakeApp = Callable[..., Flask]
 
 
 @pytest.fixture
-def make_app(database_url: str, wire: Wire, backends: Callable[[], list[str]], tmp_path: Path) -> Iterator[MakeApp]:
+def make_app(
+    database_url: str, wire: Wire, backends: Callable[[], list[str]], tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[MakeApp]:
     """`make_app(db, **config)`: an app on this test's database, through the wire, with a warm pool of one connection.
 
     After the test no connection may be out of the pool, and no backend in a transaction.
@@ -229,7 +240,7 @@ def make_app(database_url: str, wire: Wire, backends: Callable[[], list[str]], t
     def make(db: Any = opt_in.db, **config: Any) -> Flask:
         app = Flask(__name__, instance_path=str(tmp_path))
         app.config["SQLALCHEMY_DATABASE_URI"] = wire.url(database_url)
-        if POOLED:
+        if request.config.getoption("pooler"):
             app.config["FICTIVE_POOLER"] = "transaction"
         app.config.update(config)
         db.init_app(app)

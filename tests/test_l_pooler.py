@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,6 +108,17 @@ def test_l4_mixed_statements_by_many_threads(app: Flask) -> None:
         thread.join()
     assert wrong == []
     assert opt_in.db.session.scalar(sa.text("select count(*) from item where name = note")) == 8 * TURNS
+
+
+@pytest.mark.any_sqlalchemy
+def test_l4_the_suite_runs_through_a_pooler() -> None:
+    """A sample; `./run test --pooler` runs all."""
+    options = ["-q", "--pooler", "--drivers", "psycopg", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, "tests/test_other_names.py"]
+    found = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+    assert " passed" in found.stdout
+    assert " xfailed" in found.stdout
 
 
 def test_l4_the_features_of_one_transaction_work(app: Flask) -> None:
