@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from ..connection.replicas import is_replica
 from .doctor_connection import connection_findings, setting_findings, version_findings
 from .doctor_models import lookup_findings, table_findings
 from .doctor_replicas import replica_findings
@@ -28,10 +29,13 @@ def examine(target: Target, bind: str | None = None, *, patience: float = PATIEN
     a transaction or blocked. Raises SQLAlchemy's `OperationalError` for a database that cannot be reached.
     """
     found: list[Finding] = []
-    for database in target.chosen(bind):
+    chosen = target.chosen(bind)
+    if bind is None:  # a replica is a finding of its primary's, also where it cannot be reached
+        chosen = [each for each in chosen if not is_replica(each.engine)]
+    for database in chosen:
         found += (dataclasses.replace(each, bind=database.key) for each in _examine(target, database, patience))
-    in_force = {each.key: engine_settings(each.engine, each.options) for each in target.chosen(bind)}
-    found += setting_findings(target.chosen(bind), target.origins, in_force)
+    in_force = {each.key: engine_settings(each.engine, each.options) for each in chosen}
+    found += setting_findings(chosen, target.origins, in_force)
     if target.mappers:
         dialect = next(iter(target.databases)).engine.dialect.name
         found += lookup_findings(target.mappers, target.source, dialect)

@@ -8,11 +8,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ..connection.pooler import find_pooler, is_pooled
+from ..connection.pooler import is_pooled
 from ..connection.replicas import is_replica
 from ..drivers import driver_for
 from ..report.watcher import WATCHER
 from ..session.session import OptInSession
+from .doctor_pooler import pooler_findings
 from .findings import Finding, Severity
 from .target import Database
 
@@ -121,19 +122,8 @@ def connection_findings(database: Database, *, pooler_is_known: bool) -> Iterato
             f"The server {why}: every write fails.",
             "Point the URL at the primary (target_session_attrs=read-write), or reset the setting.",
         )
-    if reported is not None and reported != actual and (pooler := find_pooler(engine)) is not None:
-        told = pooler_is_known or is_pooled(engine)
-        by_session = pooler.mode == "session"
-        yield Finding(
-            "pooler",
-            Severity.INFO if told or by_session else Severity.WARNING,
-            f"{pooler.version or 'A pooler such as PgBouncer'} is between the app and the server, and pools "
-            + ("sessions." if by_session else "transactions." if told else "transactions; the app is not told."),
-            ""
-            if told or by_session
-            else "Set FICTIVE_POOLER = 'transaction' or DB_PGBOUNCER=true (see docs, Deployment): session locks, "
-            "LISTEN, SET and prepared statements do not work there.",
-        )
+    if (reported is not None and reported != actual) or is_pooled(engine):
+        yield from pooler_findings(engine, is_known=pooler_is_known)
     size = getattr(engine.pool, "size", lambda: 0)() + max(getattr(engine.pool, "_max_overflow", 0), 0)
     if size > limit:
         yield Finding(
