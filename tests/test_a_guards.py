@@ -168,6 +168,7 @@ TEXTS = [
     "; lock table item",
     "select 1; lock table item",
     'lock "item"',
+    "create temporary table t on commit drop as select 1",
     "set local work_mem = '1MB'",
     "SET\n\tLOCAL timezone TO 'UTC'",
     "set /* not session */ local work_mem to default",

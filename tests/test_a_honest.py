@@ -144,6 +144,8 @@ LEFT = {
     "a temporary table": "CREATE TEMP TABLE left_there (n int)",
     "SELECT INTO TEMP": "SELECT 1 AS n INTO TEMP left_there",
     "a temporary table as": "CREATE TEMPORARY TABLE left_there AS SELECT 1 AS n",
+    "a temporary table that goes": "CREATE TEMP TABLE left_there (n int) ON COMMIT DROP",
+    "INTO TABLE": "SELECT 1 AS n INTO TABLE pg_temp.left_there",
     "a temporary view": "CREATE TEMP VIEW left_there AS SELECT 1 AS n",
     "in pg_temp": "CREATE TABLE pg_temp.left_there (n int)",
     "PREPARE": "PREPARE left_there AS SELECT 1",

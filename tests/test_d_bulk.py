@@ -205,6 +205,18 @@ def test_d8_values_of_every_type_are_those_of_a_flush(app: Flask, look: Look) ->
         Thing.update_many([{"code": f"copied 0 {n}", "short": "long"} for n in range(9)], key="code")
 
 
+def test_d8_a_staging_table_does_not_cost_the_connection(app: Flask, wire: Wire) -> None:
+    """It goes with its transaction, so the connection stays in the pool (rule A18 closes it for what stays)."""
+    Page.insert_many(_pages(3))
+    with wire.record() as log:
+        Page.upsert_many(_pages(600), key="slug")
+        Page.update_many([{**row, "title": "x"} for row in _pages(600)], key="slug")
+        with db.session.begin():
+            Page.upsert_many(_pages(600), key="slug")
+        db.session.scalar(sa.text("select 1"))
+    assert log.connections_opened == 0
+
+
 def test_d8_what_is_sent(app: Flask, wire: Wire, look: Look, driver: str) -> None:
     def sent(work: Callable[[], object]) -> list[str]:
         with wire.record() as log:

@@ -263,6 +263,14 @@ def test_l4_bulk_writes_and_cleaning_up_work(app: Flask) -> None:
     assert db.session.scalar(sa.text("select count(*) from item")) == 0
 
 
+def test_l4_d8_staged_rows_go_with_their_transaction(engine: sa.Engine) -> None:
+    with OptInSession(engine) as session:
+        rows = [{"id": n, "name": str(n), "note": "a"} for n in range(600)]
+        assert upsert_many(session, Item, rows, key="id") == (600, 0, 0)
+        assert update_many(session, Item, [{"id": n, "note": "b"} for n in range(600)]) == 600
+        assert session.scalar(sa.select(sa.func.count()).where(Item.note == "b")) == 600
+
+
 def test_l4_found_out(engine: sa.Engine, database_url: str) -> None:
     found = find_pooler(engine)
     assert found is not None

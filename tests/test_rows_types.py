@@ -6,6 +6,7 @@ hours of work, with `--all-cells` (`tox -e types`).
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import decimal
 import random
@@ -58,11 +59,11 @@ def engine(database_url: str) -> Iterator[sa.Engine]:
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_a31_a_flush_and_every_other_way(engine: sa.Engine, shard: int, pytestconfig: pytest.Config) -> None:
     names = list(TYPES)[shard::SHARDS]
-    matrix = Matrix(engine, names)
     wrong = []
-    for name in names:
-        values, ways = _chosen(name, pytestconfig.getoption("--all-cells"))
-        wrong += [(name, *cell) for cell in matrix.cells(name, values, ways) if cell[-2] != cell[-1]]
+    with contextlib.closing(Matrix(engine, names)) as matrix:
+        for name in names:
+            values, ways = _chosen(name, pytestconfig.getoption("--all-cells"))
+            wrong += [(name, *cell) for cell in matrix.cells(name, values, ways) if cell[-2] != cell[-1]]
     assert not wrong, "\n".join(map(str, wrong))
 
 
@@ -109,4 +110,5 @@ def test_a31_values_that_are_drawn(engine: sa.Engine) -> None:
         found = {way: matrix.written(name, value, WAYS[way]) for way in _DRAWN_WAYS}
         assert found == dict.fromkeys(_DRAWN_WAYS, expected)
 
-    every_way()
+    with contextlib.closing(matrix):
+        every_way()
