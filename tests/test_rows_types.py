@@ -69,46 +69,58 @@ def test_a31_a_flush_and_every_other_way(engine: sa.Engine, shard: int, pytestco
 
 # Values that are drawn: of a type's own class, with the edges always among them
 
-_numbers = st.decimals(allow_nan=True, allow_infinity=True) | st.floats() | st.integers(-(2**70), 2**70)
-_texts = st.text(alphabet=st.characters(codec=None), max_size=12)
-_zones = st.none() | st.timezones(no_cache=False).map(lambda zone: zone)
+_numbers = st.none() | st.decimals(allow_nan=True, allow_infinity=True) | st.floats() | st.integers(-(2**70), 2**70)
+_texts = st.none() | st.text(alphabet=st.characters(codec=None), max_size=12)
+_moments = st.none() | st.datetimes(timezones=st.none() | st.timezones(no_cache=False).map(lambda zone: zone))
 _DRAWN: dict[str, st.SearchStrategy[Any]] = {
     "Integer": _numbers, "Numeric(10,2)": _numbers, "Numeric": _numbers, "REAL": _numbers, "Float": _numbers,
-    "String(5)": _texts, "CHAR(5)": _texts, "Text": _texts, "LargeBinary": st.binary() | _texts,
-    "DateTime": st.datetimes(timezones=_zones), "TIMESTAMP(3) tz": st.datetimes(timezones=_zones),
-    "Time": st.times() | st.datetimes(), "INTERVAL(0)": st.timedeltas(), "Uuid": st.uuids() | st.just("x"),
-    "JSON": st.recursive(st.none() | st.booleans() | _numbers | _texts, lambda each: st.lists(each) | st.dictionaries(
-        _texts, each), max_leaves=5),
-    "ARRAY(Text)": st.lists(st.none() | _texts, max_size=4),
+    "String(5)": _texts, "CHAR(5)": _texts, "Text": _texts, "CITEXT": _texts, "LargeBinary": st.binary() | _texts,
+    "DateTime": _moments, "DateTime tz": _moments, "TIMESTAMP(3) tz": _moments,
+    "Time": st.none() | st.times() | st.datetimes(), "Time tz": st.times(timezones=st.just(dt.timezone.utc)),
+    "INTERVAL(0)": st.timedeltas(), "Uuid": st.none() | st.uuids() | st.just("x"),
+    "JSON": st.recursive(st.booleans() | _numbers | _texts, lambda each: st.lists(each) | st.dictionaries(
+        st.text(max_size=3), each), max_leaves=5),
+    "ARRAY(Text)": st.lists(_texts, max_size=4),
     "ARRAY(Integer)": st.lists(st.none() | st.integers(), max_size=4),
     "ARRAY(Float)": st.lists(st.none() | st.floats(), max_size=4),
+    "ARRAY(DateTime)": st.lists(_moments, max_size=3), "ARRAY(Numeric(5,1))": st.lists(_numbers, max_size=3),
+    "ARRAY(2)": st.lists(st.lists(st.none() | st.integers(), max_size=3), max_size=3),
 }  # fmt: skip
 _ONE_OF = st.sampled_from(list(_DRAWN)).flatmap(lambda name: st.tuples(st.just(name), _DRAWN[name]))
 _DRAWN_WAYS = ["insert 1", "insert 20", "upsert 1 twice", "update 5", "update_or_create twice"]
+_FAR = dt.timezone(dt.timedelta(seconds=3661))
+EDGES: dict[str, tuple[str, Any]] = {
+    "scale": ("Numeric(10,2)", decimal.Decimal("1.005")), "trailing zeros": ("Numeric", decimal.Decimal("1.500")),
+    "precision": ("REAL", 1 + 2**-24), "too much": ("Numeric(10,2)", decimal.Decimal("1e8")),
+    "padding": ("CHAR(5)", "ab "), "blanks too many": ("String(5)", "abc      "), "too long": ("String(5)", "abcdef"),
+    "None": ("Numeric(10,2)", None), "None in JSON": ("JSON", None), "NaN": ("Numeric", decimal.Decimal("NaN")),
+    "a float's NaN": ("Float", float("nan")), "infinity": ("Numeric", decimal.Decimal("-Infinity")),
+    "a float's infinity": ("REAL", float("inf")), "zero": ("Float", -0.0),
+    "no zone": ("TIMESTAMP(3) tz", dt.datetime(2026, 3, 29, 2, 30)), "zone": ("DateTime", dt.datetime(
+        2026, 3, 29, 2, 30, tzinfo=_FAR)), "zone's seconds": ("TIMESTAMP(3) tz", dt.datetime(
+        2026, 3, 29, 2, 30, 0, 600, tzinfo=_FAR)), "part of a second": ("INTERVAL(0)", dt.timedelta(
+        days=-1, microseconds=500_000)),
+    "empty array": ("ARRAY(Integer)", []), "nested array": ("ARRAY(2)", [[1], [None]]), "empty ones within": (
+        "ARRAY(2)", [[], []]), "ragged": ("ARRAY(2)", [[1], [2, 3]]),
+    "escapes": ("Text", 'a\\b\n\t\r\\N\\.\'"'), "escapes in an array": ("ARRAY(Text)", ["NULL", None, "", '{"\\,']),
+    "NUL": ("Text", "a\0"), "NUL in JSON": ("JSON", {"b": "\0", "a": [None, float("nan")]}),
+    "surrogate": ("Text", "\ud800"), "surrogate in JSON": ("JSON", {"a": "\ud800"}), "nil": ("Uuid", uuid.UUID(int=0)),
+}  # fmt: skip
 
 
-def test_a31_values_that_are_drawn(engine: sa.Engine) -> None:
+@pytest.mark.timeout(20_000)
+def test_a31_values_that_are_drawn(engine: sa.Engine, pytestconfig: pytest.Config) -> None:
     matrix = Matrix(engine, _DRAWN)
+    many = 2_000 if pytestconfig.getoption("--all-cells") else 15
 
-    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    @given(_ONE_OF)
-    @example(("Numeric(10,2)", decimal.Decimal("1.005")))
-    @example(("REAL", 1 + 2**-24))
-    @example(("Float", -0.0))
-    @example(("String(5)", "abc      "))
-    @example(("DateTime", dt.datetime(2026, 3, 29, 2, 30)))
-    @example(
-        ("TIMESTAMP(3) tz", dt.datetime(2026, 3, 29, 2, 30, 0, 600, tzinfo=dt.timezone(dt.timedelta(seconds=3661))))
-    )
-    @example(("INTERVAL(0)", dt.timedelta(days=-1, microseconds=500_000)))
-    @example(("JSON", {"b": "\0", "a": [None, float("nan")]}))
-    @example(("ARRAY(Text)", ["NULL", None, "", '{"\\']))
-    @example(("Uuid", uuid.UUID(int=0)))
     def every_way(drawn: tuple[str, Any]) -> None:
         name, value = drawn
         expected = matrix.flushed(name, value)
         found = {way: matrix.written(name, value, WAYS[way]) for way in _DRAWN_WAYS}
         assert found == dict.fromkeys(_DRAWN_WAYS, expected)
 
+    for edge in EDGES.values():
+        every_way = example(edge)(every_way)
+    drawn = given(_ONE_OF)(every_way)
     with contextlib.closing(matrix):
-        every_way()
+        settings(max_examples=many, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))(drawn)()
