@@ -171,13 +171,16 @@ def test_i3_a_keyset_page_shows_nothing_twice(items: Items) -> None:
 
 def test_i3_an_index_answers_a_keyset_page(items: Items, look: Any) -> None:
     order = keyset.order_of(sa.inspect(Item), [Item.name])
-    condition = order.beyond(lambda: db.engine.dialect, backwards=False)
-    statement = sa.select(Item.id).where(condition).order_by(*order.order_by(backwards=False))
-    found = re.search(r"WHERE (.*)", str(statement.compile(db.engine)))
+    statement = order.page(3, lambda: db.engine.dialect, has_cursor=True, backwards=False)
+    found = re.search(r"WHERE (.*?)\n? LIMIT", str(statement.compile(db.engine)))
     assert found
     assert re.sub(r"%\((\w+)\)s(::\w+)?", r"\1", found[1]) == (
-        "(item.name, item.id) > (fictive_after_0, fictive_after_1) ORDER BY item.name ASC, item.id ASC"
+        "(item.name, item.id) > (fictive_after_0, fictive_after_1) ORDER BY item.name ASC, item.id ASC "
     )
+    assert order.page(3, lambda: db.engine.dialect, has_cursor=True, backwards=False) is statement
+    for size in range(1_000):  # sizes come from a URL
+        order.page(size, lambda: db.engine.dialect, has_cursor=False, backwards=False)
+    assert len(order._statements) <= 100
 
 
 # What JSON can say and the columns of the order, a text and the key, cannot be compared with.

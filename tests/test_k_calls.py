@@ -21,6 +21,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fictive.flask_sqlalchemy import OptInTransactionMixin
+from fictive.models import Repository
 
 Work = Callable[[Any, Any, Any], None]
 
@@ -109,6 +110,10 @@ def _calls(app: Flask, db: Any, thing: Any, work: Work, n: int) -> float:
         with app.app_context():
             work(db, thing, n)
 
+    return _calls_of(once)
+
+
+def _calls_of(once: Callable[[], object]) -> float:
     for _ in range(30):
         once()
     profile = cProfile.Profile()
@@ -139,20 +144,54 @@ def _measure(name: str, url: str) -> dict[str, float]:
     return calls
 
 
-@pytest.mark.parametrize("name", WORK)
-def test_k_calls_at_most_plains(name: str, database_url: str) -> None:
+def _measure_pages(url: str) -> dict[str, float]:
+    """The first keyset page, and one that begins after a row, by the key and by a text before it."""
+    app, db, thing = _app(Ours, url)
+    calls = {}
+    with app.app_context():
+        db.create_all()
+        things: Repository[Any] = Repository(db.session, thing)
+        things.insert_many({"name": f"{n:05}"} for n in range(300))
+        for order in ((), (thing.name,)):
+            after = things.keyset_page(250, order_by=order).next
+            for what, cursor in (("first", None), ("far", after)):
+
+                def page(cursor: str | None = cursor, order: Any = order) -> None:
+                    db.session.remove()
+                    assert len(things.keyset_page(20, after=cursor, order_by=order).items) == 20
+
+                calls[f"{what} of {len(order)}"] = _calls_of(page)
+        db.session.remove()
+        db.engine.dispose()
+    return calls
+
+
+def _in_a_process(*arguments: str) -> dict[str, float]:
     """In a process of its own: listeners on classes, which other tests leave, are called on each statement."""
     program = subprocess.run(
-        [sys.executable, "-m", "tests.test_k_calls", name, database_url],
+        [sys.executable, "-m", "tests.test_k_calls", *arguments],
         capture_output=True,
         text=True,
         timeout=120,
         cwd=Path(__file__).parents[1],
     )
     assert program.returncode == 0, program.stderr
-    calls = json.loads(program.stdout)
+    found: dict[str, float] = json.loads(program.stdout)
+    return found
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_k_calls_at_most_plains(name: str, database_url: str) -> None:
+    calls = _in_a_process(name, database_url)
     assert calls["SQLAlchemy"] / calls["Ours"] >= WORK[name][2], calls
 
 
+def test_k_calls_of_a_far_keyset_page_are_those_of_the_first(database_url: str) -> None:
+    calls = _in_a_process("keyset pages", database_url)
+    assert calls["far of 0"] / calls["first of 0"] < 1.05, calls
+    assert calls["far of 1"] / calls["first of 1"] < 1.05, calls
+
+
 if __name__ == "__main__":
-    print(json.dumps(_measure(*sys.argv[1:])))
+    name, url = sys.argv[1:]
+    print(json.dumps(_measure_pages(url) if name == "keyset pages" else _measure(name, url)))

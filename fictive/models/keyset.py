@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
+import dataclasses
 import datetime
 import decimal
 import json
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,19 +23,45 @@ from ..rows.stored_values import as_stored
 
 __all__ = ["Key", "Order", "decode", "encode", "order_of"]
 
-# How a value is written into a cursor and read from it again, by the Python type of its column.
-_READERS: dict[type, Callable[[str], Any]] = {
-    int: int,
-    str: lambda text: text.encode().decode(),  # which halves of surrogate pairs are not
+_Reader = Callable[[str], Any]
+
+
+def _read_text(text: str) -> str:
+    if "\0" in text:  # PostgreSQL has no such text, and the error is to be ours and not the driver's
+        raise ValueError(text)
+    return text.encode().decode()  # which halves of surrogate pairs are not
+
+
+def _read_integer(bits: int) -> _Reader:
+    limit = 1 << bits
+
+    def read(text: str) -> int:
+        value = int(text)
+        if not -limit <= value < limit:
+            raise ValueError(text)
+        return value
+
+    return read
+
+
+_READERS: dict[type, _Reader] = {
+    str: _read_text,
     float: float,
     decimal.Decimal: decimal.Decimal,
     uuid.UUID: uuid.UUID,
     datetime.datetime: datetime.datetime.fromisoformat,
     datetime.date: datetime.date.fromisoformat,
 }
+"""How a value is read from a cursor, into which `str` wrote it, by the Python type of its column."""
 
 
-@dataclass(frozen=True)
+def _reader(type_: sa.types.TypeEngine[Any], python_type: type) -> _Reader | None:
+    if python_type is not int:
+        return _READERS.get(python_type)
+    return _read_integer(15 if isinstance(type_, sa.SmallInteger) else 63 if isinstance(type_, sa.BigInteger) else 31)
+
+
+@dataclasses.dataclass(frozen=True)
 class Key:
     """One column of the order: its attribute on the model, the SQL, and the direction."""
 
@@ -43,9 +69,11 @@ class Key:
     column: Any
     descending: bool
     type: type
+    read: _Reader
+    """The value of a text in a cursor; raises `ValueError` for one that the column cannot have."""
 
     def backwards(self) -> Key:
-        return Key(self.name, self.column, not self.descending, self.type)
+        return dataclasses.replace(self, descending=not self.descending)
 
     @property
     def order(self) -> Any:
@@ -56,31 +84,40 @@ _ALIKE = (sa.Integer, sa.BigInteger, sa.SmallInteger, sa.String, sa.Text, sa.Uui
 """Types whose values are stored as they are."""
 
 
+_MOST_STATEMENTS = 100  # of an order; a size comes from a URL
+
+
 class Order:
-    """An order of pages: its columns, and the condition of the rows beyond one of them. Kept for each mapper, since
-    building the condition takes longer than asking for it."""
+    """An order of pages: its columns, and the statements of its pages. Kept for each mapper, since building a
+    statement, and its key in SQLAlchemy's cache, takes longer than running it."""
 
-    def __init__(self, keys: Sequence[Key]) -> None:
+    def __init__(self, model: type[Any], keys: Sequence[Key]) -> None:
         self.keys = keys
+        self._parameters = [_parameter(at) for at in range(len(keys))]
+        self._model = model
         self._by_dialect = any(type(key.column.type) not in _ALIKE for key in keys)
-        self._beyond: dict[tuple[bool, str], sa.ColumnElement[bool]] = {}
+        self._statements: dict[Any, sa.Select[Any]] = {}
 
-    def order_by(self, *, backwards: bool) -> list[Any]:
-        return [(key.backwards() if backwards else key).order for key in self.keys]
-
-    def beyond(self, dialect: Callable[[], sa.Dialect], *, backwards: bool) -> sa.ColumnElement[bool]:
-        """The condition of rows after, or before, the one whose values are those of `parameters`. `dialect` is asked
-        where the types are not stored alike everywhere."""
-        name = dialect().name if self._by_dialect else ""
-        found = self._beyond.get((backwards, name))
+    def page(
+        self, size: int, dialect: Callable[[], sa.Dialect], *, has_cursor: bool, backwards: bool
+    ) -> sa.Select[Any]:
+        """The SELECT of that many objects: the first ones, or those after or before the row whose values are those of
+        `parameters`. `dialect` is asked where the types are not stored alike everywhere."""
+        about = (size, has_cursor, backwards, dialect().name if has_cursor and self._by_dialect else "")
+        found = self._statements.get(about)
         if found is None:
             keys = [key.backwards() if backwards else key for key in self.keys]
-            found = self._beyond[backwards, name] = _beyond(keys, dialect())
+            found = sa.select(self._model).order_by(*(key.order for key in keys)).limit(size)
+            if has_cursor:
+                found = found.where(_beyond(keys, dialect()))
+            if len(self._statements) >= _MOST_STATEMENTS:
+                self._statements.clear()
+            self._statements[about] = found
         return found
 
     def parameters(self, cursor: str) -> dict[str, Any]:
-        """The parameters of `beyond`; raises `InvalidCursor`."""
-        return {_parameter(at): value for at, value in enumerate(decode(self.keys, cursor))}
+        """The parameters of `page`; raises `InvalidCursor`."""
+        return dict(zip(self._parameters, decode(self.keys, cursor), strict=True))
 
 
 _orders: weakref.WeakKeyDictionary[sa_orm.Mapper[Any], dict[Any, Order]] = weakref.WeakKeyDictionary()
@@ -100,7 +137,8 @@ def order_of(mapper: sa_orm.Mapper[Any], order_by: Sequence[Any]) -> Order:
         last_descends = bool(named) and named[-1][1]
         for column in mapper.primary_key:
             names.setdefault(mapper.get_property_by_column(column).key, last_descends)
-        found = known[tuple(named)] = Order([_key(mapper, name, descending) for name, descending in names.items()])
+        keys = [_key(mapper, name, descending) for name, descending in names.items()]
+        found = known[tuple(named)] = Order(mapper.class_, keys)
     return found
 
 
@@ -137,12 +175,12 @@ def _key(mapper: sa_orm.Mapper[Any], name: str, descending: bool) -> Key:
             "neither before nor after anything. Make the column NOT NULL, or use page()."
         )
     type_ = _python_type(column)
-    if type_ not in _READERS:
+    if (read := _reader(column.type, type_)) is None:
         raise ConfigurationError(
             f"A keyset page cannot be ordered by {mapper.class_.__name__}.{name}: its type {column.type!r} has no "
             "text form for a cursor. Use page()."
         )
-    return Key(name, getattr(mapper.class_, name), descending, type_)
+    return Key(name, getattr(mapper.class_, name), descending, type_, read)
 
 
 def _python_type(column: sa.Column[Any]) -> type:
@@ -173,31 +211,24 @@ def _parameter(at: int) -> str:
     return f"fictive_after_{at}"
 
 
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+_parse = json.JSONDecoder().raw_decode
+
+
 def encode(keys: Sequence[Key], instance: object) -> str:
     """A cursor: where `instance` stands in the order, as text for a URL."""
-    values = [str(getattr(instance, key.name)) for key in keys]
-    packed = json.dumps(values, separators=(",", ":")).encode()
-    return base64.urlsafe_b64encode(packed).decode().rstrip("=")
+    packed = ",".join([encode_basestring_ascii(str(getattr(instance, key.name))) for key in keys])
+    coded = binascii.b2a_base64(f"[{packed}]".encode(), newline=False)
+    return coded.translate(_URL_SAFE).rstrip(b"=").decode()
 
 
 def decode(keys: Sequence[Key], cursor: str) -> list[Any]:
     """The values of a cursor. Raises `InvalidCursor` for one that is not of this order; it comes from a URL."""
     try:
-        texts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        values = [_READERS[key.type](text) for key, text in zip(keys, texts, strict=True)]
-    except (ValueError, TypeError, binascii.Error, ArithmeticError, AttributeError, RecursionError):
-        values = []
-    if len(values) != len(keys) or not all(map(_can_be_asked_for, keys, values)):
-        raise InvalidCursor(f"{cursor!r} is not a cursor of this page's order.")
-    return values
-
-
-def _can_be_asked_for(key: Key, value: Any) -> bool:
-    """Whether PostgreSQL takes the value for the column's type, so that the error is ours and not the driver's."""
-    if isinstance(value, str):
-        return "\0" not in value
-    if isinstance(value, int):
-        kind = key.column.type
-        bits = 15 if isinstance(kind, sa.SmallInteger) else 63 if isinstance(kind, sa.BigInteger) else 31
-        return -(1 << bits) <= value < 1 << bits
-    return True
+        text = binascii.a2b_base64(cursor.replace("-", "+").replace("_", "/") + "==").decode()
+        texts, end = _parse(text)
+        if end == len(text):
+            return [key.read(each) for key, each in zip(keys, texts, strict=True)]
+    except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError):
+        pass
+    raise InvalidCursor(f"{cursor!r} is not a cursor of this page's order.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
@@ -237,14 +236,12 @@ class Repository(Generic[_M]):
             raise ValueError("keyset_page(after=..., before=...): one or the other.")
         query = self._query(where, equal, order_by, join)
         order = keyset.order_of(self._mapper, query.order)
-        keys, backwards = order.keys, before is not None
-        statement = query.select(self.model).order_by(*order.order_by(backwards=backwards)).limit(size + 1)
-        statement = statement.options(*_several(options, "options"))
-        cursor = after if before is None else before
+        keys, cursor = order.keys, after if before is None else before
         parameters = None if cursor is None else order.parameters(cursor)
-        if parameters is not None:
-            dialect = functools.partial(dialect_of, self.session, self._mapper)
-            statement = statement.where(order.beyond(dialect, backwards=backwards))
+        page = order.page(size + 1, self._dialect, has_cursor=cursor is not None, backwards=before is not None)
+        statement = query.narrow(page)
+        if options:
+            statement = statement.options(*_several(options, "options"))
         found = _List(self.session.scalars(statement, parameters).unique())
         more, items = len(found) > size, found[:size]
         if before is not None:
@@ -325,6 +322,9 @@ class Repository(Generic[_M]):
         mapper = self._mapper
         return [getattr(self.model, mapper.get_property_by_column(column).key) for column in mapper.primary_key]
 
+    def _dialect(self) -> sa.Dialect:
+        return dialect_of(self.session, self._mapper)
+
     def _query(self, where: Iterable[Any], equal: dict[str, Any], order_by: Any, join: Any) -> _Query:
         conditions: _List[Any] = []
         order = _several(order_by)
@@ -383,6 +383,13 @@ class _Query:
         statement = sa.select(*entities)
         if of is not None:
             statement = statement.select_from(of)
+        return self.narrow(statement)
+
+    def narrow(self, statement: sa.Select[Any]) -> sa.Select[Any]:
+        """The statement with joins and conditions; the same object where there are none, as SQLAlchemy keeps with it
+        the key of its cache."""
+        if not self.conditions and not self.relationships:
+            return statement
         if not any(each.property.uselist for each in self.relationships):
             for each in self.relationships:
                 statement = statement.join(each, isouter=True)  # an order loses no row that has nothing to join

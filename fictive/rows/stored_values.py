@@ -114,7 +114,7 @@ def as_stored(value: Any, type_: sa.types.TypeEngine[Any], dialect: sa.Dialect, 
     stored: Any = database_type(type_, dialect)
     if isinstance(stored, sa.String) and not isinstance(stored, sa.Enum):
         if isinstance(stored, sa.CHAR):
-            return sa.cast(bound(value, type_), PaddedText()) if stored.length else bound(value, type_)
+            return sa.cast(bound(value, type_), PaddedText())
         is_text = issubclass(kind, str) if kind else isinstance(value, str) or is_sql(value)
         given = bound(cut_to_length(value, type_, dialect), type_)
         # another type's text may differ from what a cast to citext makes of it

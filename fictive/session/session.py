@@ -281,13 +281,13 @@ class OptInSession(sa_orm.Session):
         if locks is not None:
             self._check_lock(kwargs.get("bind_arguments"))
         try:
-            own, is_dml = statement._execution_options, statement.is_dml
+            own, is_dml, is_select = statement._execution_options, statement.is_dml, statement.is_select
         except AttributeError:
-            own, is_dml = None, False
+            own, is_dml, is_select = None, False, False
         if is_dml and self._transaction is not None:
             self._flush_before(statement)
         if (
-            params
+            (params and not is_select)
             or self._fictive.is_special
             or (own and ("fictive_writes" in own or "fictive_outside" in own or "fictive_primary" in own))
             or (execution_options and not private.OPTIONS.isdisjoint(execution_options))
@@ -295,7 +295,7 @@ class OptInSession(sa_orm.Session):
             return self._execute_specially(statement, params, execution_options, kwargs)  # type: ignore[no-any-return]
         if not self.identity_map._dict:
             return super().execute(statement, params, execution_options=execution_options, **kwargs)
-        return self._execute_renewing(statement, execution_options, kwargs)  # type: ignore[no-any-return]
+        return self._execute_renewing(statement, execution_options, kwargs, params)  # type: ignore[no-any-return]
 
     def _flush_before(self, statement: Any) -> None:
         """In a transaction of the code's: write what is pending before an ORM UPDATE or DELETE, which loses it."""
