@@ -48,8 +48,14 @@ from .replica_tokens import Tokens
 from .replica_tokens import install as install_tokens
 from .report.watcher import WATCHER
 from .rows import many_to_many
-from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
-from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
+from .rows.descriptors import (
+    FindOrCreateDescriptor,
+    GetOrCreateDescriptor,
+    InsertManyDescriptor,
+    UpdateManyDescriptor,
+    UpdateOrCreateDescriptor,
+    UpsertManyDescriptor,
+)
 from .session.blocks import TransactionBlock, on_commit, on_rollback, run_transaction, transaction_required
 from .session.durations import Duration
 from .session.model_events import Told, after_commit_of

@@ -17,8 +17,14 @@ from .locks.advisory import advisory_lock, lock_key
 from .locks.rows import claim
 from .locks.tables import LockMode, LockModeName, lock_tables
 from .rows.bulk import Upserted, insert_many, update_many, upsert_many
-from .rows.bulk_methods import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
-from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
+from .rows.descriptors import (
+    FindOrCreateDescriptor,
+    GetOrCreateDescriptor,
+    InsertManyDescriptor,
+    UpdateManyDescriptor,
+    UpdateOrCreateDescriptor,
+    UpsertManyDescriptor,
+)
 from .rows.many_to_many import LinkChanges, m2m_add, m2m_clear, m2m_remove, m2m_set
 from .session.blocks import (
     TransactionBlock,

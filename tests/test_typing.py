@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fictive.rows import bulk_methods, descriptors
+from fictive.rows import descriptors
 from tests import typing_recipe
 from tests.conftest import MakeApp
 from tests.typing_recipe import City, db, grow, load
@@ -35,7 +35,6 @@ def test_methods_of_models_have_docstrings(name: str, make_app: MakeApp) -> None
     assert len(documented) > 60
     assert "partial" not in documented
     camel = "".join(word.title() for word in name.split("_"))
-    module = descriptors if name.endswith("create") else bulk_methods
-    protocol: Any = getattr(module, f"_{camel}")
+    protocol: Any = getattr(descriptors, f"_{camel}")
     overloads = [each for each in vars(protocol).values() if callable(each) and each.__name__ == "__call__"]
     assert all(len(each.__doc__ or "") > 20 for each in overloads)

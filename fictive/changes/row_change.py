@@ -14,8 +14,7 @@ import sqlalchemy.orm as sa_orm
 from ..connection.engines import connection_in_autocommit
 from ..errors import NotFoundError, RowChangeTimeout, SnapshotIsFixed
 from ..other_names import also_named
-from ..rows.attributes import mapped_property, mapper_of, table_columns, unknown_attribute
-from ..rows.primary_keys import as_key, python_types
+from ..rows.attributes import as_key, mapped_property, mapper_of, python_types, table_columns, unknown_attribute
 from ..session.durations import Duration, timeout_in_ms
 from ..session.given import session_of, write_on
 from ..session.session import OptInSession

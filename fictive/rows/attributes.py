@@ -1,10 +1,10 @@
-"""From the attribute names that callers write to the columns of a table. Pure functions; nothing is sent."""
+"""From the attribute names and primary keys that callers write to the columns of a table. Pure; nothing is sent."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,16 +14,9 @@ from sqlalchemy.ext.hybrid import HybridExtensionType
 from ..errors import UnknownAttribute, UnsavedObject
 
 __all__ = [
-    "WITH_DELETED",
-    "composite_values",
-    "foreign_key_of",
-    "hybrid",
-    "live_attribute",
-    "mapped_property",
-    "mapper_of",
-    "table_columns",
-    "unknown_attribute",
-]
+    "WITH_DELETED", "as_key", "composite_values", "foreign_key_of", "hybrid", "live_attribute", "mapped_property",
+    "mapper_of", "python_types", "table_columns", "unknown_attribute",
+]  # fmt: skip
 
 
 LIVE_ROWS = "__live_rows__"
@@ -116,3 +109,30 @@ def foreign_key_of(prop: sa_orm.RelationshipProperty[Any], related: object, wher
         if isinstance(local, sa.Column) and isinstance(remote, sa.Column):
             found[local] = getattr(related, state.mapper.get_property_by_column(remote).key)
     return found
+
+
+# -- primary keys as callers write them -------------------------------------------------------------------------------
+
+
+def python_types(columns: Sequence[sa.ColumnElement[Any]]) -> list[type[Any] | None]:
+    """The type of each column's values, where the column's own type says so plainly; else None."""
+    return [_python_type(column) for column in columns]
+
+
+def as_key(given: object, types: Sequence[type[Any] | None]) -> tuple[Any, ...] | None:
+    """`given`, a value or a tuple of several, as a tuple that may be a key of `types`; None where it cannot be one."""
+    key = given if isinstance(given, tuple) else (given,)
+    return key if len(key) == len(types) and all(map(_fits, key, types)) else None
+
+
+def _python_type(column: sa.ColumnElement[Any]) -> type[Any] | None:
+    if isinstance(column.type, (sa.Integer, sa.String, sa.Uuid)) and not isinstance(column.type, sa.Enum):
+        found: type[Any] = column.type.python_type
+        return found
+    return None
+
+
+def _fits(value: object, python_type: type[Any] | None) -> bool:
+    if python_type is not None:
+        return isinstance(value, python_type)
+    return value is not None and not isinstance(value, (list, set, frozenset, dict, Iterator))

@@ -35,6 +35,20 @@ class _RowContext:
         return self.current_parameters
 
 
+def _for_each(function: Any, columns: Columns, size: int) -> list[Any]:
+    """What a default function with a parameter makes for each row."""
+    context = _RowContext(columns)
+    made = []
+    for context.row in range(size):
+        made.append(function(context))
+    return made
+
+
+def _in_sql(default: Any) -> Any:
+    """A default that is no function, in a statement."""
+    return default.next_value() if default.is_sequence else default.arg
+
+
 class InsertDefaults:
     """What is added to rows of `given` columns in one table.
 
@@ -67,24 +81,18 @@ class InsertDefaults:
         found: dict[Any, Sequence[Any]] = {**given, **{column: [v] * size for column, v in self._fixed.items()}}
         for column in self._in_python:
             default: Any = column.default
-            if default.is_callable:
-                context = _RowContext(dict(found))
-                made = []
-                for context.row in range(size):
-                    made.append(default.arg(context))
-                found[column] = made
-            else:
-                found[column] = [default.arg] * size
+            found[column] = _for_each(default.arg, dict(found), size) if default.is_callable else [default.arg] * size
         return [found[column] for column in self.columns]
 
     def row(self, given: Mapping[sa.Column[Any], Any]) -> dict[sa.Column[Any], Any]:
         """For one row, all of it in the statement: values, SQL expressions, the next number of a sequence."""
         made = self.values({column: [value] for column, value in given.items()}, 1)
         found = {column: value for column, (value,) in zip(self.columns, made, strict=True)}
-        for column in self.in_sql:
-            default: Any = column.default
-            found[column] = default.next_value() if default.is_sequence else default.arg
-        return found
+        return found | self.sql_values()
+
+    def sql_values(self) -> dict[sa.Column[Any], Any]:
+        """For each row the SQL expression, or the next number of the sequence."""
+        return {column: _in_sql(column.default) for column in self.in_sql}
 
 
 def discriminator(mapper: sa_orm.Mapper[Any]) -> dict[sa.Column[Any], Any]:
@@ -129,7 +137,7 @@ class UpdateDefaults:
                 if context.was_asked:
                     self.by_row.append(column)
             elif default is not None:
-                self.values[column] = default.next_value() if default.is_sequence else default.arg
+                self.values[column] = _in_sql(default)
 
     @property
     def for_all(self) -> dict[sa.Column[Any], Any]:
@@ -137,11 +145,4 @@ class UpdateDefaults:
 
     def rows(self, given: Columns, size: int) -> list[Sequence[Any]]:
         """For so many rows, the values of the columns in `by_row`."""
-        found: list[Sequence[Any]] = []
-        for column in self.by_row:
-            context = _RowContext(given)
-            made = []
-            for context.row in range(size):
-                made.append(column.onupdate.arg(context))  # type: ignore[union-attr]
-            found.append(made)
-        return found
+        return [_for_each(column.onupdate.arg, given, size) for column in self.by_row]  # type: ignore[union-attr]

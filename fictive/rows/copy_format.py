@@ -115,7 +115,7 @@ def _rules_for(dialect: sa.Dialect, type_: Any, driver_text: Callable[[Any], str
     if isinstance(type_, sa.ARRAY):
         return _array_rules(dialect, type_, driver_text)
     if isinstance(type_, (sa.JSON, postgresql.JSON)):
-        return _JSONRules(lambda values: escaped(list(map(driver_text, values))))
+        return _WrappedRules({str: escaped}, lambda values: escaped(list(map(driver_text, values))))
     if isinstance(type_, postgresql.DOMAIN):
         return {}
     if isinstance(type_, sa.CHAR) and not type_.length:  # which a cast cuts to one character
@@ -139,11 +139,11 @@ def _rules_for(dialect: sa.Dialect, type_: Any, driver_text: Callable[[Any], str
     return {}
 
 
-class _JSONRules(dict[type, Texts]):
-    """Texts, as SQLAlchemy makes for psycopg2, and what it wraps for psycopg."""
+class _WrappedRules(dict[type, Texts]):
+    """Rules by class, and one for what SQLAlchemy wraps for the driver."""
 
-    def __init__(self, wrapped: Texts) -> None:
-        super().__init__({str: escaped})
+    def __init__(self, rules: Mapping[type, Texts], wrapped: Texts) -> None:
+        super().__init__(rules)
         self._wrapped = wrapped
 
     def __missing__(self, kind: type) -> Texts:
@@ -220,19 +220,12 @@ def _bytes_text(value: Any) -> str:
 _BYTES: dict[type, Texts] = dict.fromkeys((bytes, bytearray, memoryview), _plain(_bytes_text))
 
 
-class _BinaryRules(dict[type, Texts]):
-    """Bytes, and what SQLAlchemy wraps for psycopg2, which takes other things for bytes too."""
-
-    def __missing__(self, kind: type) -> Texts:
-        if kind.__module__.startswith("psycopg"):
-            return self._wrapped
-        raise KeyError(kind)
-
-    def _wrapped(self, values: Sequence[Any]) -> Iterable[str]:
-        found = [getattr(value, "adapted", getattr(value, "obj", None)) for value in values]
-        if not set(map(type, found)) <= _BYTES.keys():
-            raise NotCopyable
-        return map(_bytes_text, found)
+def _wrapped_bytes(values: Sequence[Any]) -> Iterable[str]:
+    """Of what SQLAlchemy wraps for psycopg2, which takes other things for bytes too."""
+    found = [getattr(value, "adapted", getattr(value, "obj", None)) for value in values]
+    if not set(map(type, found)) <= _BYTES.keys():
+        raise NotCopyable
+    return map(_bytes_text, found)
 
 
 _OTHERS: dict[type, Callable[[Any], Mapping[type, Texts]]] = {
@@ -242,7 +235,7 @@ _OTHERS: dict[type, Callable[[Any], Mapping[type, Texts]]] = {
     sa.Interval: lambda type_: {datetime.timedelta: _plain(_interval_text)},
     postgresql.INTERVAL: lambda type_: {datetime.timedelta: _plain(_interval_text)},
     sa.Uuid: lambda type_: {uuid.UUID: _plain(str), str: escaped},
-    sa.LargeBinary: lambda type_: _BinaryRules(_BYTES),
+    sa.LargeBinary: lambda type_: _WrappedRules(_BYTES, _wrapped_bytes),
 }
 _ARRAYS_OF = (sa.Integer, sa.Float, sa.Numeric, sa.String, sa.Boolean, sa.Date, sa.DateTime, sa.Uuid)
 

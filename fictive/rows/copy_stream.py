@@ -45,7 +45,8 @@ class CopyStream:
 
     def send(self, blocks: Iterator[str]) -> None:
         """Send all of `blocks`. What they raise comes out unchanged; errors of the server are SQLAlchemy's."""
-        if self._is_alone:
+        listens = self._is_alone
+        if listens:
             event.listen(self._connection, "before_cursor_execute", self._make_way)
         try:
             while self._block is not None or (block := next(blocks, None)) is not None:
@@ -54,11 +55,8 @@ class CopyStream:
                 if self._callers_error is not None:
                     raise self._callers_error
         finally:
-            if self._is_alone_listened():
+            if listens:
                 event.remove(self._connection, "before_cursor_execute", self._make_way)
-
-    def _is_alone_listened(self) -> bool:
-        return event.contains(self._connection, "before_cursor_execute", self._make_way)
 
     def _copy(self, cursor: Any, blocks: Iterator[str]) -> None:
         writer = self._writer = driver_for(self._connection.dialect).copy_writer(cursor, self._statement)

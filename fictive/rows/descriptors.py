@@ -1,16 +1,23 @@
-"""`Model.find_or_create(...)`, `Model.get_or_create(...)`, `Model.update_or_create(...)` on any declarative base."""
+"""The functions of `find_or_create.py` and `bulk.py` as methods of the classes of any declarative base."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar, cast, overload
 
 import sqlalchemy.orm as sa_orm
 
+from .bulk import Upserted, insert_many, update_many, upsert_many
+from .bulk_operation import Progress
+from .duplicates import Duplicates
 from .find_or_create import get_or_create, update_or_create
 from .new_objects import Defaults
 
-__all__ = ["FindOrCreateDescriptor", "GetOrCreateDescriptor", "UpdateOrCreateDescriptor"]
+__all__ = [
+    "FindOrCreateDescriptor", "GetOrCreateDescriptor", "InsertManyDescriptor", "UpdateManyDescriptor",
+    "UpdateOrCreateDescriptor", "UpsertManyDescriptor",
+]  # fmt: skip
 
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
@@ -41,8 +48,55 @@ class _UpdateOrCreate(Protocol[_T_co]):
         """
 
 
+class _InsertMany(Protocol[_T]):
+    @overload
+    def __call__(
+        self, rows: Iterable[Any], *, batch_size: int = ..., returning: None = ..., commit_every: int | None = ...,
+        progress: Progress | None = ...,
+    ) -> int:  # fmt: skip
+        """Insert `rows`, mappings or objects from any iterable, by COPY where that is faster; returns how many.
+
+        One transaction, unless `commit_every` is given. `returning="keys"` or `"objects"` returns those instead.
+        """
+
+    @overload
+    def __call__(
+        self, rows: Iterable[Any], *, batch_size: int = ..., returning: Literal["keys"],
+        commit_every: int | None = ..., progress: Progress | None = ...,
+    ) -> list[Any]:  # fmt: skip
+        """Insert `rows` and return their primary keys, in the order of the rows."""
+
+    @overload
+    def __call__(
+        self, rows: Iterable[Any], *, batch_size: int = ..., returning: Literal["objects"],
+        commit_every: int | None = ..., progress: Progress | None = ...,
+    ) -> list[_T]:  # fmt: skip
+        """Insert `rows` and return them as objects of the session, in the order of the rows."""
+
+
+class _UpsertMany(Protocol):
+    def __call__(
+        self, rows: Iterable[Any], *, key: Any, update: Sequence[Any] | None = None, duplicates: Duplicates = ...,
+        batch_size: int = ..., commit_every: int | None = ..., progress: Progress | None = ...,
+    ) -> Upserted:  # fmt: skip
+        """Insert `rows`, and update those whose unique `key`, a name or several, is there; returns how many of each.
+
+        `update` names the attributes to update, all others by default. `duplicates="last"`: of rows with one key the
+        last wins; without it they raise `DuplicateRows`. One transaction, unless `commit_every` is given.
+        """
+
+
+class _UpdateMany(Protocol):
+    def __call__(
+        self, rows: Iterable[Any], *, key: Any = None, duplicates: Duplicates = ..., batch_size: int = ...,
+        commit_every: int | None = ..., progress: Progress | None = ...,
+    ) -> int:  # fmt: skip
+        """Update rows by their `key`, the primary key by default; returns how many there were."""
+
+
 class _Descriptor:
-    """Made with a callable that returns the session to use: any of SQLAlchemy's, or a registry of them."""
+    """Made with a callable that returns the session to use, any of SQLAlchemy's or a registry of them:
+    `insert_many = InsertManyDescriptor(lambda: session)` in the body of a declarative base."""
 
     def __init__(self, session: SessionSource) -> None:
         self._session = session
@@ -118,3 +172,30 @@ class UpdateOrCreateDescriptor(_Descriptor):
             return update_or_create(source(), owner, filter_by, defaults, create_defaults)
 
         return bound
+
+
+class InsertManyDescriptor(_Descriptor):
+    """`Model.insert_many(rows, ...)`: `fictive.sqlalchemy.insert_many` of that model."""
+
+    def __get__(self, instance: object, owner: type[_T]) -> _InsertMany[_T]:
+        return cast(_InsertMany[_T], _bound(insert_many, self._session(), owner))
+
+
+class UpsertManyDescriptor(_Descriptor):
+    """`Model.upsert_many(rows, key=..., ...)`: `fictive.sqlalchemy.upsert_many` of that model."""
+
+    def __get__(self, instance: object, owner: type[Any]) -> _UpsertMany:
+        return cast(_UpsertMany, _bound(upsert_many, self._session(), owner))
+
+
+class UpdateManyDescriptor(_Descriptor):
+    """`Model.update_many(rows, ...)`: `fictive.sqlalchemy.update_many` of that model."""
+
+    def __get__(self, instance: object, owner: type[Any]) -> _UpdateMany:
+        return cast(_UpdateMany, _bound(update_many, self._session(), owner))
+
+
+def _bound(function: Callable[..., Any], session: Any, owner: type[Any]) -> Any:
+    bound = functools.partial(function, session, owner)
+    bound.__doc__ = function.__doc__  # else it is that of partial()
+    return bound

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,8 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import operators
 
-from .array_parameters import unnested
 from .column_defaults import InsertDefaults
-from .stored_values import bound
+from .stored_values import PaddedText, bound, database_type
 from .unique_keys import UniqueKey, key_over
 
 __all__ = ["Columns", "Key", "Links", "linked_by"]
@@ -155,9 +155,7 @@ class Links:
         defaults = self._defaults()
         for column in defaults.columns:
             filled[column] = for_all[column] if column in for_all else wanted.c[_extra(column)]
-        for column in defaults.in_sql:
-            default: Any = column.default
-            filled[column] = default.next_value() if default.is_sequence else default.arg
+        filled |= defaults.sql_values()
         statement = postgresql.insert(self.table).from_select(
             list(filled), sa.select(*filled.values()).select_from(wanted).where(where), include_defaults=False
         )
@@ -238,3 +236,53 @@ def _key(number: int) -> str:
 
 def _extra(column: sa.Column[Any]) -> str:
     return f"value_{column.key}"
+
+
+# -- many values in one parameter -------------------------------------------------------------------------------------
+
+
+def unnested(
+    dialect: sa.Dialect, name: str, columns: Sequence[tuple[str, sa.types.TypeEngine[Any], Sequence[Any]]]
+) -> sa.TableValuedAlias:
+    """A table called `name` of values: for each column its name, its type and its values, all of one length. One array
+    is one parameter, whatever its length (PostgreSQL documentation, "Set Returning Functions")."""
+    arrays = [_array(dialect, type_, values) for _, type_, values in columns]
+    names = [sa.column(column, type_) for column, type_, _ in columns]
+    return sa.func.unnest(*arrays).table_valued(*names).render_derived(name=name)
+
+
+def _array(dialect: sa.Dialect, type_: sa.types.TypeEngine[Any], values: Sequence[Any]) -> sa.ColumnElement[Any]:
+    process = type_.dialect_impl(dialect).bind_processor(dialect)
+    literal = _literal(values if process is None else list(map(process, values)))
+    if literal is None:
+        return sa.bindparam(None, list(values), sa.ARRAY(type_), unique=True)
+    return sa.cast(sa.bindparam(None, literal, sa.Text(), unique=True), sa.ARRAY(_without_length(type_, dialect)))
+
+
+def _literal(values: Sequence[Any]) -> str | None:
+    """The text of an array of numbers, texts or UUIDs (PostgreSQL documentation, "Array Input and Output Syntax");
+    None where there are others, which are left to the driver.
+
+    A driver takes several times as long over ten thousand, and so does the server over `ARRAY[1, 2, …]`.
+    """
+    kinds = set(map(type, values))
+    if kinds == {int}:
+        return "{" + str(list(values))[1:-1] + "}"
+    if not kinds <= {int, str, uuid.UUID, type(None)}:
+        return None
+    return "{" + ",".join(map(_element, values)) + "}"
+
+
+def _element(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _without_length(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+    """A cast to `varchar(5)` would cut what is longer, and so make another value of it (PostgreSQL documentation,
+    "Character Types"); without a length the value finds nothing, or is refused."""
+    stored: Any = database_type(type_, dialect)
+    if not isinstance(stored, sa.String) or isinstance(stored, sa.Enum) or not (stored.length or stored.collation):
+        return type_
+    return PaddedText() if isinstance(stored, sa.CHAR) else sa.Text()

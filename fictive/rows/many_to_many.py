@@ -15,8 +15,8 @@ from sqlalchemy.orm.attributes import instance_state
 from ..errors import ConfigurationError, UnsavedObject
 from ..other_names import also_named
 from ..session.given import require_postgresql, session_of, together
+from .attributes import as_key, python_types
 from .link_sql import Columns, Key, Links, linked_by
-from .primary_keys import as_key, python_types
 from .write_binding import execute_write
 
 __all__ = ["LinkChanges", "m2m_add", "m2m_clear", "m2m_remove", "m2m_set"]
