@@ -26,6 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_co
 from fictive.drivers import sqlstate
 from fictive.errors import ConfigurationError, TransactionRequired, UnknownAttribute, UnsavedObject, UnsupportedDialect
 from fictive.flask_sqlalchemy import FilterByOrCreateMixin, OptInTransactionMixin
+from fictive.rows import lookups
 from fictive.sqlalchemy import FindOrCreateDescriptor, GetOrCreateDescriptor, OptInSession, UpdateOrCreateDescriptor
 from fictive.testing import postgres
 from fictive.testing.wire import Wire
@@ -209,6 +210,24 @@ def errors(log: Any) -> list[str]:
 
 
 # -- D1, D2: finding, creating, and what it costs ---------------------------------------------------------------------
+
+
+def test_d2_the_key_is_looked_for_on_a_miss_only(create: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    create()
+    asked: list[object] = []
+    look_for = lookups.key_for
+
+    def key_for(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return look_for(*arguments)
+
+    monkeypatch.setattr(lookups, "key_for", key_for)
+    Topic.find_or_create(label="new")
+    assert len(asked) == 1
+    for _ in range(2):
+        Topic.find_or_create(label="new")
+        Topic.get_or_create({"note": "x"}, label="new", size=1)
+    assert len(asked) == 1
 
 
 def test_d2_round_trips(create: Any, wire: Wire, look: Look) -> None:
