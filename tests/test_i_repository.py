@@ -170,16 +170,16 @@ def test_i3_a_keyset_page_shows_nothing_twice(items: Items) -> None:
 
 
 def test_i3_an_index_answers_a_keyset_page(items: Items, look: Any) -> None:
-    order = keyset.order_of(sa.inspect(Item), [Item.name])
-    statement = order.page(3, lambda: db.engine.dialect, has_cursor=True, backwards=False)
+    order = keyset.order_of(sa.inspect(Item), [Item.name], db.engine.dialect)
+    statement = order.page(3, has_cursor=True, backwards=False)
     found = re.search(r"WHERE (.*?)\n? LIMIT", str(statement.compile(db.engine)))
     assert found
     assert re.sub(r"%\((\w+)\)s(::\w+)?", r"\1", found[1]) == (
         "(item.name, item.id) > (fictive_after_0, fictive_after_1) ORDER BY item.name ASC, item.id ASC "
     )
-    assert order.page(3, lambda: db.engine.dialect, has_cursor=True, backwards=False) is statement
+    assert order.page(3, has_cursor=True, backwards=False) is statement
     for size in range(1_000):  # sizes come from a URL
-        order.page(size, lambda: db.engine.dialect, has_cursor=False, backwards=False)
+        order.page(size, has_cursor=False, backwards=False)
     assert len(order._statements) <= 100
 
 
@@ -276,6 +276,38 @@ def test_i3_cursors_of_every_type(database_url: str) -> None:
         with pytest.raises(ConfigurationError, match=r"Event\.blob.*no text form"):
             events.keyset_page(order_by=Event.blob)
     engine.dispose()
+
+
+class Ticket(_Base):
+    """Keys of which not every text, and not every number, is a value."""
+
+    __tablename__ = "ticket"
+    id: Mapped[int] = mapped_column(sa.Integer().with_variant(sa.BigInteger(), "postgresql"), primary_key=True)
+    state: Mapped[str] = mapped_column(sa.Enum("open", "shut", name="ticket_state"))
+    token: Mapped[str] = mapped_column(sa.Uuid(as_uuid=False))
+
+
+def test_i3_a_cursor_of_a_value_that_the_column_cannot_have(database_url: str) -> None:
+    for engine in (sa.create_engine(database_url), sa.create_engine("sqlite://")):
+        Ticket.__table__.create(engine)  # type: ignore[attr-defined]
+        with sa_orm.Session(engine) as session:
+            tickets = Repository[Ticket](session)
+            for at in range(3):
+                tickets.create(id=2**40 + at, state="open", token=str(uuid.UUID(int=at)))
+            for order in (Ticket.id, Ticket.state, Ticket.token):
+                page = tickets.keyset_page(1, order_by=order)
+                assert [each.id for each in tickets.keyset_page(1, after=page.next, order_by=order).items] == [
+                    2**40 + 1
+                ]
+            for order, values in (
+                (Ticket.state, ["lost", "1"]),
+                (Ticket.token, ["x", "1"]),
+                (Ticket.id, [str(2**63)]),
+            ):
+                cursor = base64.urlsafe_b64encode(json.dumps(values).encode()).decode()
+                with pytest.raises(InvalidCursor):
+                    tickets.keyset_page(after=cursor, order_by=order)
+        engine.dispose()
 
 
 # -- options, locks, joins, and other ways of calling -----------------------------------------------------------------

@@ -19,7 +19,7 @@ from sqlalchemy.sql import operators
 
 from ..errors import ConfigurationError, InvalidCursor
 from ..rows.attributes import mapped_property
-from ..rows.stored_values import as_stored
+from ..rows.stored_values import as_stored, database_type
 
 __all__ = ["Key", "Order", "decode", "encode", "order_of"]
 
@@ -55,10 +55,30 @@ _READERS: dict[type, _Reader] = {
 """How a value is read from a cursor, into which `str` wrote it, by the Python type of its column."""
 
 
-def _reader(type_: sa.types.TypeEngine[Any], python_type: type) -> _Reader | None:
-    if python_type is not int:
-        return _READERS.get(python_type)
-    return _read_integer(15 if isinstance(type_, sa.SmallInteger) else 63 if isinstance(type_, sa.BigInteger) else 31)
+def _read_one_of(known: Sequence[str]) -> _Reader:
+    def read(text: str) -> str:
+        if text not in known:
+            raise ValueError(text)
+        return text
+
+    return read
+
+
+def _read_uuid_text(text: str) -> str:
+    uuid.UUID(text)
+    return text
+
+
+def _reader(type_: sa.types.TypeEngine[Any], python_type: type, dialect: sa.Dialect) -> _Reader | None:
+    stored: Any = database_type(type_, dialect)
+    if python_type is int:
+        is_wide = isinstance(stored, sa.BigInteger) or dialect.name == "sqlite"
+        return _read_integer(63 if is_wide else 15 if isinstance(stored, sa.SmallInteger) else 31)
+    if python_type is str and isinstance(stored, sa.Enum):
+        return _read_one_of(stored.enums)
+    if python_type is str and isinstance(stored, sa.Uuid):
+        return _read_uuid_text
+    return _READERS.get(python_type)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +100,6 @@ class Key:
         return self.column.desc() if self.descending else self.column.asc()
 
 
-_ALIKE = (sa.Integer, sa.BigInteger, sa.SmallInteger, sa.String, sa.Text, sa.Uuid, sa.Date)
-"""Types whose values are stored as they are."""
-
-
 _MOST_STATEMENTS = 100  # of an order; a size comes from a URL
 
 
@@ -91,25 +107,23 @@ class Order:
     """An order of pages: its columns, and the statements of its pages. Kept for each mapper, since building a
     statement, and its key in SQLAlchemy's cache, takes longer than running it."""
 
-    def __init__(self, model: type[Any], keys: Sequence[Key]) -> None:
+    def __init__(self, model: type[Any], keys: Sequence[Key], dialect: sa.Dialect) -> None:
         self.keys = keys
         self._parameters = [_parameter(at) for at in range(len(keys))]
         self._model = model
-        self._by_dialect = any(type(key.column.type) not in _ALIKE for key in keys)
-        self._statements: dict[Any, sa.Select[Any]] = {}
+        self._dialect = dialect
+        self._statements: dict[tuple[int, bool, bool], sa.Select[Any]] = {}
 
-    def page(
-        self, size: int, dialect: Callable[[], sa.Dialect], *, has_cursor: bool, backwards: bool
-    ) -> sa.Select[Any]:
+    def page(self, size: int, *, has_cursor: bool, backwards: bool) -> sa.Select[Any]:
         """The SELECT of that many objects: the first ones, or those after or before the row whose values are those of
-        `parameters`. `dialect` is asked where the types are not stored alike everywhere."""
-        about = (size, has_cursor, backwards, dialect().name if has_cursor and self._by_dialect else "")
+        `parameters`."""
+        about = (size, has_cursor, backwards)
         found = self._statements.get(about)
         if found is None:
             keys = [key.backwards() if backwards else key for key in self.keys]
             found = sa.select(self._model).order_by(*(key.order for key in keys)).limit(size)
             if has_cursor:
-                found = found.where(_beyond(keys, dialect()))
+                found = found.where(_beyond(keys, self._dialect))
             if len(self._statements) >= _MOST_STATEMENTS:
                 self._statements.clear()
             self._statements[about] = found
@@ -123,7 +137,7 @@ class Order:
 _orders: weakref.WeakKeyDictionary[sa_orm.Mapper[Any], dict[Any, Order]] = weakref.WeakKeyDictionary()
 
 
-def order_of(mapper: sa_orm.Mapper[Any], order_by: Sequence[Any]) -> Order:
+def order_of(mapper: sa_orm.Mapper[Any], order_by: Sequence[Any], dialect: sa.Dialect) -> Order:
     """The order by these columns, with the primary key behind them so that no two rows are equal in it.
 
     Raises `ConfigurationError` for what a page cannot begin after: an expression, a column that may be NULL, a type
@@ -131,14 +145,15 @@ def order_of(mapper: sa_orm.Mapper[Any], order_by: Sequence[Any]) -> Order:
     """
     named = [_named(mapper, each) for each in order_by]
     known = _orders.setdefault(mapper, {})
-    found = known.get(tuple(named))
+    about = (dialect.name, dialect.driver, *named)
+    found = known.get(about)
     if found is None:
         names = dict(named)
         last_descends = bool(named) and named[-1][1]
         for column in mapper.primary_key:
             names.setdefault(mapper.get_property_by_column(column).key, last_descends)
-        keys = [_key(mapper, name, descending) for name, descending in names.items()]
-        found = known[tuple(named)] = Order(mapper.class_, keys)
+        keys = [_key(mapper, name, descending, dialect) for name, descending in names.items()]
+        found = known[about] = Order(mapper.class_, keys, dialect)
     return found
 
 
@@ -167,7 +182,7 @@ def _property(mapper: sa_orm.Mapper[Any], order: Any) -> Any:
         return None
 
 
-def _key(mapper: sa_orm.Mapper[Any], name: str, descending: bool) -> Key:
+def _key(mapper: sa_orm.Mapper[Any], name: str, descending: bool, dialect: sa.Dialect) -> Key:
     column = mapper.attrs[name].columns[0]
     if column.nullable:
         raise ConfigurationError(
@@ -175,7 +190,7 @@ def _key(mapper: sa_orm.Mapper[Any], name: str, descending: bool) -> Key:
             "neither before nor after anything. Make the column NOT NULL, or use page()."
         )
     type_ = _python_type(column)
-    if (read := _reader(column.type, type_)) is None:
+    if (read := _reader(column.type, type_, dialect)) is None:
         raise ConfigurationError(
             f"A keyset page cannot be ordered by {mapper.class_.__name__}.{name}: its type {column.type!r} has no "
             "text form for a cursor. Use page()."

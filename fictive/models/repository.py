@@ -235,10 +235,10 @@ class Repository(Generic[_M]):
         if after is not None and before is not None:
             raise ValueError("keyset_page(after=..., before=...): one or the other.")
         query = self._query(where, equal, order_by, join)
-        order = keyset.order_of(self._mapper, query.order)
+        order = keyset.order_of(self._mapper, query.order, dialect_of(self.session, self._mapper))
         keys, cursor = order.keys, after if before is None else before
         parameters = None if cursor is None else order.parameters(cursor)
-        page = order.page(size + 1, self._dialect, has_cursor=cursor is not None, backwards=before is not None)
+        page = order.page(size + 1, has_cursor=cursor is not None, backwards=before is not None)
         statement = query.narrow(page)
         if options:
             statement = statement.options(*_several(options, "options"))
@@ -321,9 +321,6 @@ class Repository(Generic[_M]):
         """The attributes of the primary key."""
         mapper = self._mapper
         return [getattr(self.model, mapper.get_property_by_column(column).key) for column in mapper.primary_key]
-
-    def _dialect(self) -> sa.Dialect:
-        return dialect_of(self.session, self._mapper)
 
     def _query(self, where: Iterable[Any], equal: dict[str, Any], order_by: Any, join: Any) -> _Query:
         conditions: _List[Any] = []

@@ -127,8 +127,8 @@ def upsert_many(
         that of another constraint is an `IntegrityError`.
     `update`
         the attributes that are set in rows that are there: by default all that the rows give, but the key; `[]`
-        leaves such rows as they are. A row that has the values already is not written (and fires no trigger), unless
-        one of them is of a type without equality, such as `json`. `onupdate` columns and the version move with it.
+        leaves such rows as they are. A row that has the values already, byte for byte, is not written (and fires no
+        trigger). `onupdate` columns and the version move with what is written.
     `duplicates`
         two rows with one key: `"error"` raises `DuplicateRows`, `"last"` takes the last one.
 
@@ -192,12 +192,9 @@ def update_many(
     """Update the rows with the `key` of each of `rows`, by default the primary key, to the other values it gives.
 
     Returns how many rows of the table were updated: fewer than `rows` where some key is not there, which is no error.
-    `onupdate` columns and the version move where a value changes (all values being of types with equality). With
-    joined inheritance the key is the primary key, and a key that is not there is SQLAlchemy's `StaleDataError`. The
-    other arguments as in `upsert_many`.
-
-    Two calls at the same time for the same rows, unlike two of `upsert_many`, may meet in a deadlock (SQLSTATE 40P01):
-    where that can be, run them with retries (`run_transaction`).
+    `onupdate` columns and the version move where a byte of a value changes. With joined inheritance the key is the
+    primary key, and a key that is not there is SQLAlchemy's `StaleDataError`. The other arguments, and the order in
+    which rows are locked, as in `upsert_many`.
 
     Up to 4 rows are an UPDATE each; more go by COPY into a temporary table and are one UPDATE, 4 round trips outside.
     Elsewhere than on PostgreSQL they are an UPDATE each.
