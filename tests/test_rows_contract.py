@@ -252,6 +252,32 @@ def test_a30_keys_that_are_one_in_the_database(db: OptInSession, engine: sa.Engi
     assert look("select n from contract_priced where name = 'x'") == [7]
 
 
+@pytest.mark.parametrize("count", [2, 7, 600])
+def test_a30_two_keys_that_are_one_in_the_database(db: OptInSession, engine: sa.Engine, count: int) -> None:
+    """1.001 and 1.002 of two places are one key, however many rows there are and whatever the way."""
+
+    class Keys(DeclarativeBase):
+        pass
+
+    class Priced(Keys):
+        __tablename__ = "contract_priced"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        price: Mapped[decimal.Decimal] = mapped_column(sa.Numeric(5, 2), unique=True)
+        v: Mapped[str]
+
+    Keys.metadata.create_all(engine)
+    more = [{"price": decimal.Decimal(10 + n), "v": "m"} for n in range(count - 2)]
+    same = [{"price": decimal.Decimal(text), "v": v} for text, v in (("1.001", "a"), ("1.002", "b"))]
+    for update in (None, []):
+        with pytest.raises(DuplicateRows):
+            upsert_many(db, Priced, same + more, key="price", update=update)
+    assert upsert_many(db, Priced, same + more, key="price", duplicates="last") == Upserted(count - 1, 0, 1)
+    with pytest.raises(DuplicateRows):
+        update_many(db, Priced, same + more, key="price")
+    assert update_many(db, Priced, same[::-1] + more, key="price", duplicates="last") >= count - 1
+    assert db.scalar(sa.select(Priced.v).where(Priced.price == decimal.Decimal("1"))) == "a"
+
+
 def test_a31_writes_go_where_a_routing_session_writes(engine: sa.Engine, look: Look) -> None:
     replica = sa.create_engine(engine.url.update_query_dict({"options": "-c default_transaction_read_only=on"}))
 

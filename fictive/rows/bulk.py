@@ -159,7 +159,10 @@ def upsert_many(
         setting = [name for name in names if name not in keys] if updates is None else updates
         upsert = operation.upsert_into_live(keys, setting, connection.dialect)
         with conflicts_explained(operation, keys, connection.dialect):
-            few = operation.is_small(STAGE_ABOVE + 1) and not (duplicates == "last" and _may_hide_duplicates(upsert))
+            few = operation.is_small(STAGE_ABOVE + 1)
+            # PostgreSQL itself refuses to update a row twice, and only that
+            if (duplicates == "last" or not upsert.update) and _may_hide_duplicates(upsert):
+                few = False
             if few or upsert.by_row or not operation.may_stage(connection):
                 _upsert_from_values(operation, connection, batches, upsert, keys, duplicates, totals)
                 return
@@ -196,7 +199,8 @@ def update_many(
     primary key, and a key that is not there is SQLAlchemy's `StaleDataError`. The other arguments, and the order in
     which rows are locked, as in `upsert_many`.
 
-    Up to 4 rows are an UPDATE each; more go by COPY into a temporary table and are one UPDATE, 4 round trips outside.
+    Up to 4 rows are an UPDATE each; more, and keys that their column rounds or pads, go by COPY into a temporary table
+    and are one UPDATE, 4 round trips outside.
     Elsewhere than on PostgreSQL they are an UPDATE each.
     """
     operation = BulkOperation(session, model, rows, "update_many()", batch_size, commit_every, progress)
@@ -222,13 +226,14 @@ def update_many(
                 updated += batch.size
             return
         upsert = operation.upsert(keys, others, connection.dialect)
-        if operation.is_small(UPDATE_EACH + 1) or not operation.may_stage(connection):
+        hidden = _may_hide_duplicates(upsert) and not operation.is_small(2)
+        if (operation.is_small(UPDATE_EACH + 1) and not hidden) or not operation.may_stage(connection):
             for batch in operation.tracked(batches):
                 batch.check_values(model.__name__)
                 updated += _update_rows(operation, connection, batch, upsert)
             return
         with staged(operation, connection, batches, upsert, is_alone=is_alone) as stage:
-            if duplicates == "error" and operation.batches_sent > 1:
+            if duplicates == "error" and (hidden or operation.batches_sent > 1):
                 raise_on_duplicate(operation, connection, upsert, stage)
             updated += connection.execute(upsert.update_from(stage, last_wins=duplicates == "last")).rowcount
 
