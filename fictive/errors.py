@@ -81,7 +81,7 @@ class DirectConnectionRequired(FictiveError, sa_exc.InvalidRequestError):
 
 class SandboxError(FictiveError, sa_exc.InvalidRequestError):
     """Something that the one connection of a test's sandbox cannot do: two-phase transactions, use from a child
-    process, two threads with transactions that wait for each other."""
+    process without a token, two threads with transactions that wait for each other."""
 
 
 class TransactionAlreadyBegun(FictiveError, sa_exc.InvalidRequestError):

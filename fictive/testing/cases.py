@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
-from .sandbox import Sandbox, sandbox
+from .sandbox import Sandbox, engines_of, sandbox
 
 __all__ = ["SandboxTestCase"]
 
@@ -26,8 +26,7 @@ class SandboxTestCase(unittest.TestCase):
 
     @classmethod
     def engines(cls) -> Iterable[sa.Engine]:
-        with cls.app.app_context():
-            return list(cls.app.extensions["sqlalchemy"].engines.values())
+        return engines_of(cls.app)
 
     @classmethod
     def set_up_rows(cls) -> None:

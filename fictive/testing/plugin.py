@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL, Engine
+    from sqlalchemy import URL
 
     from .sandbox import Sandbox
     from .shared_connection import Recording
@@ -135,9 +135,9 @@ def db_template(
 @pytest.fixture
 def db_sandbox(request: pytest.FixtureRequest, db_app: Any, db_template: str) -> Iterator[Sandbox]:
     """The test runs in a sandbox: all that the app does is rolled back. No app context is pushed."""
-    from .sandbox import sandbox
+    from .sandbox import engines_of, sandbox
 
-    with sandbox(*_engines(db_app)) as box:
+    with sandbox(*engines_of(db_app)) as box:
         if request.config.getoption("--db-log", False):
             with box.record() as recording:
                 request.node.stash[_BOX] = recording
@@ -228,23 +228,20 @@ def _project(config: pytest.Config) -> str:
     return hashlib.sha256(str(config.rootpath).encode()).hexdigest()[:8]
 
 
-def _engines(app: Any) -> list[Engine]:
-    if not hasattr(app, "app_context"):
-        return list(app) if isinstance(app, (list, tuple)) else [app]
-    with app.app_context():
-        return list(app.extensions["sqlalchemy"].engines.values())
-
-
 def _metadatas(app: Any) -> list[Any]:
     return list(app.extensions["sqlalchemy"].metadatas.values()) if hasattr(app, "app_context") else []
 
 
 def _dispose(app: Any) -> None:
-    for engine in _engines(app):
+    from .sandbox import engines_of
+
+    for engine in engines_of(app):
         engine.dispose()
 
 
 def _make_tables(app: Any, schema: Any, metadatas: list[Any]) -> None:
+    from .sandbox import engines_of
+
     with app.app_context() if hasattr(app, "app_context") else contextlib.nullcontext():
         if callable(schema):
             schema(app)
@@ -252,7 +249,7 @@ def _make_tables(app: Any, schema: Any, metadatas: list[Any]) -> None:
             app.extensions["sqlalchemy"].create_all()
         else:
             for metadata in metadatas:
-                metadata.create_all(_engines(app)[0])
+                metadata.create_all(engines_of(app)[0])
 
 
 def _ddl(metadata: Any) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -21,14 +21,25 @@ from ..errors import ConfigurationError, UnsupportedDialect
 from ..session import private
 from ..session.durations import Duration, timeout_in_ms
 from .sandbox_driver import sandbox_driver
-from .shared_connection import Recording, SharedConnection
+from .shared_connection import Recording, SandboxConnection, SharedConnection
 
-__all__ = ["Sandbox", "sandbox"]
+if TYPE_CHECKING:
+    from .remote import Place, TokenServer
+
+__all__ = ["Sandbox", "engines_of", "place_of", "replaced_pool", "roots_of", "sandbox"]
 
 log = logging.getLogger("fictive.testing")
 
 _MANY = 1000
-_open: dict[sa.Engine, SharedConnection] = {}
+
+
+class Source(Protocol):
+    """Where a sandbox's connections come from: this process's server connection, or another process."""
+
+    def connect(self) -> Any: ...
+
+
+_open: dict[sa.Engine, Source] = {}
 """The engines that are in a sandbox."""
 
 
@@ -49,6 +60,19 @@ def sandbox(*engines: sa.Engine, patience: Duration = "10s") -> Iterator[Sandbox
     each statement. Replicas are not read from.
     """
     seconds = (timeout_in_ms(patience, "patience") or 0) / 1000
+    roots = roots_of(engines)
+    if any(not isinstance(source, SharedConnection) for engine, source in _open.items() if engine in roots):
+        raise ConfigurationError("sandbox() does not go into the sandbox of another process.")
+    box = Sandbox(patience=seconds)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(without_replicas(roots))
+        box._enter(roots, stack)
+        stack.callback(box._close_token)
+        yield box
+
+
+def roots_of(engines: Iterable[sa.Engine]) -> list[sa.Engine]:
+    """The engines that a sandbox is for; raises what `sandbox()` raises where there is none, or one is in use."""
     roots = [engine for engine in dict.fromkeys(map(private.root_engine, engines)) if not is_replica(engine)]
     if not roots:
         raise ConfigurationError("sandbox() needs an engine.")
@@ -61,11 +85,15 @@ def sandbox(*engines: sa.Engine, patience: Duration = "10s") -> Iterator[Sandbox
     for link in _links(roots):
         if link.in_transaction or link.owner.keeps:
             raise ConfigurationError("sandbox() goes around transactions and pinned(), and a session has one open.")
-    box = Sandbox(patience=seconds)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(without_replicas(roots))
-        box._enter(roots, stack)
-        yield box
+    return roots
+
+
+def engines_of(app: Any) -> list[sa.Engine]:
+    """All engines of a Flask app; an engine, or several, are what they are."""
+    if not hasattr(app, "app_context"):
+        return list(app) if isinstance(app, (list, tuple)) else [app]
+    with app.app_context():
+        return list(app.extensions["sqlalchemy"].engines.values())
 
 
 class Sandbox:
@@ -76,6 +104,8 @@ class Sandbox:
         self._staged: deque[str] = deque()
         self._keeps = False
         self._outer: list[SharedConnection] = []
+        self._places: dict[Place, SharedConnection] = {}
+        self._token_server: TokenServer | None = None
 
     def fail_next_commit(self, sqlstate: str = "40001") -> None:
         """Let the next COMMIT of the application fail with an error of this SQLSTATE, as the server raises it.
@@ -107,24 +137,50 @@ class Sandbox:
             for shared in self._outer:
                 shared.recordings = [each for each in shared.recordings if each is not recording]
 
+    def token(self) -> str:
+        """What lets another process of this machine use the sandbox, by `fictive.testing.join`: it takes turns as
+        another thread does.
+
+        Pass it to a child process, or in the header `Fictive-Sandbox` of a request. It is valid until the sandbox
+        ends; who has it can run code in this process. The first call opens a port of loopback.
+        """
+        from .remote import TokenServer
+
+        if self._token_server is None:
+            self._token_server = TokenServer(self._connect_to)
+        return self._token_server.token
+
+    def _connect_to(self, place: Place) -> SandboxConnection:
+        if place not in self._places:
+            raise ConfigurationError(
+                f"The sandbox has no database {_named(place)}, only {', '.join(map(_named, self._places))}."
+            )
+        return self._places[place].connect()
+
+    def _close_token(self) -> None:
+        if self._token_server is not None:
+            self._token_server.close()
+
     def _enter(self, engines: list[sa.Engine], stack: contextlib.ExitStack) -> None:
-        by_url: dict[str, SharedConnection] = {}
-        for engine, shared in _open.items():
-            by_url[_key(engine)] = shared
+        shared_by_engine = {engine: each for engine, each in _open.items() if isinstance(each, SharedConnection)}
+        by_url = {_key(engine): shared for engine, shared in shared_by_engine.items()}
         nested: dict[SharedConnection, None] = {}
         for engine in engines:
             found = by_url.get(_key(engine))
-            if engine in _open:
-                nested[_open[engine]] = None
+            if found is not None:
+                self._places[place_of(engine)] = found
+            if engine in shared_by_engine:
+                nested[shared_by_engine[engine]] = None
                 continue
             if found is None:
                 prepare(engine)
                 found = by_url[_key(engine)] = SharedConnection(engine, staged=self._staged, patience=self._patience)
+                self._places[place_of(engine)] = found
                 stack.callback(self._end, found, engine)
             elif found not in self._outer:
                 nested[found] = None
             self._outer.append(found)
-            stack.enter_context(_replaced_pool(engine, found))
+            stack.enter_context(replaced_pool(engine, found))
         for shared in nested:
             self._outer.append(shared)
             stack.enter_context(self._nested(shared))
@@ -160,8 +216,8 @@ class Sandbox:
 class SandboxPool(BorrowingPool):
     """In place of an engine's pool: each connection is one over the sandbox's."""
 
-    def __init__(self, engine: sa.Engine, shared: SharedConnection) -> None:
-        super().__init__(shared.connect, pool_size=_MANY, max_overflow=-1, dialect=engine.dialect)
+    def __init__(self, engine: sa.Engine, source: Source) -> None:
+        super().__init__(source.connect, pool_size=_MANY, max_overflow=-1, dialect=engine.dialect)
         for name, listener in listeners_of(engine, sandbox_driver(driver_for(engine.dialect))):
             event.listen(self, name, listener)
         for name in ("checkout", "checkin", "reset"):
@@ -183,13 +239,14 @@ class SandboxPool(BorrowingPool):
 
 
 @contextlib.contextmanager
-def _replaced_pool(engine: sa.Engine, shared: SharedConnection) -> Iterator[None]:
-    original, driver = engine.pool, driver_for(engine.dialect)
-    pool = SandboxPool(engine, shared)
+def replaced_pool(engine: sa.Engine, source: Source) -> Iterator[None]:
+    """All connections of the engine come from there."""
+    original, driver, before = engine.pool, driver_for(engine.dialect), _open.get(engine)
+    pool = SandboxPool(engine, source)
     for link in _links([engine]):
         link.let_go()
     engine.pool = pool
-    _open[engine] = shared
+    _open[engine] = source
     replace_driver(engine.dialect, sandbox_driver(driver))
     _retarget([engine])
     try:
@@ -204,6 +261,9 @@ def _replaced_pool(engine: sa.Engine, shared: SharedConnection) -> Iterator[None
         engine.pool = original
         del _open[engine]
         replace_driver(engine.dialect, None)
+        if before is not None:  # that of the parent process
+            _open[engine] = before
+            replace_driver(engine.dialect, driver)
         _retarget([engine])
 
 
@@ -235,3 +295,14 @@ def _sessions_and_links(engines: Iterable[sa.Engine]) -> list[tuple[sa_orm.Sessi
 
 def _key(engine: sa.Engine) -> str:
     return engine.url.render_as_string(hide_password=False)
+
+
+def place_of(engine: sa.Engine) -> Place:
+    """Which database, whoever asks."""
+    url = engine.url
+    return url.host or "", url.port or 5432, url.database or "", engine.dialect.driver
+
+
+def _named(place: Place) -> str:
+    host, port, database, driver = place
+    return f"{host}:{port}/{database} by {driver}"

@@ -98,5 +98,7 @@ def _quiet(timeout: int) -> bool:
 @functools.cache
 def sandbox_driver(driver: Driver) -> Driver:
     """The counterpart of `driver` for connections of a sandbox."""
+    if isinstance(driver, _InSandbox):
+        return driver
     made: Driver = type(f"Sandbox{type(driver).__name__}", (_InSandbox, type(driver)), {"carries": True})()
     return made

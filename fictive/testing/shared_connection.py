@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import sqlalchemy as sa
@@ -25,8 +25,12 @@ from ..connection.classify import StatementClass, classify, summary
 from ..errors import ConfigurationError, SandboxError
 from ..session.callers import caller
 
-__all__ = ["Recording", "SandboxConnection", "SandboxCursor", "SharedConnection"]
+__all__ = ["Recording", "SandboxConnection", "SandboxCursor", "SharedConnection", "as_thread"]
 
+OTHER_PROCESS = (
+    "A child process cannot use the connection of its parent's sandbox as it is: give it sandbox.token(), and use "
+    "fictive.testing.join there."
+)
 TWO_PHASE = "Two-phase transactions cannot be in a sandbox."
 IDLE, _ACTIVE, INTRANS, INERROR = range(4)
 """libpq's PGTransactionStatusType."""
@@ -60,6 +64,29 @@ WHERE c.condeferrable AND NOT EXISTS (
 """
 
 
+_acting = threading.local()
+
+
+@contextlib.contextmanager
+def as_thread(thread: Hashable) -> Iterator[None]:
+    """This thread acts for one of another process."""
+    _acting.thread = thread
+    try:
+        yield
+    finally:
+        del _acting.thread
+
+
+def _this_thread() -> Hashable:
+    return getattr(_acting, "thread", None) or threading.get_ident()
+
+
+def _described(thread: Hashable) -> str:
+    if isinstance(thread, tuple):
+        return f"A thread of process {thread[0]}"
+    return "The thread " + next((each.name for each in threading.enumerate() if each.ident == thread), str(thread))
+
+
 @dataclasses.dataclass
 class Recording:
     """What `box.record()` gives: the statements of the application, and the round trips that they would be outside of
@@ -82,7 +109,7 @@ class Frame:
     """The savepoint that stands for the transaction of a `SandboxConnection`."""
 
     connection: SandboxConnection
-    thread: int
+    thread: Hashable
     name: str
     number: int
     is_done: bool = False
@@ -130,6 +157,8 @@ class SharedConnection:
 
     def nest(self, staged: deque[str]) -> tuple[str, deque[str]]:
         """Begin a sandbox in this one."""
+        if os.getpid() != self._pid:
+            raise SandboxError(OTHER_PROCESS)
         if self.frames:
             raise ConfigurationError("sandbox() goes around transactions, and one is open.")
         name = f"fictive_sandbox_{next(self._numbers)}"
@@ -225,18 +254,18 @@ class SharedConnection:
         if connection.is_ended:
             raise SandboxError("This connection is of a sandbox that has ended.")
         if os.getpid() != self._pid:
-            raise SandboxError("A child process cannot use the connection of its parent's sandbox.")
+            raise SandboxError(OTHER_PROCESS)
         end = time.monotonic() + self.patience
         if not self._turn.acquire(timeout=self.patience):
             raise SandboxError(f"Another thread has been running a statement for {self.patience:g} seconds.")
         try:
-            thread = connection.thread or threading.get_ident()
+            thread = connection.thread or _this_thread()
             while self.frames and self.frames[-1].thread != thread and connection.frame is None:
+                if connection.is_abandoned:
+                    raise SandboxError("This connection is of a sandbox that has ended.")
                 if not self._turn.wait(max(0.0, end - time.monotonic())) and time.monotonic() >= end:
-                    holder = self.frames[-1].thread
-                    names = [each.name for each in threading.enumerate() if each.ident == holder]
                     raise SandboxError(
-                        f"The thread {names[0] if names else holder} has a transaction open in the sandbox, and this "
+                        f"{_described(self.frames[-1].thread)} has a transaction open in the sandbox, and this "
                         f"thread has waited {self.patience:g} seconds for its end. Threads share one connection: end "
                         "the transaction before another thread is waited for."
                     )
@@ -355,14 +384,14 @@ class SharedConnection:
 
     def begin(self, connection: SandboxConnection) -> None:
         connection.state = INTRANS
-        connection.thread = threading.get_ident()
+        connection.thread = _this_thread()
         connection.is_read_only = bool(connection.read_only)
 
     def _materialise(self, connection: SandboxConnection) -> None:
         """Give a transaction its savepoint."""
         if connection.frame is None:
             number = next(self._numbers)
-            frame = Frame(connection, connection.thread or 0, f"fictive_transaction_{number}", number)
+            frame = Frame(connection, connection.thread, f"fictive_transaction_{number}", number)
             self.run(f"SAVEPOINT {frame.name}")
             connection.frame = frame
             self.frames.append(frame)
@@ -505,6 +534,12 @@ class SharedConnection:
             with contextlib.suppress(self.dialect.loaded_dbapi.Error), self._savepoint():
                 self.run(f"CLOSE {name}")
 
+    def abandon(self, connection: SandboxConnection) -> None:
+        """Let a thread that waits with this connection for its turn wait no longer."""
+        with self._turn:
+            connection.is_abandoned = True
+            self._turn.notify_all()
+
     def close(self, connection: SandboxConnection) -> None:
         """Undo what was set through a connection that is closed."""
         if connection.is_ended or connection not in self.connections:
@@ -533,7 +568,9 @@ class SandboxConnection:
         self.is_read_only = False
         """Of the transaction that is open."""
         self.is_ended = False
-        self.thread: int | None = None
+        self.is_abandoned = False
+        """Whether it is of a process that was told to go, and waits for no turn."""
+        self.thread: Hashable | None = None
         """That of the transaction that is open."""
         self.frame: Frame | None = None
         self.savepoints: list[tuple[str, int]] = []
