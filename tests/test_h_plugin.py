@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
+import tempfile
 import unittest
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from flask import Flask
 
+from fictive.sqlalchemy import drop_database
 from fictive.testing import postgres
 from fictive.testing.cases import SandboxTestCase
 from tests.models import opt_in
@@ -141,19 +146,130 @@ def test_workers_share_a_template(shop: pytest.Pytester, pg: postgres.Server) ->
     assert left(shop, pg) == []
 
 
+@pytest.fixture
+def nothing_kept(shop: pytest.Pytester, pg: postgres.Server) -> Iterator[None]:
+    """What `--reuse-db` keeps is dropped at the end."""
+    yield
+    for name in left(shop, pg):
+        drop_database(name, server_url=pg.url(), force=True)
+
+
+@pytest.mark.usefixtures("nothing_kept")
 def test_databases_are_used_again(shop: pytest.Pytester, pg: postgres.Server) -> None:
     shop.makepyfile(TESTS)
-    try:
-        run(shop, pg, "--reuse-db").assert_outcomes(passed=5)
-        kept = left(shop, pg)
-        assert len(kept) == 2
-        run(shop, pg, "--reuse-db").assert_outcomes(passed=5)
-        assert left(shop, pg) == kept
-    finally:
-        engine = sa.create_engine(pg.url(driver="psycopg"), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            for name in left(shop, pg):
-                connection.execute(sa.text(f'drop database "{name}" with (force)'))
+    run(shop, pg, "--reuse-db").assert_outcomes(passed=5)
+    kept = left(shop, pg)
+    assert len(kept) == 2
+    run(shop, pg, "--reuse-db").assert_outcomes(passed=5)
+    assert left(shop, pg) == kept
+
+
+REVISION = """
+from alembic import op
+revision = "{0}"
+down_revision = {1}
+
+def upgrade():
+    op.execute("CREATE TABLE IF NOT EXISTS item (id serial PRIMARY KEY, name text UNIQUE)")
+    op.execute("INSERT INTO item (name) VALUES ('{0}')")
+"""
+
+ENV = """
+import sqlalchemy as sa
+from alembic import context
+
+with sa.create_engine(context.config.get_main_option("sqlalchemy.url")).connect() as connection:
+    context.configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+    connection.commit()
+with open("ran", "a") as file:
+    file.write("x")
+"""
+
+SEEDED = """
+import sqlalchemy as sa
+from shop import Item, db
+
+def test_it(db_sandbox, db_app):
+    with db_app.app_context():
+        print(sorted(db.session.scalars(sa.select(Item.name))))
+"""
+
+
+@pytest.mark.usefixtures("nothing_kept")
+def test_h3_the_template_of_migrations_is_used_until_they_change(shop: pytest.Pytester, pg: postgres.Server) -> None:
+    versions = shop.mkdir("migrations") / "versions"
+    versions.mkdir()
+    (versions.parent / "env.py").write_text(ENV)
+    (versions / "a.py").write_text(REVISION.format("a", None))
+    shop.makeconftest(
+        CONFTEST
+        + """
+@pytest.fixture(scope="session")
+def db_schema():
+    from alembic.config import Config
+    config = Config()
+    config.set_main_option("script_location", "migrations")
+    return config
+"""
+    )
+    shop.makepyfile(SEEDED)
+    shown = []
+    for change in ("", "", "b", "edited"):
+        if change == "b":
+            (versions / "b.py").write_text(REVISION.format("b", "'a'"))
+        if change == "edited":
+            (versions / "b.py").write_text(REVISION.format("b", "'a'").replace("('b')", "('edited')"))
+        result = run(shop, pg, "--reuse-db", "-s")
+        result.assert_outcomes(passed=1)
+        ran = len((shop.path / "ran").read_text())
+        shown.append((ran, next(line for line in result.outlines if "['" in line).partition(" ")[2].rstrip(".")))
+    assert shown == [(1, "['a']"), (1, "['a']"), (2, "['a', 'b']"), (3, "['a', 'edited']")]
+    assert len(left(shop, pg)) == 2  # templates of before are gone
+
+
+@pytest.mark.usefixtures("nothing_kept")
+def test_h3_what_an_unknown_function_makes_is_made_anew(shop: pytest.Pytester, pg: postgres.Server) -> None:
+    shop.makeconftest(
+        CONFTEST
+        + """
+@pytest.fixture(scope="session")
+def db_schema():
+    from shop import db
+    return lambda app: (db.create_all(), open("ran", "a").write("x"))
+"""
+    )
+    shop.makepyfile(SEEDED)
+    for times in (1, 2):
+        run(shop, pg, "--reuse-db").assert_outcomes(passed=1)
+        assert len((shop.path / "ran").read_text()) == times
+        assert len(left(shop, pg)) == 1  # no template
+
+
+def test_h3_workers_share_one_embedded_server(shop: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(postgres.URL_VARIABLE, raising=False)
+    shop.makepyfile("""
+        import os
+        import time
+        from pathlib import Path
+
+        def test_it(db_sandbox, db_server):
+            Path(f"worker-{os.environ['PYTEST_XDIST_WORKER']}").touch()
+            Path(f"port-{db_server.port}").touch()
+            deadline = time.monotonic() + 60  # neither ends before the other has begun
+            while len(list(Path.cwd().glob("worker-*"))) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "xdist", "-n", "2", "--dist", "each", "-p", "no:cacheprovider",
+         "-p", "fictive.testing.plugin"],
+        cwd=shop.path, env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": ":".join(sys.path)},
+        stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert "2 passed" in done.stdout, done.stdout
+    assert len(list(shop.path.glob("port-*"))) == 1
+    assert not list(Path(tempfile.gettempdir()).glob(f"fictive-run-{os.geteuid()}-*"))
 
 
 def test_a_failure_lists_what_was_sent(shop: pytest.Pytester, pg: postgres.Server) -> None:

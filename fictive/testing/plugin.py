@@ -54,10 +54,10 @@ def db_server(request: pytest.FixtureRequest) -> Iterator[URL]:
     if given := request.config.getoption("--db-url", None):
         yield database_url(given, "--db-url")
         return
-    from . import postgres
+    from .templates import server_url
 
-    with postgres.server() as server:
-        yield database_url(server.url(), "the server's URL")
+    with server_url() as url:
+        yield database_url(url, "the server's URL")
 
 
 @pytest.fixture(scope="session")
@@ -87,8 +87,11 @@ def db_app(db_url: str) -> Any:
 
 @pytest.fixture(scope="session")
 def db_schema(db_app: Any) -> Any:
-    """How the tables are made: None for `create_all()` of the app's models. Override it to return a MetaData, or a
-    function that is called with the app, in its context: `lambda app: flask_migrate.upgrade()`."""
+    """How the tables are made: None for `create_all()` of the app's models.
+
+    Override it to return a MetaData, a Config of Alembic, or a function that is called with the app, in its context:
+    `lambda app: flask_migrate.upgrade()`.
+    """
     return None
 
 
@@ -98,34 +101,43 @@ def db_template(
 ) -> Iterator[str]:
     """This worker's database with its tables: cloned from a template that is made once. Gives the template's name.
 
-    The template is known by the text of its tables. One made by a function is made once for each run, or once at all
-    with `--reuse-db`: drop it after a new migration.
+    With `--reuse-db` it is kept, and used again until the tables of the models change, or the migrations of Alembic or
+    Flask-Migrate. What any other function makes cannot be compared, and is made anew.
     """
     import sqlalchemy as sa
 
     from ..databases.create import create_database, database_exists, drop_database
+    from . import templates
 
+    prefix = f"fictive_template_{_project(request.config)}_"
     reuses = request.config.getoption("--reuse-db", False)
-    metadatas = [db_schema] if isinstance(db_schema, sa.MetaData) else _metadatas(db_app)
-    content = "" if callable(db_schema) else "\n".join(map(_ddl, metadatas))
-    run = "" if reuses else os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    models = hashlib.sha256(f"{content}{run}".encode()).hexdigest()[:16]
-    name = f"fictive_template_{_project(request.config)}_{models}"
+    content = templates.content_of(db_app, db_schema) if reuses else None
+    keeps = content is not None
+    if keeps:
+        prefix += "kept_"
+    else:
+        content = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    name = prefix + hashlib.sha256(str(content).encode()).hexdigest()[:16]
     database = sa.make_url(db_url).database
     assert database is not None
-    with _one_at_a_time(db_server, name):
-        if database_exists(name, server_url=db_server):
-            _dispose(db_app)
+    with templates.one_at_a_time(db_server, name):
+        templates.dispose(db_app)
+        if reuses or database_exists(name, server_url=db_server):
             drop_database(database, server_url=db_server, force=True, missing_ok=True)
+        if database_exists(name, server_url=db_server):
             create_database(database, server_url=db_server, template=name)
         else:
-            _make_tables(db_app, db_schema, metadatas)
-            _dispose(db_app)
+            create_database(database, server_url=db_server, exist_ok=True)
+            templates.make_tables(db_app, db_schema, db_url)
+            templates.dispose(db_app)
+            if keeps:
+                templates.drop_others(db_server, prefix)
+            templates.end_sessions(db_server, database)
             create_database(name, server_url=db_server, template=database)
     yield name
-    _dispose(db_app)
-    if not reuses:
-        with _one_at_a_time(db_server, name):  # a worker that is late makes another
+    templates.dispose(db_app)
+    if not keeps:
+        with templates.one_at_a_time(db_server, name):  # a worker that is late makes another
             drop_database(name, server_url=db_server, force=True, missing_ok=True)
 
 
@@ -226,53 +238,3 @@ def _listed(recording: Recording) -> str:
 
 def _project(config: pytest.Config) -> str:
     return hashlib.sha256(str(config.rootpath).encode()).hexdigest()[:8]
-
-
-def _metadatas(app: Any) -> list[Any]:
-    return list(app.extensions["sqlalchemy"].metadatas.values()) if hasattr(app, "app_context") else []
-
-
-def _dispose(app: Any) -> None:
-    from .sandbox import engines_of
-
-    for engine in engines_of(app):
-        engine.dispose()
-
-
-def _make_tables(app: Any, schema: Any, metadatas: list[Any]) -> None:
-    from .sandbox import engines_of
-
-    with app.app_context() if hasattr(app, "app_context") else contextlib.nullcontext():
-        if callable(schema):
-            schema(app)
-        elif schema is None and hasattr(app, "app_context"):
-            app.extensions["sqlalchemy"].create_all()
-        else:
-            for metadata in metadatas:
-                metadata.create_all(engines_of(app)[0])
-
-
-def _ddl(metadata: Any) -> str:
-    """The text of all tables, for telling whether they have changed."""
-    import sqlalchemy as sa
-    from sqlalchemy.dialects import postgresql
-
-    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
-    found: list[str] = []
-    engine = sa.create_mock_engine(
-        "postgresql://", lambda element, *_, **__: found.append(str(element.compile(dialect=dialect)))
-    )
-    metadata.create_all(engine, checkfirst=False)
-    return "\n".join(found)
-
-
-@contextlib.contextmanager
-def _one_at_a_time(server: URL, name: str) -> Iterator[None]:
-    """Workers of one run make the template once."""
-    import sqlalchemy as sa
-
-    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
-    engine = sa.create_engine(server, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(sa.select(sa.func.pg_advisory_lock(key)))
-        yield
