@@ -26,12 +26,14 @@ from fictive.testing.wire import Wire
 from tests.docs_runner import leave_app_contexts
 from tests.fix_nodes import node_database, nodes
 from tests.fix_pooler import mark_exceptions, pooler
+from tests.fix_sandbox import Exceptions, Sandboxes, SandboxWire
 from tests.fresh_database import PATIENCE, FreshDatabase
 from tests.models import opt_in
 
 __all__ = ["node_database", "nodes", "pooler"]  # fixtures
 
 DRIVERS = ("psycopg2", "psycopg")
+EXCEPTIONS = pytest.StashKey[Exceptions]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,6 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--pooler", action="store_true", help="go through a PgBouncer with two server connections, wherever it can be"
     )
+    parser.addoption("--sandbox", action="store_true", help="run the tests that have an app, each in a sandbox")
     parser.addoption("--all-cells", action="store_true", help="the whole matrix of types, not a sample (some hours)")
 
 
@@ -61,6 +64,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if unwanted:
         config.hook.pytest_deselected(items=unwanted)
         items[:] = [item for item in items if wanted(item)]
+    if exceptions := config.stash.get(EXCEPTIONS, None):
+        exceptions.choose(config, items)
 
 
 def pytest_collection_finish() -> None:
@@ -73,6 +78,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start one server for all workers of a run; a run without workers starts it when a test needs it."""
     if config.getoption("pooler"):
         sa.event.listen(sa.Pool, "connect", _prepare_nothing)
+    if config.getoption("--sandbox"):
+        exceptions = config.stash[EXCEPTIONS] = Exceptions()
+        exceptions.is_whole = not (config.option.keyword or config.option.markexpr or "::" in "".join(config.args))
+        if not hasattr(config, "workerinput"):
+            config.pluginmanager.register(exceptions)
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         server = contextlib.ExitStack()
         config.add_cleanup(server.close)
@@ -186,19 +196,30 @@ def database_url(pg: postgres.Server, database_name: str, driver: str, request: 
 
 
 @pytest.fixture
-def wire(pg: postgres.Server, request: pytest.FixtureRequest) -> Iterator[Wire]:
+def sandboxes(request: pytest.FixtureRequest) -> Sandboxes | None:
+    """What `make_app` puts its apps in; None without `--sandbox`."""
+    return Sandboxes() if request.config.getoption("--sandbox") else None
+
+
+@pytest.fixture
+def wire(pg: postgres.Server, request: pytest.FixtureRequest, sandboxes: Sandboxes | None) -> Iterator[Wire]:
     """The proxy through which what is tested connects."""
     upstream = request.getfixturevalue("pooler") if request.config.getoption("pooler") else pg
-    with Wire(upstream.host, upstream.port) as wire:
+    with (Wire if sandboxes is None else SandboxWire)(upstream.host, upstream.port) as wire:
+        if isinstance(wire, SandboxWire) and sandboxes is not None:
+            wire.sandboxes = sandboxes
         yield wire
 
 
 @pytest.fixture
-def look(database: FreshDatabase) -> Callable[..., list[Any]]:
+def look(database: FreshDatabase, sandboxes: Sandboxes | None) -> Callable[..., list[Any]]:
     """What another connection sees: `look("select ...", *args)` returns rows, or values where there is one column."""
 
     def run(query: str, *args: Any) -> list[Any]:
-        cursor = database.connection.execute(query, args or None)
+        if sandboxes is not None and sandboxes.boxes:
+            cursor = sandboxes.look(query, args or None)
+        else:
+            cursor = database.connection.execute(query, args or None)
         if cursor.description is None:
             return []
         rows = cursor.fetchall()
@@ -229,7 +250,12 @@ MakeApp = Callable[..., Flask]
 
 @pytest.fixture
 def make_app(
-    database_url: str, wire: Wire, backends: Callable[[], list[str]], tmp_path: Path, request: pytest.FixtureRequest
+    database_url: str,
+    wire: Wire,
+    backends: Callable[[], list[str]],
+    tmp_path: Path,
+    sandboxes: Sandboxes | None,
+    request: pytest.FixtureRequest,
 ) -> Iterator[MakeApp]:
     """`make_app(db, **config)`: an app on this test's database, through the wire, with a warm pool of one connection.
 
@@ -248,9 +274,13 @@ def make_app(
         with app.app_context():
             for engine in db.engines.values():
                 engine.connect().close()  # SQLAlchemy asks the server a few things the first time
+            if sandboxes is not None:
+                sandboxes.put_around(list(db.engines.values()))
         return app
 
     yield make
+    if sandboxes is not None:
+        sandboxes.close()
     left_out = {}
     for db, app in made:
         with app.app_context():

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from benchmarks import cleanup, counts, hooks, peers, plots, queue, report
+from benchmarks import cleanup, counts, hooks, peers, plots, queue, report, sandbox
 from benchmarks.__main__ import main
 from benchmarks.measurements import MEASUREMENTS, SMOKE, Bench, round_trip
 from benchmarks.peers import Setup
@@ -360,5 +360,7 @@ def test_benchmarks_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.count("200 of 200 jobs done, 0 more than once") == 2
     assert cleanup.main(["--smoke"]) == 0
     assert "TRUNCATE of all" in capsys.readouterr().out
+    assert sandbox.main(["--smoke"]) == 0
+    assert "create_all, drop_all" in capsys.readouterr().out
     hooks.main(["--smoke"])
     assert capsys.readouterr().out.count("100 hooks add") == 4

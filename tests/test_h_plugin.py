@@ -19,6 +19,7 @@ from flask import Flask
 from fictive.sqlalchemy import drop_database
 from fictive.testing import postgres
 from fictive.testing.cases import SandboxTestCase
+from fictive.testing.places import URL_VARIABLE
 from tests.models import opt_in
 
 pytest_plugins = ["pytester"]
@@ -248,7 +249,7 @@ def db_schema():
 
 
 def test_h3_workers_share_one_embedded_server(shop: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(postgres.URL_VARIABLE, raising=False)
+    monkeypatch.delenv(URL_VARIABLE, raising=False)
     shop.makepyfile("""
         import os
         import time

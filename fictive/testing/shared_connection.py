@@ -27,6 +27,7 @@ from ..session.callers import caller
 
 __all__ = ["Recording", "SandboxConnection", "SandboxCursor", "SharedConnection", "as_thread"]
 
+OVER = "This connection is of a sandbox that has ended."
 OTHER_PROCESS = (
     "A child process cannot use the connection of its parent's sandbox as it is: give it sandbox.token(), and use "
     "fictive.testing.join there."
@@ -97,7 +98,7 @@ class Recording:
     places: list[str] = dataclasses.field(default_factory=list)
     """The application's line of each statement."""
     messages: list[str] = dataclasses.field(default_factory=list)
-    """What would be sent, one entry for each round trip."""
+    """What would be sent, one entry for each round trip: `"BEGIN; INSERT ..."` where they travel together."""
 
     @property
     def round_trips(self) -> int:
@@ -130,6 +131,7 @@ class SharedConnection:
         self.is_tainted = False
         """Whether something was done that ROLLBACK does not undo."""
         self.is_kept = False
+        self.is_over = False
         self.recordings: list[Recording] = []
         self.connections: list[SandboxConnection] = []
         self._pid = os.getpid()
@@ -151,6 +153,8 @@ class SharedConnection:
             raise
 
     def connect(self) -> SandboxConnection:
+        if self.is_over:
+            raise SandboxError(OVER)
         connection = SandboxConnection(self)
         self.connections.append(connection)
         return connection
@@ -170,11 +174,15 @@ class SharedConnection:
         self.staged = staged
         self.portals.clear()
         self._deferrable = None
-        if not self.is_lost:
+        try:
             self.run(*([] if keep else [f"ROLLBACK TO SAVEPOINT {name}"]), f"RELEASE SAVEPOINT {name}")
+        except Exception:
+            if keep or not self.is_lost:
+                raise  # else the server has rolled back when the connection went
 
     def end(self, *, keep: bool) -> None:
         """Roll all of it back, or commit it, and give the server connection back."""
+        self.is_over = True
         for connection in self.connections:
             connection.is_ended = True
         try:
@@ -184,7 +192,8 @@ class SharedConnection:
                 self.dbapi.rollback()
         except BaseException as error:
             self.fairy.invalidate(error)
-            raise
+            if keep or not self.is_lost or not isinstance(error, Exception):
+                raise  # else the server has rolled back when the connection went
         finally:
             if self.is_tainted and self.fairy.dbapi_connection is not None:
                 self.fairy.invalidate()
@@ -252,7 +261,7 @@ class SharedConnection:
     def turn(self, connection: SandboxConnection) -> Iterator[None]:
         """Wait until no other thread has a transaction open that has written."""
         if connection.is_ended:
-            raise SandboxError("This connection is of a sandbox that has ended.")
+            raise SandboxError(OVER)
         if os.getpid() != self._pid:
             raise SandboxError(OTHER_PROCESS)
         end = time.monotonic() + self.patience
@@ -262,7 +271,7 @@ class SharedConnection:
             thread = connection.thread or _this_thread()
             while self.frames and self.frames[-1].thread != thread and connection.frame is None:
                 if connection.is_abandoned:
-                    raise SandboxError("This connection is of a sandbox that has ended.")
+                    raise SandboxError(OVER)
                 if not self._turn.wait(max(0.0, end - time.monotonic())) and time.monotonic() >= end:
                     raise SandboxError(
                         f"{_described(self.frames[-1].thread)} has a transaction open in the sandbox, and this "
@@ -285,7 +294,7 @@ class SharedConnection:
                 return
             if not connection.autocommit and connection.state == IDLE:
                 self.begin(connection)
-                self._record("BEGIN")
+                self._record(connection, "BEGIN")
             if connection.state == INERROR:
                 self.fail("25P02", "current transaction is aborted, commands ignored until end of transaction block")
             statement = classify(query).resolved(parameters)
@@ -302,7 +311,7 @@ class SharedConnection:
             if writes:
                 self._note_settings(connection, text, parameters, statement)
             if self.recordings:
-                self._record(text, is_statement=True)
+                self._record(connection, text, is_statement=True)
             try:
                 with self._savepoint(then="SET TRANSACTION READ ONLY" if read_only else None) as finally_run:
                     yield True
@@ -317,9 +326,16 @@ class SharedConnection:
             elif (cursor := _CURSOR_NAME.match(text)) is not None:
                 self._note_portal(connection, cursor)
 
-    def _record(self, text: str, *, is_statement: bool = False) -> None:
+    def _record(self, connection: SandboxConnection, text: str, *, is_statement: bool = False) -> None:
+        if not self.recordings:
+            return
+        connection.riding.append(text)
+        if connection.rides:
+            return
+        message = "; ".join(connection.riding)
+        connection.riding.clear()
         for recording in self.recordings:
-            recording.messages.append(text)
+            recording.messages.append(message)
             if is_statement:
                 recording.statements.append(text)
                 recording.places.append(caller())
@@ -340,6 +356,7 @@ class SharedConnection:
         if "PREPARED" in rest.upper():
             raise SandboxError(TWO_PHASE)
         if verb.startswith(("BEGIN", "START")):
+            self._record(connection, text)
             if connection.state == IDLE:
                 self.begin(connection)
             if (mode := _READ_ONLY.search(rest)) is not None:
@@ -361,16 +378,14 @@ class SharedConnection:
             if connection.state == INERROR:
                 return False
             self._materialise(connection)
-            if not connection.rides:
-                self._record(text)
+            self._record(connection, text)
             self.run(text)
             connection.savepoints.append((key, next(self._numbers)))
             return True
         if key not in known or (verb == "RELEASE" and connection.state == INERROR):
             return False
         index = len(known) - 1 - known[::-1].index(key)
-        if not connection.rides:
-            self._record(text)
+        self._record(connection, text)
         self.run(text)
         if verb == "RELEASE":
             del connection.savepoints[index:]
@@ -402,7 +417,7 @@ class SharedConnection:
         if connection.state == IDLE:
             return
         with self.turn(connection):
-            self._record("COMMIT")
+            self._record(connection, "COMMIT")
             try:
                 if self.staged:
                     self.fail(self.staged.popleft(), "staged by sandbox.fail_next_commit()")
@@ -428,7 +443,7 @@ class SharedConnection:
     def rollback(self, connection: SandboxConnection) -> None:
         frame = connection.frame
         if connection.state != IDLE:
-            self._record("ROLLBACK")
+            self._record(connection, "ROLLBACK")
         if frame is None and not connection.local_settings:
             self._forget(connection)  # sends nothing, so that a garbage collection may do it at any time
             return
@@ -581,6 +596,8 @@ class SandboxConnection:
         self.has_session_state = False
         self.rides = False
         """Whether commands are given to it that travel with a statement, and are no round trips."""
+        self.riding: list[str] = []
+        """Those, for the recordings."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

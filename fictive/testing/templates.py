@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql
 
 from ..databases.create import drop_database
 from . import postgres
+from .places import URL_VARIABLE
 from .sandbox import engines_of
 
 __all__ = ["content_of", "dispose", "drop_others", "end_sessions", "make_tables", "one_at_a_time", "server_url"]
@@ -32,7 +33,7 @@ def server_url() -> Iterator[str]:
     which the kernel drops for a worker that is killed.
     """
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    if run is None or os.environ.get(postgres.URL_VARIABLE):
+    if run is None or os.environ.get(URL_VARIABLE):
         with postgres.server() as server:
             yield server.url()
         return
