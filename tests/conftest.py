@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +197,16 @@ def database_url(pg: postgres.Server, database_name: str, driver: str, request: 
 
 @pytest.fixture
 def sandboxes(request: pytest.FixtureRequest) -> Sandboxes | None:
-    """What `make_app` puts its apps in; None without `--sandbox`."""
+    """What `put_in_sandbox` has made; None without `--sandbox`."""
     return Sandboxes() if request.config.getoption("--sandbox") else None
+
+
+@pytest.fixture
+def put_in_sandbox(sandboxes: Sandboxes | None) -> Iterator[Callable[[Iterable[sa.Engine]], None]]:
+    """`put_in_sandbox(engines)`: with `--sandbox`, until the test ends. Only tests with this fixture are run then."""
+    yield lambda engines: sandboxes.put_around(engines) if sandboxes is not None else None
+    if sandboxes is not None:
+        sandboxes.close()
 
 
 @pytest.fixture
@@ -256,6 +264,7 @@ def make_app(
     tmp_path: Path,
     sandboxes: Sandboxes | None,
     request: pytest.FixtureRequest,
+    put_in_sandbox: Callable[[Iterable[sa.Engine]], None],
 ) -> Iterator[MakeApp]:
     """`make_app(db, **config)`: an app on this test's database, through the wire, with a warm pool of one connection.
 
@@ -274,8 +283,7 @@ def make_app(
         with app.app_context():
             for engine in db.engines.values():
                 engine.connect().close()  # SQLAlchemy asks the server a few things the first time
-            if sandboxes is not None:
-                sandboxes.put_around(list(db.engines.values()))
+            put_in_sandbox(db.engines.values())
         return app
 
     yield make

@@ -1,8 +1,9 @@
 """`./run test --sandbox`: the tests once more, each app of theirs in a sandbox (contract H4).
 
-Only tests with the fixture `make_app` are run. `look` then looks from within the sandbox, and `wire.record()` is the
-sandbox's own record. Tests that cannot pass are listed in `not_in_sandbox.txt` with the reason. They are run as well,
-unless their line says that they may hang, and a line whose test has passed, or is gone, fails the run.
+Only tests with the fixture `put_in_sandbox`, which `make_app` uses, are run. `look` looks from within the sandbox, and
+`wire.record()` is the sandbox's own record. Tests that cannot pass are listed in `not_in_sandbox.txt` with the reason.
+They are run as well, unless their line ends with "!", since they hang or leave something behind. A line whose tests
+have passed, or are gone, fails the run.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import types
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Sandboxes(contextlib.ExitStack):
         super().__init__()
         self.boxes: list[Sandbox] = []
 
-    def put_around(self, engines: list[sa.Engine]) -> None:
+    def put_around(self, engines: Iterable[sa.Engine]) -> None:
         found = [engine for engine in engines if engine.dialect.name == "postgresql"]
         if found:
             self.boxes.append(self.enter_context(sandbox(*found, patience="2s")))
@@ -108,9 +109,9 @@ class Exceptions:
 
     def choose(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Leave out what uses no app, and mark what is expected to fail."""
-        others = [item for item in items if "make_app" not in getattr(item, "fixturenames", ())]
+        others = [item for item in items if "put_in_sandbox" not in getattr(item, "fixturenames", ())]
         config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if "make_app" in getattr(item, "fixturenames", ())]
+        items[:] = [item for item in items if "put_in_sandbox" in getattr(item, "fixturenames", ())]
         for item in items:
             name = function_of(item.nodeid)
             while name and name not in self.reasons:

@@ -34,6 +34,7 @@ from fictive.models import check_names
 from fictive.sqlalchemy import OptInSession, advisory_lock
 from fictive.testing.postgres import Server
 from fictive.testing.wire import Wire
+from tests.fix_sandbox import Sandboxes, SandboxWire
 from tests.wirelog import messages
 
 pytestmark = pytest.mark.any_sqlalchemy
@@ -66,23 +67,31 @@ def shop_on(url: str, **config: Any) -> Iterator[Flask]:
 @pytest.fixture(scope="module", params=["psycopg2", "psycopg"])
 def shop(request: pytest.FixtureRequest, pg: Server) -> Iterator[tuple[Flask, Wire]]:
     """The app on a database that its migrations have made and the tests of this module share."""
-    with new_database(pg, request.param) as url, Wire(pg.host, pg.port) as wire, shop_on(wire.url(url)) as app:
+    proxy = (SandboxWire if request.config.getoption("--sandbox") else Wire)(pg.host, pg.port)
+    with new_database(pg, request.param) as url, proxy as wire, shop_on(wire.url(url)) as app:
         with app.app_context():
             flask_migrate.upgrade()
         yield app, wire
 
 
 @pytest.fixture
-def app(shop: tuple[Flask, Wire]) -> Iterator[Flask]:
+def app(
+    shop: tuple[Flask, Wire], sandboxes: Sandboxes | None, put_in_sandbox: Callable[[Any], None]
+) -> Iterator[Flask]:
     """With three products, five of each in stock, and nothing else."""
-    app = shop[0]
+    app, wire = shop
+    if isinstance(wire, SandboxWire) and sandboxes is not None:
+        wire.sandboxes = sandboxes
     with app.app_context():
+        put_in_sandbox(db.engines.values())
         db.cleanup_tables()
         importing.import_products(CATALOGUE.splitlines())
         db.session.execute(sa.update(Stock).values(on_hand=5))
     carrier = app.config["CARRIER"]
     yield app
     app.config["CARRIER"] = carrier
+    if sandboxes is not None:
+        sandboxes.close()
     with app.app_context():
         db.engine.dispose()  # a connection through the wire has threads
 

@@ -16,10 +16,12 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
+import fictive.migrations  # noqa: F401 - registers with Alembic, once in a process, and pytester forgets imports
 from fictive.sqlalchemy import drop_database
 from fictive.testing import postgres
 from fictive.testing.cases import SandboxTestCase
 from fictive.testing.places import URL_VARIABLE
+from tests.migrations import logging_as_it_was
 from tests.models import opt_in
 
 pytest_plugins = ["pytester"]
@@ -111,6 +113,87 @@ def shop(pytester: pytest.Pytester, pg: postgres.Server, monkeypatch: pytest.Mon
     return pytester
 
 
+ROLLBACK_SUITE = """
+import flask_migrate
+import pytest
+import sqlalchemy as sa
+from examples.shop.app import create_app
+from examples.shop.database import db
+from examples.shop.models import Customer, Product, Stock
+
+@pytest.fixture(scope="session")
+def db_app(db_url):
+    return create_app(SQLALCHEMY_DATABASE_URI=db_url.replace("postgresql://", "postgresql+DRIVER://"), TESTING=True)
+
+@pytest.fixture(scope="session")
+def db_schema():
+    return lambda app: flask_migrate.upgrade(DIRECTORY)
+
+@pytest.fixture
+def session(db_sandbox, db_app):
+    with db_app.app_context():
+        yield db.session
+
+@pytest.fixture
+def client(session, db_app):
+    return db_app.test_client()
+
+@pytest.fixture
+def bell(session):
+    product = Product(sku="b-1", name="Bell", price_cents=900)
+    session.add(product)
+    session.flush()
+    session.add(Stock(product_id=product.id, on_hand=2))
+    session.commit()
+    return product
+
+@pytest.fixture(autouse=True)
+def nothing_of_the_test_before(session):
+    assert session.scalars(sa.select(Product)).all() == []
+    assert session.scalars(sa.select(Customer)).all() == []
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_views_see_the_fixtures_rows(client, bell, number):
+    assert [each["name"] for each in client.get("/products").json["products"]] == ["Bell"]
+
+def order(client, quantity):
+    product = client.get("/products").json["products"][0]["id"]
+    lines = [{"product": product, "quantity": quantity}]
+    return client.post("/orders", json={"customer": {"email": "ann@example.com", "name": "Ann"}, "lines": lines})
+
+def test_the_test_sees_the_views_rows(client, session, bell):
+    assert order(client, 2).status_code == 201
+    assert session.scalars(sa.select(Customer.name)).all() == ["Ann"]
+    session.expire_all()
+    assert session.scalars(sa.select(Stock.on_hand)).all() == [0]
+    assert order(client, 1).status_code == 409
+
+def test_errors_and_rollbacks(session, client, bell):
+    session.add(Product(sku="b-1", name="Bell again", price_cents=1))
+    with pytest.raises(sa.exc.IntegrityError):
+        session.flush()
+    session.rollback()
+    with session.begin_nested():
+        session.add(Product(sku="c-1", name="Compass", price_cents=1))
+    with pytest.raises(ZeroDivisionError), session.begin():
+        bell.name = "Gone"
+        session.flush()
+        1 / 0
+    assert [each["name"] for each in client.get("/products").json["products"]] == ["Bell", "Compass"]
+"""
+
+
+def test_h4_a_suite_of_an_app_written_for_rollback_fixtures(
+    pytester: pytest.Pytester, pg: postgres.Server, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).parent.parent
+    monkeypatch.syspath_prepend(str(root))
+    directory = repr(str(root / "examples" / "shop" / "migrations"))
+    pytester.makepyfile(ROLLBACK_SUITE.replace("DRIVER", driver).replace("DIRECTORY", directory))
+    with logging_as_it_was():
+        run(pytester, pg).assert_outcomes(passed=4)
+
+
 def run(shop: pytest.Pytester, pg: postgres.Server, *arguments: str) -> pytest.RunResult:
     return shop.runpytest(
         "-p",
@@ -137,13 +220,17 @@ def left(shop: pytest.Pytester, pg: postgres.Server) -> list[str]:
 
 def test_the_fixtures(shop: pytest.Pytester, pg: postgres.Server) -> None:
     shop.makepyfile(TESTS)
-    run(shop, pg).assert_outcomes(passed=5)
+    result = run(shop, pg)
+    result.assert_outcomes(passed=5)
+    result.stdout.fnmatch_lines([f"fictive: PostgreSQL * on *:{pg.port}"])
     assert left(shop, pg) == []
 
 
 def test_workers_share_a_template(shop: pytest.Pytester, pg: postgres.Server) -> None:
     shop.makepyfile(TESTS)
-    run(shop, pg, "-n", "2").assert_outcomes(passed=5)
+    result = run(shop, pg, "-n", "2")
+    result.assert_outcomes(passed=5)
+    result.stdout.fnmatch_lines([f"fictive: PostgreSQL * on *:{pg.port}"])
     assert left(shop, pg) == []
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .shared_connection import Recording
 
 _BOX = pytest.StashKey[Any]()
+_SERVER = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,6 +44,23 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # pytest-xdist's, on its way to the controller
+        session.config.workeroutput["fictive_server"] = session.config.stash.get(_SERVER, None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    if told := getattr(node, "workeroutput", {}).get("fictive_server"):
+        node.config.stash[_SERVER] = told
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Which server it was: it is not known before a test needs it."""
+    if told := config.stash.get(_SERVER, None):
+        terminalreporter.write_line(f"fictive: {told}")
+
+
 # -- the database ----------------------------------------------------------------------------------------------------
 
 
@@ -50,14 +68,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def db_server(request: pytest.FixtureRequest) -> Iterator[URL]:
     """The URL of the server: `--db-url`, `FICTIVE_TEST_DATABASE_URL`, or an embedded one, started now."""
     from ..databases.urls import database_url
+    from . import templates
 
-    if given := request.config.getoption("--db-url", None):
-        yield database_url(given, "--db-url")
-        return
-    from .templates import server_url
-
-    with server_url() as url:
-        yield database_url(url, "the server's URL")
+    given = request.config.getoption("--db-url", None)
+    with contextlib.nullcontext(given) if given else templates.server_url() as text:
+        url = database_url(text, "--db-url" if given else "the server's URL")
+        request.config.stash[_SERVER] = templates.described(url)
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,9 @@ from . import postgres
 from .places import URL_VARIABLE
 from .sandbox import engines_of
 
-__all__ = ["content_of", "dispose", "drop_others", "end_sessions", "make_tables", "one_at_a_time", "server_url"]
+__all__ = [
+    "content_of", "described", "dispose", "drop_others", "end_sessions", "make_tables", "one_at_a_time", "server_url",
+]  # fmt: skip
 
 
 # -- the server ------------------------------------------------------------------------------------------------------
@@ -81,6 +83,14 @@ def drop_others(server: sa.URL, prefix: str) -> None:
 def end_sessions(server: sa.URL, database: str) -> None:
     """What made the tables may have left connections open, such as the engine of an `env.py`."""
     _ask(server, "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :text", database)
+
+
+def described(server: sa.URL) -> str:
+    """`"PostgreSQL 17.2 on localhost:5432"`."""
+    engine = sa.create_engine(server, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        version = connection.scalar(sa.text("SHOW server_version"))
+    return f"PostgreSQL {version} on {server.host or 'a socket'}:{server.port or 5432}"
 
 
 def _ask(server: sa.URL, query: str, text: str) -> list[Any]:
