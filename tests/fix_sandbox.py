@@ -19,7 +19,7 @@ import pytest
 import sqlalchemy as sa
 
 from fictive.testing.sandbox import Sandbox, sandbox
-from fictive.testing.shared_connection import Recording
+from fictive.testing.shared_connection import Recording, SharedConnection
 from fictive.testing.wire import Wire
 
 LIST = Path(__file__).with_name("not_in_sandbox.txt")
@@ -55,8 +55,9 @@ class SandboxLog:
 
     connections_opened = 0
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, shared: SharedConnection) -> None:
         self._recording = recording
+        self._shared = shared
 
     @property
     def statements(self) -> list[str]:
@@ -68,7 +69,9 @@ class SandboxLog:
 
     @property
     def exchanges(self) -> list[types.SimpleNamespace]:
-        return [types.SimpleNamespace(statements=[message]) for message in self._recording.messages]
+        """`status` is that of now, so only the last one's is right."""
+        status = "T" if self._shared.frames else "I"
+        return [types.SimpleNamespace(statements=[message], status=status) for message in self._recording.messages]
 
 
 class SandboxWire(Wire):
@@ -82,8 +85,9 @@ class SandboxWire(Wire):
             with super().record() as log:
                 yield log
             return
-        with self.sandboxes.boxes[0].record() as recording:
-            yield SandboxLog(recording)
+        box = self.sandboxes.boxes[0]
+        with box.record() as recording:
+            yield SandboxLog(recording, box._outer[0])
 
 
 # -- the tests that cannot -------------------------------------------------------------------------------------------

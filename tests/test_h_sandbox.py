@@ -685,3 +685,46 @@ def test_engines_of_the_applications_own_making(database_url: str, options: dict
         with engine.connect() as connection:
             assert connection.scalar(sa.select(sa.func.count()).select_from(Item)) == 26
     engine.dispose()
+
+
+def test_what_the_driver_refuses_aborts_nothing(app: Flask) -> None:
+    """As without the sandbox: the server never saw the statement."""
+    with db.sandbox():
+        with db.session.begin():
+            db.session.add(Item(name="x"))
+            db.session.flush()
+            with pytest.raises(sa.exc.ProgrammingError):
+                db.session.execute(sa.text("SELECT :a"), {"a": object()})
+            db.session.add(Item(name="y"))
+        with pytest.raises(sa.exc.ProgrammingError):
+            db.session.execute(sa.text("SELECT :a"), {"a": object()})
+        assert names() == ["x", "y"]
+
+
+def test_a_failed_commit_is_one_message(app: Flask) -> None:
+    with db.sandbox() as box:
+        with box.record() as log, pytest.raises(sa.exc.IntegrityError), db.session.begin():
+            db.session.execute(sa.insert(Booking), [{"seat": 1}, {"seat": 1}])
+        assert "; ".join(log.messages).startswith("BEGIN; INSERT")
+        assert log.messages[-1] == "COMMIT"
+        with box.record() as log, pytest.raises(errors.TransactionAborted), db.session.begin():
+            for _ in range(2):
+                with pytest.raises(sa.exc.DBAPIError):
+                    db.session.execute(sa.text("SELECT nonsense"))
+        assert [message.split(";")[-1].strip() for message in log.messages] == ["SELECT nonsense"] * 2 + ["ROLLBACK"]
+
+
+def test_nothing_uses_the_connection_of_a_sandbox_that_has_ended(app: Flask) -> None:
+    with db.sandbox():
+        pool = db.engine.pool
+    with pytest.raises(errors.SandboxError, match="has ended"):
+        pool.connect()
+
+
+def test_a_sandbox_whose_connection_is_gone_ends_without_an_error(app: Flask, database: Any) -> None:
+    with db.sandbox():
+        block()
+        with db.sandbox():
+            names()
+            database._end_others()
+    assert names() == []

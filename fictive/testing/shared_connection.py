@@ -132,6 +132,8 @@ class SharedConnection:
         """Whether something was done that ROLLBACK does not undo."""
         self.is_kept = False
         self.is_over = False
+        self.was_aborted = True
+        """Whether the last statement that failed did so on the server."""
         self.recordings: list[Recording] = []
         self.connections: list[SandboxConnection] = []
         self._pid = os.getpid()
@@ -219,6 +221,11 @@ class SharedConnection:
         cursor.execute("; ".join(commands))
         return cursor
 
+    def _status(self) -> int:
+        if self.dialect.driver == "psycopg":
+            return int(self.dbapi.info.transaction_status)
+        return int(self.dbapi.get_transaction_status())
+
     def _plain_cursor(self) -> Any:
         """The driver's own class of cursor, past those of the application and of tools that watch."""
         dbapi = self.dbapi
@@ -247,7 +254,10 @@ class SharedConnection:
         except BaseException:
             self._unreleased = None  # it is within this one
             if not self.is_lost:
-                self.run(f"ROLLBACK TO SAVEPOINT {name}", f"RELEASE SAVEPOINT {name}")
+                # what the driver refused, such as a value, never reached the server
+                self.was_aborted = self._status() != INTRANS
+                undo = [f"ROLLBACK TO SAVEPOINT {name}"] if self.was_aborted else []
+                self.run(*undo, f"RELEASE SAVEPOINT {name}")
             raise
 
     def fail(self, code: str, message: str) -> None:
@@ -296,6 +306,7 @@ class SharedConnection:
                 self.begin(connection)
                 self._record(connection, "BEGIN")
             if connection.state == INERROR:
+                self._record(connection, text, is_statement=True)
                 self.fail("25P02", "current transaction is aborted, commands ignored until end of transaction block")
             statement = classify(query).resolved(parameters)
             if statement.transaction_only == "PREPARE TRANSACTION":
@@ -318,7 +329,7 @@ class SharedConnection:
                     if writes and not in_transaction:
                         finally_run += self._at_commit(connection, text)
             except BaseException:
-                if in_transaction:
+                if in_transaction and self.was_aborted:
                     connection.state = INERROR
                 raise
             if writes or not in_transaction:
@@ -413,7 +424,8 @@ class SharedConnection:
 
     def commit(self, connection: SandboxConnection) -> None:
         if connection.state == INERROR:  # as PostgreSQL does
-            self.rollback(connection)
+            self._record(connection, "COMMIT")
+            self._roll_back(connection)
         if connection.state == IDLE:
             return
         with self.turn(connection):
@@ -427,7 +439,7 @@ class SharedConnection:
                         self.run(*commands)
             except BaseException:
                 if not self.is_lost:
-                    self.rollback(connection)
+                    self._roll_back(connection)
                 raise
             frame = connection.frame
             self._forget(connection)
@@ -441,9 +453,12 @@ class SharedConnection:
                 self._turn.notify_all()
 
     def rollback(self, connection: SandboxConnection) -> None:
-        frame = connection.frame
         if connection.state != IDLE:
             self._record(connection, "ROLLBACK")
+        self._roll_back(connection)
+
+    def _roll_back(self, connection: SandboxConnection) -> None:
+        frame = connection.frame
         if frame is None and not connection.local_settings:
             self._forget(connection)  # sends nothing, so that a garbage collection may do it at any time
             return
