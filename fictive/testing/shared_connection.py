@@ -381,6 +381,7 @@ class SharedConnection:
     def _controls_savepoint(self, connection: SandboxConnection, text: str, verb: str, name: str) -> bool:
         if not connection.autocommit and connection.state == IDLE:
             self.begin(connection)
+            self._record(connection, "BEGIN")
         if connection.state == IDLE:
             return False  # the server says what is wrong
         key = name[1:-1] if name.startswith('"') else name.lower()
