@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from .command_line.commands import install
@@ -17,8 +19,10 @@ def main(url: str | None) -> None:
 
 
 def _target() -> Target:
-    context = click.get_current_context().find_root()
-    return target_of_url(context.params.get("url"))
+    context = click.get_current_context()
+    if context.params.get("code"):  # the source in the current directory; no database is needed
+        return Target([], source=Path.cwd())
+    return target_of_url(context.find_root().params.get("url"))
 
 
 install(main, _target)

@@ -18,7 +18,7 @@ from ..databases.create import create_database, database_exists, drop_database
 from ..errors import DatabaseInUse, FictiveError
 from ..session.durations import timeout_in_ms
 from .activity import activity, blocker_tree, locks
-from .doctor import examine
+from .doctor import examine, examine_code
 from .findings import Severity
 from .output import print_json, print_table
 from .protection import why_protected
@@ -93,12 +93,16 @@ def _readable_errors() -> Iterator[None]:
 @_bind
 @click.option("--patience", default="1s", show_default=True, metavar="DURATION",
               help="For how long somebody must be idle in a transaction, or blocked, to be named.")  # fmt: skip
-def _doctor(target: Target, as_json: bool, bind: str | None, patience: str) -> None:
-    """Say what is wrong with the databases. Changes nothing.
+@click.option("--code", is_flag=True, help="Read the app's source instead. No database is asked.")
+def _doctor(target: Target, as_json: bool, bind: str | None, patience: str, code: bool) -> None:
+    """Say what is wrong with the databases, or with the app's code. Changes nothing.
 
     Exit code 0: nothing; 1: something; 3: a database cannot be reached.
     """
-    found = examine(target, bind, patience=timeout_in_ms(patience, "--patience") / 1000)
+    if code:
+        found = examine_code(target)
+    else:
+        found = examine(target, bind, patience=timeout_in_ms(patience, "--patience") / 1000)
     wrong = [each for each in found if each.severity is not Severity.INFO]
     if as_json:
         print_json({**dataclasses.asdict(each), "severity": each.severity.value} for each in found)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from ..connection.replicas import is_replica
+from .doctor_code import code_findings
 from .doctor_connection import connection_findings, setting_findings, version_findings
 from .doctor_models import lookup_findings, table_findings
 from .doctor_replicas import replica_findings
@@ -14,7 +15,7 @@ from .findings import Finding, Severity
 from .settings import engine_settings
 from .target import Database, Target
 
-__all__ = ["examine"]
+__all__ = ["examine", "examine_code"]
 
 PATIENCE = 1.0
 """Seconds for which somebody must be idle in a transaction, or be blocked, before it is a finding."""
@@ -36,6 +37,16 @@ def examine(target: Target, bind: str | None = None, *, patience: float = PATIEN
         found += (dataclasses.replace(each, bind=database.key) for each in _examine(target, database, patience))
     in_force = {each.key: engine_settings(each.engine, each.options) for each in chosen}
     found += setting_findings(chosen, target.origins, in_force)
+    if target.mappers:
+        dialect = next(iter(target.databases)).engine.dialect.name
+        found += lookup_findings(target.mappers, target.source, dialect)
+    return sorted(found, key=lambda each: _ORDER[each.severity])
+
+
+def examine_code(target: Target) -> list[Finding]:
+    """All findings for the app's source; errors first. Sends nothing."""
+    mode = str(target.config.get("FICTIVE_WRITES_OUTSIDE", "commit"))
+    found = list(code_findings(target.source, target.mappers, mode))
     if target.mappers:
         dialect = next(iter(target.databases)).engine.dialect.name
         found += lookup_findings(target.mappers, target.source, dialect)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,12 @@ from sqlalchemy.dialects import postgresql
 from ..errors import FictiveError
 from ..rows.lookups import Lookup, lookup_of
 from .findings import Finding, Severity
+from .source import parsed, source_files
 
 __all__ = ["lookup_findings", "table_findings"]
 
 _METHODS = frozenset({"find_or_create", "get_or_create", "update_or_create"})
 _NOT_LOOKED_UP = frozenset({"defaults", "create_defaults"})
-_PASSED_OVER = frozenset({"site-packages", "dist-packages", "node_modules", "__pycache__", "tests", "test"})
-_LARGEST = 2_000_000  # bytes of a source file
 _SOMETHING = object()
 
 
@@ -100,7 +97,7 @@ def lookup_findings(
     for mapper in mappers:
         by_name.setdefault(mapper.class_.__name__, []).append(mapper)
     seen = set()
-    for path in _files(source, mappers):
+    for path in source_files(source, mappers):
         for call in _calls(path):
             for mapper in by_name.get(call.model, ()):
                 lookup = _lookup(mapper, call)
@@ -141,36 +138,8 @@ def _lookup(mapper: sa_orm.Mapper[Any], call: _Call) -> Lookup | None:
     return dataclasses.replace(lookup, columns={**lookup.columns, **columns})
 
 
-def _files(source: Path | None, mappers: Iterable[sa_orm.Mapper[Any]]) -> Iterator[Path]:
-    """The app's source: below its directory, and in the packages of its models."""
-    roots = [source] if source is not None else []
-    for mapper in mappers:
-        file = getattr(sys.modules.get(mapper.class_.__module__), "__file__", None)
-        if file and not _PASSED_OVER & set(Path(file).parts[:-1]) - {"tests", "test"}:
-            roots.append(Path(file))
-    seen = set()
-    for root in roots:
-        for path in [root] if root.is_file() else _below(root):
-            if path not in seen:
-                seen.add(path)
-                yield path
-
-
-def _below(root: Path) -> Iterator[Path]:
-    for directory, directories, files in os.walk(root):
-        directories[:] = [
-            each for each in sorted(directories)
-            if each not in _PASSED_OVER and each[0] != "." and not Path(directory, each, "pyvenv.cfg").exists()
-        ]  # fmt: skip
-        yield from (Path(directory, file) for file in sorted(files) if file.endswith(".py"))
-
-
 def _calls(path: Path) -> Iterator[_Call]:
-    try:
-        if path.stat().st_size > _LARGEST or b"_or_create" not in (text := path.read_bytes()):
-            return
-        tree = ast.parse(text)
-    except (OSError, SyntaxError, ValueError):
+    if (tree := parsed(path, b"_or_create")) is None:
         return
     aliases = {
         name.asname: name.name
