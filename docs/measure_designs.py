@@ -71,22 +71,22 @@ class SecondView:
 
 
 class DriverAttribute:
-    """fictive: the driver's attribute, on a connection leased for one statement."""
+    """fictive: the driver's attribute, on a connection borrowed for one statement."""
 
-    title = "the driver's autocommit attribute on a leased connection: fictive.sqlalchemy.OptInSession"
+    title = "the driver's autocommit attribute on a borrowed connection: fictive.sqlalchemy.OptInSession"
 
     def __init__(self, url: str) -> None:
         self.engine = sa.create_engine(url)
-        self.session = OptInSession(self.engine)
-        self.bind = self.session.get_bind()
+        self.bind = OptInSession(self.engine).get_bind()
 
     def outside(self, statement: sa.TextClause) -> None:
-        self.session.execute(statement)
+        with OptInSession(self.engine) as session:
+            session.execute(statement)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Any]:
-        with self.session.begin():
-            yield self.session
+        with OptInSession(self.engine) as session, session.begin():
+            yield session
 
 
 DESIGNS: list[Callable[[str], Any]] = [EngineLevel, SecondView, DriverAttribute]
@@ -122,10 +122,13 @@ def measure(design: Any, wire: Wire, look: Callable[[str], list[Any]]) -> None:
         runner.execute(INSERT)
     show("begin, INSERT, commit", log)
 
-    with echo() as lines, events(engine) as fired:
+    with echo() as lines:
         design.outside(SELECT)
     print("ECHO of one SELECT:" + "".join(f"\n    {line}" for line in lines))
-    print(f"engine events of one SELECT: {', '.join(fired) or 'none'}")
+    with events(engine) as fired, wire.record() as log:
+        design.outside(SELECT)
+    sent = " / ".join(" ".join(statement.split()) for statement in log.statements)
+    print(f"engine events of one SELECT, with listeners: {', '.join(fired) or 'none'}; sent: {sent}")
 
     print(f"engine.begin(), INSERT, error: {rolls_back(engine, look)}")
     print(f"session.get_bind().begin(), INSERT, error: {rolls_back(design.bind, look)}")
