@@ -15,7 +15,7 @@ MOST_TRIES = 3
 
 
 def work(limit: int = 10) -> int:
-    """Take at most `limit` jobs that nobody else has, and do them; how many there were.
+    """Do at most `limit` jobs that no other worker has taken; returns how many there were.
 
     A job that fails leaves nothing but a note of its error, and is tried again, `MOST_TRIES` times in all.
     """

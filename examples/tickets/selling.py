@@ -1,4 +1,4 @@
-"""Selling seats. Two buyers never get the same one, and nobody is sent away while one is left."""
+"""Selling seats. Two buyers never get the same one, and no buyer is turned away while one is left."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def print_some(limit: int = 10) -> int:
 
 
 def work() -> None:
-    """Print tickets as they are sold, for ever. Between two orders no connection is held."""
+    """Print tickets as they are sold, until interrupted. Between two orders no connection is held."""
     while True:
         while print_some():
             pass
