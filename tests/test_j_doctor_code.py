@@ -97,6 +97,13 @@ def test_j2_the_setting_decides_how_bad_it_is(tmp_path: Path, mode: str, found: 
     assert checks(tmp_path, SPLIT, mode) == found
 
 
+def test_j2_a_class_based_view_is_a_view(tmp_path: Path) -> None:
+    body = "        Thing.query.delete()\n        db.session.add(Thing())\n        db.session.commit()\n"
+    method = f"    def post(self):\n{body}"
+    assert checks(tmp_path, f"class Page(MethodView):\n{method}") == [("split-writes", "warning", 3)]
+    assert checks(tmp_path, f"class Client:\n{method}") == [("split-writes", "info", 3)]
+
+
 def test_j2_views_with_one_write_are_listed(tmp_path: Path) -> None:
     view = VIEW + "    db.session.add(Thing())\n    db.session.commit()\n"
     (tmp_path / "app.py").write_text(view + view, encoding="utf-8")

@@ -72,20 +72,24 @@ _HTTP_CALLS = frozenset({"get", "post", "put", "patch", "delete", "head", "reque
 def functions_of(tree: ast.Module) -> Iterator[Function]:
     """The functions of a module, nested ones and methods too, and the module's own statements."""
     yield _function(tree, 1, "the module", [])
+    methods: set[ast.AST] = set()
+    """Of class-based views: `get()`, `post()` and the like."""
     for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and any(_name(base).endswith("View") for base in node.bases):
+            methods |= {each for each in node.body if getattr(each, "name", "") in _ROUTES | {"dispatch_request"}}
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield _function(node, node.lineno, f"{node.name}()", node.decorator_list)
+            yield _function(node, node.lineno, f"{node.name}()", node.decorator_list, is_view=node in methods)
 
 
 def _function(node: ast.Module | ast.FunctionDef | ast.AsyncFunctionDef, line: int, name: str,
-              decorators: Sequence[ast.expr]) -> Function:  # fmt: skip
+              decorators: Sequence[ast.expr], *, is_view: bool = False) -> Function:  # fmt: skip
     names = [(each, isinstance(each, ast.Call)) for each in decorators]
     reader = _Reader(_assigned(node))
     events = reader.path(node.body, False)
     return Function(
         line,
         name,
-        any(called and _name(each) in _ROUTES for each, called in names),
+        is_view or any(called and _name(each) in _ROUTES for each, called in names),
         any(_name(each) in _IN_TRANSACTION for each, _ in names),
         events,
         reader.everything,
