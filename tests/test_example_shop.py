@@ -426,7 +426,9 @@ def test_the_server_that_run_shop_starts(pg: Server) -> None:
             with urllib.request.urlopen(url.replace("/products", "/_fictive/"), timeout=30) as response:
                 assert "GET /products" in response.read().decode()
             worker = [serve.stdout.readline() for _ in range(3)][-1]
-            done = subprocess.run(f"env {worker}", shell=True, cwd=ROOT, env=environment, capture_output=True, text=True)
+            done = subprocess.run(
+                f"env {worker}", shell=True, cwd=ROOT, env=environment, capture_output=True, text=True
+            )
             assert done.stdout == "0 jobs\n", done.stderr
             serve.send_signal(signal.SIGINT)
             assert serve.wait(60) in (0, 130)

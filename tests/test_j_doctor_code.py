@@ -121,6 +121,13 @@ def test_j2_a_helper_goes_by_its_callers(tmp_path: Path) -> None:
     assert checks(tmp_path, helper + caller + VIEW + "    helper()\n") == [("split-writes", "warning", 2)]
 
 
+def test_j2_a_query_in_a_helper_is_a_query(tmp_path: Path) -> None:
+    helper = "def count():\n    return db.session.scalar(select(func.count()))\n"
+    view = VIEW + "    db.session.delete(x)\n    x.total = count()\n    db.session.commit()\n"
+    assert checks(tmp_path, helper + view) == [("no-autoflush", "warning", 6)]
+    assert checks(tmp_path, helper + view.replace("delete(x)", "flush()")) == []
+
+
 def test_j2_files_that_are_no_python_and_tests_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def (", encoding="utf-8")
     (tmp_path / "tests").mkdir()

@@ -27,6 +27,7 @@ class Kind(enum.Enum):
     READ = "runs a query"
     NEEDS_TRANSACTION = "has no effect in autocommit"
     SLOW = "waits for something that is not the database"
+    CALL = "calls a function, whose name is `what`"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ class _Reader:
                 branches = [node.body, node.orelse] if isinstance(node, ast.If) else [case.body for case in node.cases]
                 test = node.test if isinstance(node, ast.If) else node.subject
                 ways = [self.path(each, in_block) + ([] if _leaves(each) else rest) for each in branches]
-                return events + self.expression(test, in_block) + max(ways, key=len)
+                return events + self.expression(test, in_block) + max(ways, key=_weight)
             if isinstance(node, (ast.With, ast.AsyncWith)):
                 for item in node.items:
                     events += self.expression(item.context_expr, in_block)
@@ -169,9 +170,8 @@ class _Reader:
         events = self.expression(node.func, in_block, of_dml=of_dml or writes_a_query)
         for each in (*node.args, *(keyword.value for keyword in node.keywords)):
             events += self.expression(each, in_block)
-        if found is not None:
-            events += self._event(found[0], node, found[1], in_block)
-        return events
+        kind, what = found or (Kind.CALL, name)
+        return events + self._event(kind, node, what, in_block)
 
     def _event(self, kind: Kind, node: ast.expr | ast.stmt, what: str, in_block: bool) -> list[Event]:
         self.everything.append(Event(kind, node.lineno, what, in_block))
@@ -235,6 +235,10 @@ class _Reader:
                 return Kind.NEEDS_TRANSACTION, found.transaction_only
             return (Kind.READ, "SELECT") if found.effect is Effect.READ else (Kind.SEND, " ".join(sql.split()[:3]))
         return (Kind.READ, "SELECT") if "select" in names else None
+
+
+def _weight(events: Sequence[Event]) -> int:
+    return sum(each.kind is not Kind.CALL for each in events)
 
 
 def _leaves(statements: Sequence[ast.stmt]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ _LISTENED = {
     "after_commit": "SQLAlchemy calls it for released savepoints too. db.on_commit(function) runs after COMMIT only.",
     "after_rollback": "SQLAlchemy calls it for savepoints too. db.on_rollback(function) follows the transaction.",
 }
+_WRITE_PENDING = frozenset({Kind.FLUSH, Kind.COMMIT, Kind.ROLLBACK})
 _SLOWER = frozenset({"after_begin", "begin", "reset"})
 
 
@@ -59,6 +61,12 @@ class _Callers:
         """Called, and only where a transaction is open."""
         self.outside: set[str] = set()
         """Called where none is open."""
+        readers: dict[str, bool] = {}
+        for function in functions:
+            name = _bare_name(function)
+            readers[name] = readers.get(name, True) and _reads_first(function)
+        self.readers = {name for name, reads in readers.items() if reads}
+        """They run a query before they write what is pending."""
         defined = {_bare_name(function) for function in functions if not function.is_view}
         while True:
             calls: dict[str, bool] = {}
@@ -89,7 +97,7 @@ class _Examination:
 
     def __init__(self, file: str, function: Function, callers: _Callers, mode: str) -> None:
         name = _bare_name(function)
-        self.file, self.function, self.mode = file, function, mode
+        self.file, self.function, self.mode, self.readers = file, function, mode, callers.readers
         self.outside = not function.in_transaction and name not in callers.inside
         self.sure = function.is_view or name in callers.outside or name == "the module"
         """Whether it is known to run outside; else it depends on callers that were not found."""
@@ -102,7 +110,7 @@ class _Examination:
 
     def findings(self) -> Iterator[Finding]:
         yield from self._writes()
-        if self.mode != "refuse" and (unseen := _unseen(self.events)) is not None:
+        if self.mode != "refuse" and (unseen := _unseen(self.events, self.readers)) is not None:
             yield self._changes(
                 "no-autoflush", unseen, f'runs a query ({unseen.what}) after add() or a change: under "commit" there '
                 "is no autoflush, and the query does not see it.", "db.session.flush() before it, in a block.",
@@ -187,17 +195,23 @@ def _numbered(events: Iterable[Event]) -> Iterator[tuple[int, Event]]:
         number += event.kind in (Kind.COMMIT, Kind.ROLLBACK)
 
 
-def _unseen(events: Iterable[Event]) -> Event | None:
+def _unseen(events: Iterable[Event], readers: set[str]) -> Event | None:
     """The first query after `add()` or `delete()` with neither a flush nor an end of the transaction in between."""
     pending = False
     for event in events:
         if event.kind is Kind.PENDING:
             pending = True
-        elif event.kind in (Kind.FLUSH, Kind.COMMIT, Kind.ROLLBACK):
+        elif event.kind in _WRITE_PENDING:
             pending = False
-        elif event.kind is Kind.READ and pending:
-            return event
+        elif pending and (event.kind is Kind.READ or (event.kind is Kind.CALL and event.what in readers)):
+            return event if event.kind is Kind.READ else dataclasses.replace(event, what=f"in {event.what}()")
     return None
+
+
+def _reads_first(function: Function) -> bool:
+    kinds = [each.kind for each in function.events if not each.in_block]
+    first = next((kind for kind in kinds if kind is Kind.READ or kind in _WRITE_PENDING), None)
+    return first is Kind.READ and not function.in_transaction and not function.is_view
 
 
 def _listeners(file: str, tree: ast.Module) -> Iterator[Finding]:
