@@ -1,8 +1,8 @@
 """Opens each page of the built docs in headless Chromium, as readers do: `./run check-docs`.
 
 Each page, at 1280 and 390 px, light and dark, has no error box and no horizontal overflow, and axe-core finds nothing.
-No link within the docs is dead. The search finds what SEARCHES says. Screenshots of ten pages go to
-docs/_build/screenshots.
+No link within the docs is dead, and no path of this machine is in a page. The search finds what SEARCHES says.
+Screenshots of ten pages go to docs/_build/screenshots.
 """
 
 from __future__ import annotations
@@ -113,6 +113,13 @@ def check_links(pages: dict[str, dict[str, list[str]]], directory: Path, trouble
                 trouble.add(name, f"dead link: {link} (there is no such id)")
 
 
+def check_paths(names: Sequence[str], directory: Path, trouble: Trouble) -> None:
+    here = str(Path(__file__).resolve().parent.parent)
+    for name in names:
+        if here in (directory / name).read_text(encoding="utf-8"):
+            trouble.add(name, f"a path of this machine: {here}")
+
+
 def check_searches(page: Page, url: str, trouble: Trouble) -> None:
     for words, wanted in SEARCHES.items():
         page.goto(f"{url}search.html?q={quote(words, safe='')}")
@@ -142,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [name for name in names if not options.names or name.removesuffix(".html") in options.names]
         pages = {name: check(page, name, url, screenshots, trouble) for name in chosen}
         check_links(pages, options.html, trouble)
+        check_paths(names, options.html, trouble)
         check_searches(page, url, trouble)
         browser.close()
     print("\n".join(trouble) or "nothing is wrong")

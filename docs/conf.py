@@ -13,7 +13,7 @@ from sphinx.directives.code import CodeBlock
 
 import fictive
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 project = "fictive"
 author = copyright = "fictive contributors"
 version = release = fictive.__version__
@@ -69,13 +69,14 @@ class WireDirective(CodeBlock):
         return super().run()
 
 
-def make_accessible(app: Sphinx, error: Exception | None) -> None:
-    """Add to the pages what axe-core misses in Furo's."""
+def mend_pages(app: Sphinx, error: Exception | None) -> None:
+    """Add to the pages what axe-core misses in Furo's, and take this machine's paths out of the diffs."""
     if error or app.builder.format != "html":
         return
     for path in Path(app.outdir).rglob("*.html"):
         old = new = path.read_text(encoding="utf-8")
         for part, better in (
+            (f"{ROOT}/", ""),
             ('<p class="caption" role="heading">', '<p class="caption" role="heading" aria-level="2">'),
             ('<aside class="sidebar-drawer">', '<aside class="sidebar-drawer" aria-label="Pages">'),
             ('<aside class="toc-drawer">', '<aside class="toc-drawer" aria-label="On this page">'),
@@ -94,5 +95,5 @@ def make_accessible(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("wire", WireDirective)
     app.add_lexer("wire", WireLexer)
-    app.connect("build-finished", make_accessible)
+    app.connect("build-finished", mend_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
