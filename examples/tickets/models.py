@@ -22,12 +22,12 @@ class DB(OptInTransactionMixin, SQLAlchemy):
 db = DB(model_class=Base)
 
 
-class Concert(db.Model):  # type: ignore[name-defined, misc]
+class Concert(db.Model):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
 
 
-class Seat(db.Model):  # type: ignore[name-defined, misc]
+class Seat(db.Model):
     id: Mapped[int] = mapped_column(primary_key=True)
     concert_id: Mapped[int] = mapped_column(sa.ForeignKey(Concert.id))
     name: Mapped[str]
@@ -38,15 +38,17 @@ class Seat(db.Model):  # type: ignore[name-defined, misc]
     )
 
 
-class Order(UUIDv7Mixin, db.Model):  # type: ignore[name-defined, misc]
-    """Its key is in URLs, where it cannot be guessed, and is ordered by time, as the queue is."""
+class Order(UUIDv7Mixin, db.Model):
+    """Its key is random enough for URLs, and ordered by time, as the queue is."""
 
     __tablename__ = "ticket_order"
     seat_id: Mapped[int] = mapped_column(sa.ForeignKey(Seat.id), unique=True)
     buyer: Mapped[str]
     ticket: Mapped[str | None]  # what the worker has printed
     seat: Mapped[Seat] = relationship(lazy="joined", innerjoin=True)
-    __table_args__ = (sa.Index("ticket_order_waiting", "id", postgresql_where=sa.text("ticket IS NULL")),)
+    __table_args__ = (
+        sa.Index("ticket_order_waiting", "id", postgresql_where=sa.text("ticket IS NULL")),
+    )  # fmt: skip
 
 
-notify_changes(Order, inserts=True)  # changes are for the buyer's page, new rows for the worker
+notify_changes(Order, inserts=True)  # for the buyer's page, and for the worker
