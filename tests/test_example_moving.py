@@ -16,6 +16,8 @@ from flask import Flask
 from fictive.command_line.doctor_code import code_findings
 from fictive.testing.wire import Wire
 
+pytestmark = pytest.mark.any_sqlalchemy
+
 ROOT = Path(__file__).parent.parent
 STEPS = ("plain", "begin", "done")
 PAGE = ROOT / "docs" / "moving-over.rst"

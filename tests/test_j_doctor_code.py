@@ -13,6 +13,8 @@ from fictive.__main__ import main
 from fictive.command_line.doctor_code import code_findings
 from tests.models import opt_in
 
+pytestmark = pytest.mark.any_sqlalchemy
+
 
 def checks(tmp_path: Path, source: str, mode: str = "commit") -> list[tuple[str, str, int]]:
     """Check, severity and line of each finding, without views that have one write."""
