@@ -28,6 +28,7 @@ __all__ = [
     "InvalidToken",
     "KeyOfDeletedRow",
     "LazyLoadRefused",
+    "LocalSettingsError",
     "LockLost",
     "LockTimeout",
     "NPlusOneError",
@@ -72,6 +73,13 @@ class DatabaseNotConfigured(ConfigurationError, RuntimeError):
 
 class TransactionRequired(FictiveError, sa_exc.InvalidRequestError):
     """Something that has an effect only within a transaction was tried outside. Nothing was sent."""
+
+
+class LocalSettingsError(FictiveError, sa_exc.InvalidRequestError):
+    """The settings that `local_settings` gives cannot be set, or not together with this statement, which was not run.
+
+    `__cause__` is the driver's error where the server refused them.
+    """
 
 
 class DirectConnectionRequired(FictiveError, sa_exc.InvalidRequestError):

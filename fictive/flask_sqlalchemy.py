@@ -29,6 +29,7 @@ from .connection.engines import prepare, set_patience
 from .connection.pool import BorrowingPool
 from .connection.pooler import set_pooler
 from .connection.replicas import on_primary, positions_of, set_replicas
+from .connection.statement_settings import SettingsFunction, SettingsSource
 from .databases.cleanup import cleanup_tables
 from .databases.engine_options import POOL_OPTIONS, add_options, merged_connect_args
 from .databases.urls import database_url
@@ -72,6 +73,7 @@ _SQLAlchemy = flask_sqlalchemy.extension.SQLAlchemy
 
 _T = TypeVar("_T")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_SettingsFunction = TypeVar("_SettingsFunction", bound=SettingsFunction)
 
 if TYPE_CHECKING:
     from flask_sqlalchemy.extension import _FSAModel
@@ -171,6 +173,10 @@ class OptInTransactionMixin(MakesModels):
     @functools.cached_property
     def _decorated(self) -> Decorated:
         return Decorated()
+
+    @functools.cached_property
+    def _settings_source(self) -> SettingsSource:
+        return SettingsSource()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -373,6 +379,27 @@ class OptInTransactionMixin(MakesModels):
         """`fictive.sqlalchemy.after_commit_of`: a decorator of `def index(created, changed, deleted): ...`."""
         return after_commit_of(model)
 
+    def local_settings(self, function: _SettingsFunction) -> _SettingsFunction:
+        """Decorator: `function` gives PostgreSQL settings for what runs now: `return {"app.tenant": g.tenant}`.
+
+        They hold for what sessions of this object send, of all bind keys. In a transaction they travel with its
+        BEGIN, and end with it; the function is asked once, at its first statement. In autocommit it is asked for each
+        statement, the settings travel in the statement's one message, and end with it. No round trip either way, and
+        nothing stays on the connection. Streams ask when they begin.
+
+        `function` is called without arguments, or with the engine, and returns a dict: names such as `"app.tenant"`,
+        `"search_path"`, `"role"`, `"statement_timeout"`; values as text, integers, UUIDs, True and False as PostgreSQL
+        takes them, or None for the setting's default. What it raises comes out where the statement is, and nothing
+        was sent. It cannot use the session.
+
+        Raises `ConfigurationError` for a second function, and where statements are run `LocalSettingsError` for a
+        setting that cannot be, and for a statement that PostgreSQL refuses in a transaction (VACUUM, CREATE
+        DATABASE), `UnsupportedDialect` where there are settings for another database than PostgreSQL. `db.engine` is
+        not touched, nor what comes from it.
+        """
+        self._settings_source.register(function)
+        return function
+
     def context(self, app: flask.Flask) -> contextlib.AbstractContextManager[OptInSession]:
         """`with db.context(app) as session:` for scripts, jobs and commands: an app context with its session.
 
@@ -483,6 +510,9 @@ class OptInTransactionMixin(MakesModels):
         # SQLAlchemy's sessionmaker would name its own defaults, and the session could not tell them from the user's
         options.setdefault("autoflush", None)
         options.setdefault("expire_on_commit", None)
+        if (given := options.get("local_settings")) is not None and given is not self._settings_source:
+            self._settings_source.register(given)
+        options["local_settings"] = self._settings_source
         return super()._make_session_factory(options)
 
     def _apply_driver_defaults(self, options: dict[str, Any], app: flask.Flask) -> None:

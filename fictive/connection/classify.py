@@ -40,6 +40,8 @@ class StatementClass:
     may_end_transaction: bool = False
     """It has a COMMIT, ROLLBACK or the like, so that what comes after it may be in another transaction."""
     locks_rows: bool = False
+    alone: str | None = None
+    """The part that cannot run in a transaction, nor in one message with other statements."""
     bound_flag: str | None = None
     """The parameter that decides whether a `set_config` is local to the transaction."""
     leaves_something: bool = False
@@ -271,6 +273,7 @@ def _classify(text: str) -> StatementClass:
             None,
             found.may_end_transaction or part.may_end_transaction,
             found.locks_rows or part.locks_rows,
+            found.alone or part.alone,
             found.bound_flag or part.bound_flag,
         )
     return PLAIN_READ if found == PLAIN_READ else found
@@ -320,8 +323,9 @@ def _classify_one(sql: str) -> StatementClass:
         if verb == "create" and _DROPPED_AT_COMMIT.search(sql):
             return StatementClass(Effect.WRITE, transaction_only="CREATE TEMPORARY TABLE … ON COMMIT DROP")
         return StatementClass(Effect.WRITE, connection_state="CREATE TEMPORARY TABLE")
+    alone = _cannot_share(verb, second, words)
     if verb in ("create", "alter", "drop", "comment", "grant", "revoke"):
-        return StatementClass(Effect.WRITE)  # FOR UPDATE in a policy or a view locks nothing now
+        return StatementClass(Effect.WRITE, alone=alone)  # FOR UPDATE in a policy or a view locks nothing now
     if verb == "pragma":
         return StatementClass(Effect.WRITE if "=" in sql else Effect.READ)
     reads = verb in _READING_VERBS and not _WRITING_WORD.search(_ROW_LOCK.sub(" ", sql))
@@ -331,7 +335,20 @@ def _classify_one(sql: str) -> StatementClass:
         reads = True
     found = _by_calls(sql)
     effect = found.effect if reads else Effect.WRITE
-    return dataclasses.replace(found, effect=effect)
+    return dataclasses.replace(found, effect=effect, alone=alone)
+
+
+def _cannot_share(verb: str, second: str, words: Sequence[str]) -> str | None:
+    """Of a statement that PostgreSQL refuses in a transaction, what to call it; others the server tells of itself."""
+    if verb == "vacuum" or (verb in ("create", "drop") and second in ("database", "tablespace", "subscription")):
+        return f"{verb} {second}".upper() if verb != "vacuum" else "VACUUM"
+    if verb == "alter" and second == "system":
+        return "ALTER SYSTEM"
+    if verb in ("create", "drop", "reindex", "alter") and "concurrently" in words:
+        return f"{verb.upper()} … CONCURRENTLY"
+    if verb == "reindex" and not {"database", "system", "schema"}.isdisjoint(words[1:]):
+        return "REINDEX of a whole database or schema"
+    return None
 
 
 def _by_calls(sql: str) -> StatementClass:

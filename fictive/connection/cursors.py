@@ -16,9 +16,12 @@ from . import process
 from .classify import PLAIN_READ, classify, known_texts
 from .replica_reads import read_from_replica
 from .servers import check_out
+from .statement_settings import execute_with_settings
 
 if TYPE_CHECKING:
     from .link import Link, SessionConnection
+    from .servers import ServerConnection
+    from .statement_settings import Settings
 
 __all__ = ["IDLE", "INERROR", "INTRANS", "StatementCursor", "StreamCursor", "TransactionCursor"]
 
@@ -117,7 +120,9 @@ class StatementCursor(SessionCursor):
             or after.__class__ is not EmptyListener
             or after.parent_listeners
         ) and (not owner.keeps and link.begin_is_heard()):
-            return self._execute_for_listeners(query, parameters, written)
+            return self.execute_in_transaction(query, parameters, written)
+        if owner.local_settings.function is not None and (settings := owner.local_settings.of(link)):
+            return execute_with_settings(self, settings, statement, query, parameters, written)
         if link.replicas is not None and statement.is_plain_read and read_from_replica(link, self, query, parameters):
             return None
         if owner.keeps:
@@ -177,9 +182,22 @@ class StatementCursor(SessionCursor):
                 owner.positions().written(link.replicas.primary, None)
         return None
 
-    def _execute_for_listeners(self, query: Any, parameters: Any, written: str | None) -> None:
+    def take_over(self, cursor: Any, server: ServerConnection) -> None:
+        """Keep the driver's cursor, and the rows that are in it."""
+        self.driver_cursor, self.description = cursor, cursor.description
+        if server.buffers:
+            self._rows = cursor.fetchall() if self.description is not None else None
+            if server.has_notices and server.dbapi.notices:
+                self.link.take_notices(server.dbapi)
+
+    def run_again(self, query: Any, parameters: Any) -> None:
+        """For the last time: its connection was lost, and nothing was done."""
+        self.__class__ = LastTryCursor
+        self.execute(query, parameters)
+
+    def execute_in_transaction(self, query: Any, parameters: Any, written: str | None) -> None:
         """In a short transaction of its own: somebody listens to the beginning of transactions, and counts on each
-        statement having one."""
+        statement having one; or its settings cannot share its message."""
         link = self.link
         with link.owner.short_transaction(link.engine):
             self.__class__ = link.transaction_cursor  # type: ignore[assignment]
@@ -194,6 +212,13 @@ class StatementCursor(SessionCursor):
         if link.in_transaction:
             self.__class__ = link.transaction_cursor  # type: ignore[assignment]
             return self.executemany(query, parameters)
+        if link.owner.local_settings.function is not None and link.owner.local_settings.of(link):
+            with link.owner.short_transaction(link.engine):
+                self.__class__ = link.transaction_cursor  # type: ignore[assignment]
+                self.executemany(query, parameters)
+            if written is not None:
+                link.owner.wrote(written)
+            return None
         server = link.in_use()
         try:
             link.driver.lend_natively(server.dbapi, link.dialect, server.rest.characteristics)
@@ -278,6 +303,8 @@ class TransactionCursor(SessionCursor):
         except BaseException as error:
             if first and link.first_statement_failed(server, error, waited):
                 return self.execute(query, parameters)
+            if first and link.settings_command is not None and link.settings_were_fine(server, error, waited):
+                return self.execute(query, parameters)
             link.note_failure(server, error, first=first)
             raise
         if link.prefetches and server.buffers and self.description is not None:
@@ -336,7 +363,7 @@ class StreamCursor(SessionCursor):
         self._end: Any = None
         self._stream: Any = None  # the link of a connection of its own
         if not link.in_transaction and not link.owner.keeps:
-            other = link.open_stream() if link.streams else None
+            other = link.open_stream(link.owner.local_settings.of(link)) if link.streams else None
             if other is not None:  # an eager load of its rows, as a rule, which needs no second connection
                 connection, self._stream = other._end.peek()[2][0], other._stream
             else:
@@ -396,11 +423,15 @@ class StreamCursor(SessionCursor):
     def fetchall(self) -> Any:
         return self._fetch("ALL")
 
-    def serves(self) -> bool:
-        """Whether its connection can run a read of the same session between two of its rows."""
+    def serves(self, settings: Settings) -> bool:
+        """Whether its connection can run a read of the same session, with these settings, between two of its rows."""
         stream = self._stream
         return (
-            stream is not None and stream.in_transaction and stream.server is not None and not stream.server.is_lost()
+            stream is not None
+            and stream.in_transaction
+            and stream.server is not None
+            and not stream.server.is_lost()
+            and stream.settings == settings
         )
 
     def run(self, cursor: SessionCursor, query: Any, parameters: Any) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import sqlalchemy as sa
 
 from ..drivers import NO_OPTIONS, TransactionOptions, driver_for, sqlstate
-from ..drivers.pending import PendingCommands
+from ..drivers.pending import PendingCommands, as_bytes
 from ..errors import AbortedTransactionStatement, ConfigurationError, PinnedConnectionLost, TransactionAborted
 from ..session import private
 from ..session.private import EmptyListener
@@ -34,12 +34,14 @@ from .pool import IDLE_FOR, PATIENCE, BorrowingPool
 from .pooler import direct_engine, is_pooled, refusal
 from .replicas import COMMIT_POSITION, Positions, parse_lsn, replicas_of
 from .servers import ServerConnection, check_out, note_lost
+from .statement_settings import MAY_BE_OF_SETTINGS, NO_SETTINGS, explained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..session.write_log import WriteLog
     from .replicas import Replica
+    from .statement_settings import Settings, SettingsSource
 
 
 __all__ = ["BEHIND_THE_BACK", "Link", "LinkOwner", "SessionConnection", "abandoned"]
@@ -70,6 +72,7 @@ class LinkOwner(Protocol):
     """The session's events; None without a session."""
     had_error: bool
     """Whether a statement of the transaction has failed."""
+    local_settings: SettingsSource
     patience: float
 
     def judge(self, link: Link, statement: StatementClass, query: Any, parameters: Any) -> str | None:
@@ -85,7 +88,7 @@ class LinkOwner(Protocol):
         """Raise where a stream cannot have a transaction of its own."""
 
     def short_transaction(self, engine: sa.Engine) -> contextlib.AbstractContextManager[None]:
-        """A transaction for one statement, whose beginning is told to those who listen."""
+        """A transaction for one statement, whose beginning is told to those who listen, with its settings."""
 
     def tell_begun(self, connection: SessionConnection) -> None:
         """Tell those who listen to the session's `after_begin` of a stream's transaction."""
@@ -113,8 +116,8 @@ class Link(Watchable):
     __slots__ = ("__weakref__", "_connection_record", "begins_with", "begun", "connection", "dialect", "driver",
                  "driver_side", "early", "ending", "engine", "first_error", "idle", "in_transaction", "is_pooled",
                  "kept", "log", "lost", "may_be_committed", "native", "options", "owner", "pending", "prefetches",
-                 "remembered", "replicas", "rest_options", "retried", "server", "streams", "trouble", "users",
-                 "wrote")  # fmt: skip
+                 "remembered", "replicas", "rest_options", "retried", "server", "settings", "settings_command",
+                 "streams", "trouble", "users", "wrote")  # fmt: skip
 
     def __init__(self, engine: sa.Engine, owner: LinkOwner) -> None:
         self.engine = engine
@@ -154,6 +157,10 @@ class Link(Watchable):
         self.retried = False
         self.begins_with: str | None = None
         """A command that follows each BEGIN."""
+        self.settings: Settings = ()
+        """What `local_settings` gave for the transaction."""
+        self.settings_command: str | None = None
+        """The command that sets them, once there is a connection."""
         self.lost = False
         """Whether the connection that was in use last was lost."""
         self.prefetches = False
@@ -393,10 +400,20 @@ class Link(Watchable):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if name == "tpc_begin":
+            return self._begin_two_phase
         value = getattr(self.dbapi_connection, name)
         if name in ("tpc_commit", "tpc_rollback"):
             return lambda *args: self._end_two_phase(value, *args)
         return value
+
+    def _begin_two_phase(self, xid: Any) -> None:
+        """What waits comes after it, since it has to be the first of its transaction."""
+        server = self.take()
+        commands, self.pending.commands = self.pending.commands[1:], self.pending.commands[:1]
+        self.go_native(server)
+        server.dbapi.tpc_begin(xid)
+        self._run_natively(server, commands)
 
     def _end_two_phase(self, end: Any, *args: Any) -> None:
         try:
@@ -412,6 +429,8 @@ class Link(Watchable):
 
     def begin(self) -> None:
         """From here on statements are in one transaction; nothing is sent."""
+        if self.owner.local_settings.function is not None:  # which may raise
+            self.settings, self.settings_command = self.owner.local_settings.of(self), None
         self.wrote = False
         self.in_transaction = True
         self.may_be_committed = self.retried = self.ending = False
@@ -435,6 +454,8 @@ class Link(Watchable):
         self._connection_record = server.fairy._connection_record
         server.native = False
         server.trips = 0
+        if self.settings and self.settings_command is None:
+            self._insert_settings(server)
         if self.driver.carries:
             self.driver.leave_autocommit(server.dbapi)
             begin = server.begin_command
@@ -444,7 +465,21 @@ class Link(Watchable):
         else:
             self.driver.lend_natively(server.dbapi, self.dialect, self.options)
             self.native = True
+            if self.pending.commands:
+                self._run_natively(server, self.pending.take())
         return server
+
+    def _insert_settings(self, server: ServerConnection) -> None:
+        """Let the settings of `local_settings` follow BEGIN."""
+        try:
+            self.settings_command = self.driver.set_command(server.dbapi, self.settings)
+        except BaseException:  # a text that the connection's encoding does not have
+            self.server = None
+            self.trouble = "The settings of this transaction could not be set."
+            if server is not self.kept:
+                server.give_back()
+            raise
+        self.pending.commands.insert(1 if self.begins_with else 0, self.settings_command)
 
     def ride(self, command: str) -> None:
         """Let a command, such as SET LOCAL, go with the next statement of the transaction."""
@@ -465,9 +500,13 @@ class Link(Watchable):
         else:
             self.driver.adopt(server.dbapi)
         self.native = True
-        for command in commands:
-            server.dbapi.cursor().execute(command)
+        self._run_natively(server, commands)
         self.pending.sent(commands)
+
+    def _run_natively(self, server: ServerConnection, commands: list[str]) -> None:
+        for command in commands:
+            with explained(self.settings if command is self.settings_command else (), self.dialect.loaded_dbapi.Error):
+                server.dbapi.cursor().execute(command if command.isascii() else as_bytes(command))
 
     def look_natively(self, server: ServerConnection) -> bool:
         """Whether the server is in the transaction that the driver itself began; it begins one if none was."""
@@ -496,6 +535,25 @@ class Link(Watchable):
         self.pending.savepoints.clear()
         self._drop(server, error)
         self.distrust_pool()
+        return True
+
+    def settings_were_fine(self, server: ServerConnection, error: BaseException, waited: list[str]) -> bool:
+        """After an error of the transaction's first statement that may be that of its settings: begin anew, without
+        the statement, which may then be run again. Raises where the server refuses the settings."""
+        if self.native or sqlstate(error) not in MAY_BE_OF_SETTINGS or server.transaction_status() != INERROR:
+            return False
+        command, self.settings_command = self.settings_command, None  # once
+        if command not in waited:
+            return False
+        try:
+            with explained(self.settings, self.dialect.loaded_dbapi.Error):
+                self.driver.send(server, ["ROLLBACK", *waited])
+        except BaseException as failure:
+            self.note_failure(server, failure, first=True)
+            raise
+        self.pending.savepoints.clear()
+        self.pending.sent(waited)
+        self.begun = True
         return True
 
     def distrust_pool(self) -> None:
@@ -681,9 +739,10 @@ class Link(Watchable):
         own = 1 if self.begins_with is not None else 0  # fictive's own, for a timeout of Core's transactions
         return len(list(self.engine.dispatch.begin)) > own
 
-    def open_stream(self) -> StreamCursor | None:
-        """A stream of this session's, on whose connection a read can run between two of its rows."""
-        return next((stream for stream in self.streams or () if stream.serves()), None)
+    def open_stream(self, settings: Settings = ()) -> StreamCursor | None:
+        """A stream of this session's, on whose connection a read with these settings can run between two of its
+        rows."""
+        return next((stream for stream in self.streams or () if stream.serves(settings)), None)
 
     def close_streams(self) -> None:
         for stream in list(self.streams or ()):
@@ -824,7 +883,7 @@ class SessionConnection(sa.Connection):
             link = self.link
             if link.server is not None:  # of a transaction that an interrupt has cut off from its end
                 link.abandon(KeyboardInterrupt())
-            if link.begins_with or link.__class__ is not Link:
+            if link.begins_with or link.__class__ is not Link or link.owner.local_settings.function is not None:
                 link.begin()
             else:  # the same, without a call
                 link.in_transaction = True
@@ -934,6 +993,7 @@ class _NoSession:
     retries = False
     keeps = True
     had_error = False
+    local_settings = NO_SETTINGS
     patience = PATIENCE
 
     def judge(self, link: Link, statement: StatementClass, query: Any, parameters: Any) -> str | None:

@@ -16,13 +16,16 @@ from .servers import ServerConnection, check_out
 if TYPE_CHECKING:
     from .cursors import StatementCursor
     from .link import Link
+    from .statement_settings import Settings
 
 __all__ = ["read_from_replica"]
 
 log = logging.getLogger("fictive.replicas")
 
 
-def read_from_replica(link: Link, cursor: StatementCursor, query: Any, parameters: Any) -> bool:
+def read_from_replica(
+    link: Link, cursor: StatementCursor, query: Any, parameters: Any, settings: Settings = ()
+) -> bool:
     """Run a read outside a transaction on a replica, in 1 round trip; False where the primary is to run it.
 
     Whatever goes wrong on a replica sends the read to the primary, whose answer or error is the one that counts.
@@ -42,12 +45,20 @@ def read_from_replica(link: Link, cursor: StatementCursor, query: Any, parameter
         return False
     replica.busy.append(None)
     try:
-        return _read(link, replica, position, cursor, query, parameters)
+        return _read(link, replica, position, cursor, query, parameters, settings)
     finally:
         replica.busy.pop()
 
 
-def _read(link: Link, replica: Replica, position: int, cursor: StatementCursor, query: Any, parameters: Any) -> bool:
+def _read(
+    link: Link,
+    replica: Replica,
+    position: int,
+    cursor: StatementCursor,
+    query: Any,
+    parameters: Any,
+    settings: Settings,
+) -> bool:
     try:
         server = _borrow(link, replica.engine)
     except Exception as error:
@@ -57,7 +68,7 @@ def _read(link: Link, replica: Replica, position: int, cursor: StatementCursor, 
         return False
     link.replica_asked(server)
     try:
-        found = _execute(link, server, position, query, parameters)
+        found = _execute(link, server, position, query, parameters, settings)
         if found is not None:
             cursor.driver_cursor, cursor.description = found, found.description
             if server.buffers:
@@ -87,15 +98,22 @@ def _read(link: Link, replica: Replica, position: int, cursor: StatementCursor, 
     return True
 
 
-def _execute(link: Link, server: ServerConnection, position: int, query: Any, parameters: Any) -> Any:
+def _execute(
+    link: Link, server: ServerConnection, position: int, query: Any, parameters: Any, settings: Settings
+) -> Any:
     """The driver's cursor; None where the application's cursor class lets nothing ride."""
-    if position:
+    driver = link.driver
+    commands = [check_position(position)] if position else []
+    if settings:
+        commands.append(driver.set_command(server.dbapi, settings))
+        return driver.execute_behind(server, link.dialect, commands, query, parameters)
+    if commands:
         pending = PendingCommands()
-        pending.commands.append(check_position(position))
+        pending.commands = commands
         try:
-            return link.driver.execute_with(server, pending, query, parameters)
+            return driver.execute_with(server, pending, query, parameters)
         finally:
-            link.driver.enter_autocommit(server.dbapi, link.dialect, server.rest)
+            driver.enter_autocommit(server.dbapi, link.dialect, server.rest)
     cursor = server.dbapi.cursor()
     if parameters is None:
         cursor.execute(query)

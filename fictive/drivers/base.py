@@ -5,16 +5,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
 from ..errors import UnsupportedDialect
 from .copying import CopyWriter
-
-if TYPE_CHECKING:
-    from .pending import PendingCommands
+from .pending import PendingCommands
 
 __all__ = ["NO_OPTIONS", "Driver", "TransactionOptions", "TransactionStatus", "dbapi_connection"]
 
@@ -98,6 +96,9 @@ class Driver(abc.ABC):
     has_options: ClassVar[bool] = False
     """Whether BEGIN can be asked for an isolation level, READ ONLY and DEFERRABLE."""
 
+    has_settings: ClassVar[bool] = False
+    """Whether settings can be given to a transaction or a statement (`set_command`)."""
+
     begins_by_statement: ClassVar[bool] = False
     """Whether connections are in autocommit all the time, and SQLAlchemy's `do_begin` sends a BEGIN."""
 
@@ -168,6 +169,25 @@ class Driver(abc.ABC):
 
         None where the application's cursor class is not known to let them through: nothing was sent.
         """
+        raise NotImplementedError
+
+    def can_share(self, query: Any, parameters: Any) -> bool:
+        """Whether a statement in autocommit can be sent in one message, and so in one transaction, with commands."""
+        return False
+
+    def execute_behind(
+        self, server: Any, dialect: sa.Dialect, commands: list[str], query: Any, parameters: Any
+    ) -> Any:
+        """`execute_with`, of a statement in autocommit that `can_share`: in one message, and nothing is sent apart."""
+        pending = PendingCommands()
+        pending.bound, pending.commands = True, commands
+        try:
+            return self.execute_with(server, pending, query, parameters)
+        finally:
+            self.enter_autocommit(server.dbapi, dialect, server.rest)
+
+    def set_command(self, dbapi: Any, settings: Iterable[tuple[str, str | None]]) -> str:
+        """A command that sets settings to the end of the transaction, names and values quoted by the driver."""
         raise NotImplementedError
 
     def send(self, server: Any, commands: list[str]) -> None:

@@ -16,6 +16,9 @@ Query"), which decides what may ride:
 - A SET LOCAL has to be sent before the next statement, and rides with any, since an error aborts the transaction with
   or without it; only a position in that error counts it. Behind a RELEASE or SAVEPOINT it goes by their rules.
 - Nothing rides with a text that may be empty or may end the transaction.
+
+What belongs to a statement in autocommit, its settings, is `bound`: it goes in the message of the statement, or that
+is not sent.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ __all__ = [
     "PendingCommands",
     "again",
     "are_plain",
+    "as_bytes",
     "goes_alone",
     "is_anonymous_block",
     "may_carry",
@@ -105,12 +109,20 @@ may_carry: set[object] = set()
 """Texts with which commands may travel (not `goes_alone`), with their placeholders."""
 
 
+def as_bytes(text: str) -> bytes:
+    """Commands as they are sent. A value that a driver has quoted is in the connection's encoding, and stands in the
+    text by surrogates where that is not UTF-8 (`Driver.set_command`)."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 class PendingCommands:
     """The commands of one transaction that have not been sent, and its savepoints that have."""
 
-    __slots__ = ("commands", "savepoints")
+    __slots__ = ("bound", "commands", "savepoints")
 
     def __init__(self) -> None:
+        self.bound = False
+        """Whether they belong to the next statement, in autocommit, and are never sent apart."""
         self.commands: list[str] = []
         self.savepoints: list[str] = []
         """Names of those that were sent, from the outermost in."""

@@ -40,6 +40,7 @@ class PostgreSQLDriver(Driver):
 
     carries = True
     has_options = True
+    has_settings = True
     read_only_attribute: ClassVar[str]
 
     def connect_arguments(self, arguments: dict[str, Any]) -> None:

@@ -16,19 +16,19 @@ import contextlib
 import functools
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import sqlalchemy as sa
-from psycopg import generators
+from psycopg import generators, sql
 from psycopg.client_cursor import ClientCursor
 from psycopg.cursor import Cursor  # not psycopg.Cursor, which tools that watch replace
 from psycopg.pq import Format
 
 from . import copying
 from .base import Rest, dbapi_connection
-from .pending import PendingCommands, is_anonymous_block
+from .pending import PendingCommands, as_bytes, is_anonymous_block
 from .postgresql import PostgreSQLDriver
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class PsycopgDriver(PostgreSQLDriver):
         _set_autocommit(dbapi, True)
         try:
             with Cursor(dbapi) as cursor:
-                cursor.execute("; ".join(commands).encode(), prepare=False)
+                cursor.execute(as_bytes("; ".join(commands)), prepare=False)
         finally:
             _set_autocommit(dbapi, autocommit)
 
@@ -123,6 +123,17 @@ class PsycopgDriver(PostgreSQLDriver):
             while cursor.nextset():
                 pass
             return str((cursor.fetchone() or [""])[0])
+
+    def can_share(self, query: Any, parameters: Any) -> bool:
+        # CALL and DO may commit within a pipeline, and go on without what was set in front of them
+        return query.__class__ is str and _is_single(query, parameters) and not _MAY_COMMIT.match(query)
+
+    def set_command(self, dbapi: Any, settings: Iterable[tuple[str, str | None]]) -> str:
+        calls = []
+        for name, value in settings:
+            quoted = sql.SQL("pg_catalog.set_config({}, {}, true)").format(name, value).as_bytes(dbapi)
+            calls.append(quoted.decode("utf-8", "surrogateescape"))
+        return "SELECT " + ", ".join(calls)
 
     def execute_with(self, server: Any, pending: PendingCommands, query: Any, parameters: Any) -> Any:
         dbapi = server.dbapi
@@ -219,7 +230,9 @@ class _Carrying:
             messages: deque[Any] = deque()
             commands = pending.take()
             for command in commands:
-                messages.append(functools.partial(pgconn.send_query_params, command.encode(), None))
+                messages.append(
+                    functools.partial(pgconn.send_query_params, command.encode("utf-8", "surrogateescape"), None)
+                )
             messages.append(
                 functools.partial(
                     pgconn.send_query_params,
@@ -264,6 +277,7 @@ _single: set[object] = set()
 """Texts that were one statement when they were run with values."""
 _MOST_KNOWN = 10_000
 _COPY = re.compile(r"\s*copy\b", re.IGNORECASE)
+_MAY_COMMIT = re.compile(r"(?:\s|--[^\n]*|/\*(?:[^*]|\*(?!/))*\*/)*(?:call|do)\b", re.IGNORECASE)
 
 
 def _is_single(query: Any, params: Any) -> bool:

@@ -10,7 +10,7 @@ apart.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import psycopg2
@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from . import copying
 from .base import NO_OPTIONS, Rest
-from .pending import PendingCommands, again, are_plain, goes_alone, may_carry
+from .pending import PendingCommands, again, are_plain, as_bytes, goes_alone, may_carry
 from .postgresql import IDLE, PostgreSQLDriver
 
 __all__ = ["Psycopg2Driver"]
@@ -93,7 +93,7 @@ class Psycopg2Driver(PostgreSQLDriver):
         dbapi = server.dbapi
         if dbapi.status == ext.STATUS_READY and not dbapi.autocommit:
             dbapi.autocommit = True
-        _Cursor(dbapi if type(dbapi) is _Connection else bare(dbapi)).execute("; ".join(commands))
+        _Cursor(dbapi if type(dbapi) is _Connection else bare(dbapi)).execute(as_bytes("; ".join(commands)))
 
     def commit(self, server: Any, releases: list[str]) -> None:
         dbapi = server.dbapi
@@ -132,6 +132,17 @@ class Psycopg2Driver(PostgreSQLDriver):
             pending.take()
         return cursor
 
+    def can_share(self, query: Any, parameters: Any) -> bool:
+        return query.__class__ is str and (query in may_carry or not goes_alone(query))
+
+    def set_command(self, dbapi: Any, settings: Iterable[tuple[str, str | None]]) -> str:
+        calls, values = [], []
+        for name, value in settings:
+            calls.append("pg_catalog.set_config(%s, %s, true)")
+            values += [name, value]
+        quoted: bytes = _Cursor(bare(dbapi)).mogrify("SELECT " + ", ".join(calls), values)
+        return quoted.decode("utf-8", "surrogateescape")
+
     def _send_apart(self, server: Any, pending: PendingCommands) -> None:
         commands = pending.take()
         self.send(server, commands)
@@ -150,6 +161,9 @@ class Psycopg2Driver(PostgreSQLDriver):
         dbapi = server.dbapi
         own: bytes = _Cursor.mogrify(cursor, query, parameters)  # raises before anything is sent
         plain = are_plain(parameters) and query.__class__ is str
+        if pending.bound:
+            cursor.carried = own
+            return execute(as_bytes("; ".join(pending.take())) + b";\n" + own)  # errors quote the statement's own line
         dbapi.autocommit = True
         if not plain or query not in may_carry:
             if goes_alone(query if plain else own.decode("latin-1")):
@@ -171,7 +185,7 @@ class Psycopg2Driver(PostgreSQLDriver):
             message = b"BEGIN"
         else:
             pending.sent(riding)
-            message = "; ".join(riding).encode()
+            message = as_bytes("; ".join(riding))
         cursor.carried = own
         try:
             return execute(message + b"; " + own)

@@ -17,6 +17,7 @@ from ..connection.link import Link, SessionConnection
 from ..connection.pool import PATIENCE, BorrowingPool
 from ..connection.pooler import refusal
 from ..connection.replicas import Positions, positions_of
+from ..connection.statement_settings import NO_SETTINGS
 from ..connection.watched import watch
 from ..errors import TransactionRequired
 from ..report.watcher import WATCHER
@@ -57,6 +58,7 @@ class Scope:
         self.patience = PATIENCE
         self.keeps = self.had_error = self.reports = False
         self.dispatch: Any = None
+        self.local_settings = NO_SETTINGS
         self.lent: list[sa.Connection] = []
         """Connections of somebody else's that the session is bound to."""
         self.is_special = False
@@ -144,11 +146,12 @@ class Scope:
         """See `LinkOwner.short_transaction`."""
         session = self._session()
         assert session is not None
-        if engine not in _told:
+        if engine not in _told and self.connection(engine).link.begin_is_heard():
             _told.add(engine)
             log.info(
                 "Somebody listens to the beginning of transactions on %r or in its sessions: each statement outside a "
-                "transaction runs in a short one of its own; those in one begin() share it.",
+                "transaction runs in a short one of its own; those in one begin() share it. Settings that "
+                "@db.local_settings gives cost no round trip.",
                 engine.url,
             )
         return session._short_transaction(engine)

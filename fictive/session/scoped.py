@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy.orm as sa_orm
 
 from ..config import UnsavedChanges, WritesOutside
+from ..connection.statement_settings import SettingsSource
 from .options import refuse_options_of_begin
 from .session import OptInSession, check_options
 from .transaction import Transaction
@@ -29,6 +30,8 @@ class sessionmaker(sa_orm.sessionmaker[OptInSession]):  # SQLAlchemy's name for 
     def __init__(self, bind: Any = None, **kwargs: Any) -> None:
         check_options(kwargs)
         kwargs.setdefault("class_", OptInSession)
+        if kwargs.get("local_settings") is not None:
+            kwargs["local_settings"] = SettingsSource(kwargs["local_settings"])
         # SQLAlchemy would name its own defaults, and the session could not tell them from the user's
         kwargs.setdefault("autoflush", None)
         kwargs.setdefault("expire_on_commit", None)

@@ -17,6 +17,7 @@ from ..config import Settings, UnsavedChanges, WritesOutside, choice, flag, near
 from ..connection import process
 from ..connection.classify import classify
 from ..connection.pooler import direct_engine
+from ..connection.statement_settings import SettingsFunction, SettingsSource, set_on_foreign
 from ..drivers import NO_OPTIONS, TransactionOptions, driver_for
 from ..errors import (
     ConfigurationError,
@@ -52,7 +53,7 @@ log_committed = logging.getLogger("fictive.committed")
 
 _DEFAULTS = Settings()
 _SIMPLE_KEYS = frozenset({int, str, uuid.UUID})
-_OWN = frozenset({"writes_outside", "unsaved_changes", "retry_reads"})
+_OWN = frozenset({"writes_outside", "unsaved_changes", "retry_reads", "local_settings"})
 _HARMLESS = frozenset({"bind", "binds", "db", "autoflush", "expire_on_commit", "info", "query_cls"})
 _KNOWN = _OWN | set(inspect.signature(sa_orm.Session.__init__).parameters) | {"class_"}
 
@@ -74,6 +75,9 @@ class OptInSession(sa_orm.Session):
     `retry_reads`
         whether a statement that met a lost connection is run again, once, where it can have done nothing: a read
         outside, the first statement of a transaction. On by default.
+    `local_settings`
+        a function that returns PostgreSQL settings for what runs now, `{"app.tenant": "7"}`; see
+        `OptInTransactionMixin.local_settings`.
 
     `autoflush` and `expire_on_commit` are off by default; on under `writes_outside="begin"`, as in SQLAlchemy.
     Not for use by several threads at once, as any session.
@@ -85,6 +89,7 @@ class OptInSession(sa_orm.Session):
         writes_outside: WritesOutside | str | None = None,
         unsaved_changes: UnsavedChanges | str | None = None,
         retry_reads: bool | None = None,
+        local_settings: SettingsSource | SettingsFunction | None = None,
         **kwargs: Any,
     ) -> None:
         for name in kwargs:
@@ -106,6 +111,10 @@ class OptInSession(sa_orm.Session):
         scope = self._fictive = Scope(self, settings, mode, unsaved, retries)
         scope.reports = reports
         scope.patience = settings.patience
+        if local_settings is not None:
+            if not isinstance(local_settings, SettingsSource):
+                local_settings = SettingsSource(local_settings)
+            scope.local_settings = local_settings
         super().__init__(*args, **kwargs)
         scope.dispatch = self.dispatch
         if "binds" in kwargs or (self.bind is not None and isinstance(self.bind, sa.Connection)):
@@ -407,6 +416,10 @@ class OptInSession(sa_orm.Session):
         if idle:
             options = {**options, "stream_results": False, "yield_per": None}
         try:
+            if scope.local_settings.function is not None:
+                bind = self.get_bind(**{"clause": statement, **(kwargs.get("bind_arguments") or {})})
+                if isinstance(bind, sa.Connection):
+                    set_on_foreign(bind, scope.local_settings)
             result = super().execute(statement, params, execution_options=options, **kwargs)
             if idle and getattr(result, "returns_rows", True):
                 result = result.freeze()()

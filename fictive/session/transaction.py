@@ -21,6 +21,7 @@ import sqlalchemy.orm as sa_orm
 from ..connection import process
 from ..connection.engines import status_of
 from ..connection.link import BEHIND_THE_BACK, SessionConnection, abandoned
+from ..connection.statement_settings import set_on_foreign
 from ..drivers import NO_OPTIONS, TransactionStatus
 from ..errors import (
     AbortedTransactionStatement,
@@ -221,6 +222,10 @@ class Transaction(sa_orm.SessionTransaction):
             else:
                 self.has_foreign = True
         connection = super()._connection_for_bind(bind, execution_options)
+        if self.has_foreign and not isinstance(connection, SessionConnection):
+            source = self.session._fictive.local_settings  # type: ignore[attr-defined]
+            if source.function is not None:
+                set_on_foreign(connection, source)
         for settings in self.settings:
             settings.apply(connection)
         return connection

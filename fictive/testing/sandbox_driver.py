@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import sqlalchemy as sa
@@ -85,11 +85,29 @@ class _InSandbox(PostgreSQLDriver):
 
     def execute_with(self, server: Any, pending: PendingCommands, query: Any, parameters: Any) -> Any:
         commands = pending.take()
+        if pending.bound:
+            return self._run_bound(server, commands, query, parameters)
         self._give(server, commands)
         pending.sent(commands)
         cursor = server.dbapi.cursor()
         cursor.execute(query, parameters)
         return cursor
+
+    def _run_bound(self, server: Any, commands: list[str], query: Any, parameters: Any) -> Any:
+        """What the server runs as one transaction, since it comes in one message."""
+        dbapi = server.dbapi
+        self._give(server, ["BEGIN", *commands])
+        try:
+            cursor = dbapi.cursor()
+            cursor.execute(query, parameters)
+            self._give(server, ["COMMIT"])
+        except BaseException:
+            self._give(server, ["ROLLBACK"])
+            raise
+        return cursor
+
+    def set_command(self, dbapi: Any, settings: Iterable[tuple[str, str | None]]) -> str:
+        return super().set_command(dbapi.shared.dbapi, settings)
 
 
 def _quiet(timeout: int) -> bool:

@@ -321,7 +321,7 @@ class SharedConnection:
             self._close_portals()
             if writes:
                 self._note_settings(connection, text, parameters, statement)
-            if self.recordings:
+            if self.recordings and not connection.rides:
                 self._record(connection, text, is_statement=True)
             try:
                 with self._savepoint(then="SET TRANSACTION READ ONLY" if read_only else None) as finally_run:
@@ -430,9 +430,10 @@ class SharedConnection:
         if connection.state == IDLE:
             return
         with self.turn(connection):
-            self._record(connection, "COMMIT")
+            if not connection.rides:
+                self._record(connection, "COMMIT")
             try:
-                if self.staged:
+                if self.staged and not connection.rides:
                     self.fail(self.staged.popleft(), "staged by sandbox.fail_next_commit()")
                 if connection.frame is not None or connection.local_settings:
                     commands = self._at_commit(connection)
@@ -454,7 +455,7 @@ class SharedConnection:
                 self._turn.notify_all()
 
     def rollback(self, connection: SandboxConnection) -> None:
-        if connection.state != IDLE:
+        if connection.state != IDLE and not connection.rides:
             self._record(connection, "ROLLBACK")
         self._roll_back(connection)
 
