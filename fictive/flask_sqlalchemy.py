@@ -122,6 +122,8 @@ class _AppSession(OptInSession):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if "db" in kwargs:  # also a function that is registered later counts
+            self._fictive.local_settings = kwargs["db"]._settings_source
         settings = self._fictive.settings
         if settings.report:
             from .report.requests import collector_of_context
@@ -510,9 +512,8 @@ class OptInTransactionMixin(MakesModels):
         # SQLAlchemy's sessionmaker would name its own defaults, and the session could not tell them from the user's
         options.setdefault("autoflush", None)
         options.setdefault("expire_on_commit", None)
-        if (given := options.get("local_settings")) is not None and given is not self._settings_source:
+        if (given := options.pop("local_settings", None)) is not None:
             self._settings_source.register(given)
-        options["local_settings"] = self._settings_source
         return super()._make_session_factory(options)
 
     def _apply_driver_defaults(self, options: dict[str, Any], app: flask.Flask) -> None:

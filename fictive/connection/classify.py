@@ -40,13 +40,13 @@ class StatementClass:
     may_end_transaction: bool = False
     """It has a COMMIT, ROLLBACK or the like, so that what comes after it may be in another transaction."""
     locks_rows: bool = False
-    alone: str | None = None
-    """The part that cannot run in a transaction, nor in one message with other statements."""
     bound_flag: str | None = None
     """The parameter that decides whether a `set_config` is local to the transaction."""
     leaves_something: bool = False
     """Whether a transaction has to remember that it was run: a savepoint, an end, or what stays with the
     connection."""
+    alone: str | None = None
+    """The part that cannot run in a transaction, nor in one message with other statements."""
 
     def __post_init__(self) -> None:
         leaves = self.savepoint is not None or self.connection_state is not None or self.may_end_transaction
@@ -273,8 +273,8 @@ def _classify(text: str) -> StatementClass:
             None,
             found.may_end_transaction or part.may_end_transaction,
             found.locks_rows or part.locks_rows,
-            found.alone or part.alone,
             found.bound_flag or part.bound_flag,
+            alone=found.alone or part.alone,
         )
     return PLAIN_READ if found == PLAIN_READ else found
 
