@@ -82,6 +82,21 @@ def test_l1_reads_outside_go_to_the_replica_and_all_else_to_the_primary(pair: Pa
     assert len([text for text in primary.statements if "item.name" in text]) == 4
 
 
+def test_m1_settings_ride_with_a_read_on_a_replica_and_with_its_position(pair: Pair, nodes: Nodes) -> None:
+    shown = sa.text("SELECT current_setting('app.tenant', true)")
+    with OptInSession(pair.engine, local_settings=lambda: {"app.tenant": "a"}) as session:
+        for name in ("x", "y"):  # the second time there is a position to have
+            with pair.primary.record() as primary, pair.replica.record() as replica:
+                assert session.scalar(shown) == "a"
+            assert (primary.round_trips, replica.round_trips) == (0, 1)
+            with session.begin():
+                session.execute(sa.insert(Item).values(name=name))
+            nodes.catch_up()
+        assert any("pg_last_wal_replay_lsn" in text for text in replica.statements)
+        with pair.copy.connect() as connection:
+            assert connection.scalar(shown) in ("", None)
+
+
 def test_l2_a_transaction_brings_its_position_back_in_its_own_message(pair: Pair, session: OptInSession) -> None:
     with pair.primary.record() as log:
         with session.begin():

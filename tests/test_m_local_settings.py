@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from collections.abc import Callable, Iterator
@@ -9,16 +10,23 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-import sqlalchemy.orm as sa_orm
 from flask import Flask
 
-from fictive.errors import ConfigurationError, LocalSettingsError, UnsupportedDialect
+from fictive.drivers import sqlstate
+from fictive.errors import ConfigurationError, LocalSettingsError, TransactionAborted, UnsupportedDialect
 from fictive.report.watching import watching
-from fictive.session.local_settings import LocalSettings
-from fictive.session.transaction import innermost
-from fictive.sqlalchemy import OptInSession, sessionmaker
+from fictive.sqlalchemy import (
+    FindOrCreateDescriptor,
+    OptInSession,
+    insert_many,
+    m2m_add,
+    sessionmaker,
+    set_pooler,
+    upsert_many,
+)
 from fictive.testing.wire import Log, Wire
-from tests.models import Item, db
+from tests.conftest import MakeApp
+from tests.models import DB, Item, db
 
 Look = Callable[..., list[Any]]
 
@@ -98,3 +106,695 @@ def test_m1_rows_and_rowcounts_are_those_of_the_statement(given: Given, look: Lo
     assert db.session.execute(sa.update(Item).values(note="x")).rowcount == 3
     assert db.session.execute(sa.select(Item.name).order_by(Item.name)).fetchmany(2) == [("n1",), ("n2",)]
     assert db.session.get(Item, db.session.scalar(sa.select(sa.func.min(Item.id)))).note == "x"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["o'neil", "a\\b", "100%", "%s %(x)s", "two\nlines", "'; DROP TABLE item; --", "ü€𝄞", '"q"', "$$", ""],
+)
+def test_m2_values_are_quoted_by_the_driver(value: str, given: Given) -> None:
+    given["app.tenant"] = value
+    assert db.session.scalar(SHOWN) == value
+    assert db.session.scalar(sa.text("SELECT current_setting(:name)"), {"name": "app.tenant"}) == value
+    with db.session.begin():
+        assert db.session.scalar(SHOWN) == value
+    assert left() is None
+
+
+def test_m2_values_in_the_connections_own_encoding(given: Given, driver: str, database_url: str) -> None:
+    given["app.tenant"] = "Müller"
+    engine = sa.create_engine(database_url, connect_args={"client_encoding": "latin1"})
+    with OptInSession(engine, local_settings=lambda: given) as session:
+        assert session.scalar(SHOWN) == "Müller"
+        with session.begin():
+            assert session.scalar(SHOWN) == "Müller"
+        with session.begin():
+            session.connection().connection.dbapi_connection.cursor().close()
+            assert session.scalar(SHOWN) == "Müller"
+        given["app.tenant"] = "Łódź"  # which latin1 does not have
+        with pytest.raises(UnicodeEncodeError):
+            session.scalar(SHOWN)
+        with pytest.raises(UnicodeEncodeError), session.begin():
+            session.scalar(SHOWN)
+        given["app.tenant"] = "a"
+        assert session.scalar(SHOWN) == "a"
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    engine.dispose()
+
+
+def test_m2_numbers_flags_uuids_and_none(given: Given) -> None:
+    key = uuid.uuid4()
+    for value, shown in ((7, "7"), (True, "on"), (False, "off"), (key, str(key)), (None, "")):
+        given["app.tenant"] = value
+        assert db.session.scalar(SHOWN) == shown
+    with db.pinned():
+        given.clear()
+        db.session.execute(sa.text("SET app.tenant = 'of the connection'"))
+        assert db.session.scalar(SHOWN) == "of the connection"
+        given["app.tenant"] = None
+        assert db.session.scalar(SHOWN) == ""
+        given["app.tenant"] = "mine"
+        assert db.session.scalar(SHOWN) == "mine"
+        given.clear()
+        assert db.session.scalar(SHOWN) == "of the connection"
+
+
+BAD: dict[str, Any] = {
+    "no name": {"app tenant": "x"},
+    "an injected name": {"x', 'y', true), set_config('a": "x"},
+    "a number as name": {7: "x"},
+    "a list": {"app.tenant": ["x"]},
+    "a float": {"app.tenant": 0.5},
+    "bytes": {"app.tenant": b"x"},
+    "a zero byte": {"app.tenant": "a\0b"},
+    "a surrogate": {"app.tenant": "\ud800"},
+    "nothing": None,
+    "text": "app.tenant",
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_m2_a_bad_name_or_value_raises_at_the_call_and_nothing_is_sent(bad: Any, app: Flask, wire: Wire) -> None:
+    with OptInSession(db.engine, local_settings=lambda: bad) as session, wire.record() as log:
+        with pytest.raises(LocalSettingsError):
+            session.scalar(SHOWN)
+        with pytest.raises(LocalSettingsError), session.begin():
+            session.scalar(SHOWN)
+        session.add(Item(name="a"))
+        with pytest.raises(LocalSettingsError):
+            session.commit()
+        session.rollback()
+    assert log.round_trips == 0
+    assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+REFUSED = {
+    "statment_timeout": "2s",
+    "statement_timeout": "soon",
+    "role": "nobody_is_this",
+    "transaction_isolation": "x",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_m2_what_the_server_refuses_raises_and_names_the_setting(name: str, given: Given, look: Look) -> None:
+    given[name] = REFUSED[name]
+    runs: list[Callable[[], Any]] = [
+        lambda: db.session.execute(sa.insert(Item).values(name="a")),
+        lambda: db.session.execute(sa.text("SELECT 1")),
+    ]
+    for run in runs:
+        with pytest.raises(LocalSettingsError, match=name) as raised:
+            run()
+        assert isinstance(raised.value.__cause__, db.engine.dialect.loaded_dbapi.Error)
+        with pytest.raises(LocalSettingsError, match=name), db.session.begin(), db.session.begin_nested():
+            run()
+    db.session.add(Item(name="b"))
+    with pytest.raises(LocalSettingsError, match=name):
+        db.session.commit()
+    db.session.rollback()
+    assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    del given[name]
+    with db.session.begin():
+        db.session.execute(sa.insert(Item).values(name="c"))
+    assert look("select name from item") == ["c"]
+
+
+STATES = {
+    "22023": "SELECT current_setting('no.such')",
+    "42704": "SELECT 'x'::nosuchtype",
+    "42P01": "SELECT * FROM nosuch",
+    "22012": "SELECT 1 / 0",
+    "23505": "INSERT INTO item (name) VALUES ('x'), ('x')",
+}
+
+
+@pytest.mark.parametrize("text", STATES.values())
+def test_m2_an_error_of_the_statement_is_its_own(text: str, given: Given, look: Look) -> None:
+    plain = OptInSession(db.engine)
+    with pytest.raises(sa.exc.DBAPIError) as alone:
+        plain.execute(sa.text(text))
+    plain.close()
+    with pytest.raises(sa.exc.DBAPIError) as outside:
+        db.session.execute(sa.text(text))
+    with pytest.raises(sa.exc.DBAPIError) as inside, db.session.begin():
+        db.session.execute(sa.text(text))
+    for raised in (outside, inside):
+        assert sqlstate(raised.value) == sqlstate(alone.value)
+        assert type(raised.value) is type(alone.value)
+        assert str(raised.value.orig).splitlines()[0] == str(alone.value.orig).splitlines()[0]
+        assert "set_config" not in str(raised.value)
+    assert left() is None
+    assert db.session.scalar(SHOWN) == "a"
+
+
+def test_m2_after_an_error_that_might_be_of_the_settings_the_block_is_aborted(given: Given, look: Look) -> None:
+    with pytest.raises(TransactionAborted), db.session.begin():
+        with pytest.raises(sa.exc.DBAPIError):
+            db.session.execute(sa.text("SELECT 'x'::nosuchtype"))
+    with db.session.begin():
+        with pytest.raises(sa.exc.DBAPIError), db.session.begin_nested():
+            db.session.execute(sa.text("SELECT 'x'::nosuchtype"))
+        assert db.session.scalar(SHOWN) == "a"
+        db.session.execute(sa.insert(Item).values(name="a"))
+    assert look("select name from item") == ["a"]
+
+
+ALONE = [
+    "VACUUM item",
+    "-- why\nVACUUM (ANALYZE) item",
+    "CREATE DATABASE x",
+    "DROP DATABASE IF EXISTS x",
+    "CREATE UNIQUE INDEX CONCURRENTLY i ON item (note)",
+    "DROP INDEX CONCURRENTLY IF EXISTS i",
+    "REINDEX TABLE CONCURRENTLY item",
+    "REINDEX DATABASE x",
+    "CREATE TABLESPACE x LOCATION '/x'",
+    "ALTER SYSTEM SET work_mem = '4MB'",
+]
+
+
+@pytest.mark.parametrize("text", ALONE)
+def test_m2_a_statement_that_cannot_share_a_message_raises(text: str, given: Given, wire: Wire) -> None:
+    with wire.record() as log, pytest.raises(LocalSettingsError, match="cannot share"):
+        db.session.execute(sa.text(text))
+    assert log.round_trips == 0
+    if "item" in text:
+        given.clear()
+        db.session.execute(sa.text(text))
+
+
+def test_m2_what_only_the_server_knows_to_stand_alone(given: Given) -> None:
+    with pytest.raises(LocalSettingsError, match="cannot share"), db.pinned():
+        db.session.execute(sa.text("DISCARD ALL"))
+    with pytest.raises(LocalSettingsError, match="cannot share"):
+        db.session.execute(sa.text("COMMIT"), execution_options={"fictive_outside": True})
+
+
+def test_m1_a_procedure_that_commits_is_refused_and_others_are_run(given: Given, look: Look) -> None:
+    look("create procedure p(commits bool) language plpgsql as $$ begin "
+         "insert into item (name) values (current_setting('app.tenant')); if commits then commit; end if; "
+         "insert into item (name) values (current_setting('app.tenant') || '2'); end $$")  # fmt: skip
+    with pytest.raises(sa.exc.DBAPIError) as raised:
+        db.session.execute(sa.text("/* x */ CALL p(true)"))
+    assert sqlstate(raised.value) == "2D000"
+    assert look("select name from item") == []
+    db.session.execute(sa.text("CALL p(:commits)"), {"commits": False})
+    assert look("select name from item order by id") == ["a", "a2"]
+    db.session.execute(
+        sa.text("DO $$ BEGIN INSERT INTO item (name) VALUES (current_setting('app.tenant') || '3'); END $$")
+    )
+    assert look("select name from item order by id") == ["a", "a2", "a3"]
+    assert left() is None
+
+
+def test_m1_several_statements_in_a_text(given: Given, look: Look) -> None:
+    db.session.execute(
+        sa.text(
+            "INSERT INTO item (name) VALUES (current_setting('app.tenant')); "
+            "INSERT INTO item (name) VALUES (current_setting('app.tenant') || CASE WHEN true THEN '2' END)"
+        )
+    )
+    assert look("select name from item order by id") == ["a", "a2"]
+    assert left() is None
+
+
+# -- M1: in transactions ---------------------------------------------------------------------------------------------
+
+
+def test_m1_inside_they_ride_with_begin_and_are_asked_for_once(given: Given, wire: Wire) -> None:
+    with wire.record() as log, db.session.begin():
+        assert db.session.scalar(SHOWN) == "a"
+        given["app.tenant"] = "later"
+        assert db.session.scalar(SHOWN) == "a"
+        db.session.execute(sa.insert(Item).values(name="x"))
+    assert log.round_trips == 4
+    assert given.asked == 1
+    assert left() is None
+    with wire.record() as log, db.session.begin():
+        pass
+    assert (log.round_trips, given.asked) == (0, 1)
+
+
+def test_m1_savepoints_keep_them(given: Given, wire: Wire, driver: str) -> None:
+    with wire.record() as log, db.session.begin():
+        with db.session.begin_nested():
+            assert db.session.scalar(SHOWN) == "a"
+        with pytest.raises(ZeroDivisionError), db.session.begin_nested():
+            db.session.execute(sa.text("SELECT set_config('app.tenant', 'x', true)"))
+            raise ZeroDivisionError
+        assert db.session.scalar(SHOWN) == "a"
+    assert given.asked == 1
+    assert log.round_trips == (5 if driver == "psycopg" else 6)
+
+
+FLUSHES: dict[str, tuple[int, Callable[[], Any]]] = {
+    "commit": (2, lambda: (db.session.add(Item(name="x")), db.session.commit())),
+    "flush": (2, lambda: (db.session.add(Item(name="x")), db.session.flush())),
+    "many rows": (2, lambda: db.session.execute(sa.insert(Item), [{"name": "x"}, {"name": "y"}])),
+    "bulk_save_objects": (2, lambda: db.session.bulk_save_objects([Item(name="x")])),
+    "find_or_create": (2, lambda: FindOrCreateDescriptor(lambda: db.session).__get__(None, Item)(name="x")),
+    "insert_many": (3, lambda: insert_many(db.session, Item, [{"name": f"x{n}"} for n in range(50)])),
+    "upsert_many": (2, lambda: upsert_many(db.session, Item, [{"name": "x"}], key="name")),
+    "m2m_add": (1, lambda: m2m_add(db.session, db.session.get(Item, -1), Item.tags, 1)),
+}
+
+
+@pytest.mark.parametrize("write", FLUSHES)
+def test_m1_flushes_and_bulk_work_have_them_at_no_round_trip(
+    write: str, given: Given, wire: Wire, look: Look, driver: str
+) -> None:
+    look("alter table item add tenant text default current_setting('app.tenant', true)")
+    look("alter table item_tag add tenant text default current_setting('app.tenant', true)")
+    look("insert into item (id, name) values (-1, 'first')")
+    look("insert into tag (id, label) values (1, 't')")
+    table = "item_tag" if write == "m2m_add" else "item"
+    trips, run = FLUSHES[write]
+    session = db.session()
+    first = session.get(Item, -1)
+    with wire.record() as log:
+        run()
+    if write == "many rows" and driver == "psycopg":
+        trips += 1  # its pipeline takes no BEGIN along
+    assert log.round_trips == trips, log.statements
+    found = look(f"select distinct tenant from {table} where {'true' if table == 'item_tag' else 'id > 0'}")
+    assert found == ["a"]
+    assert left() is None
+    assert first is not None
+    assert not session.in_transaction()
+
+
+@pytest.mark.parametrize("mode", ["commit", "begin", "refuse", "report"])
+def test_m1_under_each_mode_of_writes_outside(mode: str, given: Given, wire: Wire, look: Look) -> None:
+    session = db.session()
+    session.writes_outside = mode  # type: ignore[assignment]
+    with wire.record() as log:
+        assert session.scalar(SHOWN) == "a"
+    assert log.round_trips == 1
+    given["app.tenant"] = "b"
+    insert = sa.insert(Item).values(name=sa.func.current_setting("app.tenant"))
+    if mode == "refuse":
+        with session.begin():
+            session.execute(insert)
+    else:
+        session.execute(insert)
+        given["app.tenant"] = "c"
+        assert session.scalar(SHOWN) == ("c" if mode == "commit" else "b")
+        session.commit()
+    assert look("select name from item") == ["b"]
+    given["app.tenant"] = "d"
+    assert session.scalar(SHOWN) == "d"
+    assert left() is None
+
+
+def test_m1_a_blocks_own_timeout_comes_after(given: Given) -> None:
+    given["statement_timeout"] = "7s"
+    shown = sa.text("SELECT current_setting('statement_timeout')")
+    assert db.session.scalar(shown) == "7s"
+    with db.session.transaction(statement_timeout="2s"):
+        assert db.session.scalar(shown) == "2s"
+    with db.session.begin():
+        with db.session.transaction(statement_timeout="3s"):
+            assert db.session.scalar(shown) == "3s"
+        assert db.session.scalar(shown) == "7s"
+
+
+def test_m1_a_timeout_counts_for_the_statement_it_comes_with(given: Given) -> None:
+    given["statement_timeout"] = "50ms"
+    with pytest.raises(sa.exc.OperationalError) as raised:
+        db.session.execute(sa.text("SELECT pg_sleep(20)"))
+    assert sqlstate(raised.value) == "57014"
+    with pytest.raises(sa.exc.OperationalError), db.session.begin():
+        db.session.execute(sa.text("SELECT pg_sleep(20)"))
+
+
+def test_m1_isolation_levels_and_read_only_blocks(given: Given, wire: Wire) -> None:
+    with wire.record() as log, db.session.transaction(isolation_level="SERIALIZABLE", read_only=True):
+        assert db.session.scalar(SHOWN) == "a"
+        assert db.session.scalar(sa.text("SHOW transaction_isolation")) == "serializable"
+    assert log.round_trips == 3
+
+
+def test_m1_the_drivers_connection_in_a_block_has_them(given: Given) -> None:
+    with db.session.begin():
+        cursor = db.session.connection().connection.dbapi_connection.cursor()  # type: ignore[union-attr]
+        cursor.execute("SELECT current_setting('app.tenant')")
+        assert cursor.fetchone() == ("a",)
+        assert db.session.scalar(SHOWN) == "a"
+    given["role"] = "nobody_is_this"
+    with pytest.raises(LocalSettingsError, match="role"), db.session.begin():
+        db.session.connection().connection.dbapi_connection.cursor()  # type: ignore[union-attr]
+    del given["role"]
+    assert db.session.scalar(SHOWN) == "a"
+    assert left() is None
+
+
+def test_m1_two_phase_transactions_have_them(given: Given, database_url: str, look: Look) -> None:
+    with OptInSession(db.engine, local_settings=lambda: given, twophase=True) as session:
+        with contextlib.suppress(sa.exc.DBAPIError), session.begin():  # the server may have no slots for it
+            session.execute(sa.insert(Item).values(name=sa.func.current_setting("app.tenant")))
+            assert session.scalar(SHOWN) == "a"
+    assert look("select gid from pg_prepared_xacts") == []
+
+
+# -- M1: streams, pinned, the driver's own ways ----------------------------------------------------------------------
+
+
+def test_m1_streams_have_those_of_their_beginning(given: Given, wire: Wire) -> None:
+    rows = sa.text("SELECT g, current_setting('app.tenant') FROM generate_series(1, 4) g")
+    with wire.record() as log:
+        assert db.session.execute(rows, execution_options={"yield_per": 4}).all()[3] == (4, "a")
+    assert len([text for text in sent(log) if "set_config" in text]) == 1
+    result = iter(db.session.execute(rows, execution_options={"yield_per": 1}))
+    assert next(result) == (1, "a")
+    assert db.session.scalar(SHOWN) == "a"
+    assert db.engine.pool.checkedout() == 1  # type: ignore[attr-defined]
+    given["app.tenant"] = "b"
+    assert db.session.scalar(SHOWN) == "b"
+    assert [tenant for _, tenant in result] == ["a"] * 3
+    given.clear()
+    result = iter(db.session.execute(rows.bindparams(), execution_options={"yield_per": 1, "fictive_writes": False}))
+    del result
+    given["app.tenant"] = "c"
+    result = iter(db.session.execute(rows, execution_options={"yield_per": 1}))
+    next(result)
+    given.clear()
+    assert db.session.scalar(SHOWN) in ("", None), "a read without settings is not on the stream's connection"
+    list(result)
+    assert left() is None
+
+
+def test_m1_pinned_and_executemany(given: Given, wire: Wire, look: Look) -> None:
+    look("alter table item alter note set default current_setting('app.tenant', true)")
+    with db.pinned():
+        with wire.record() as log:
+            assert db.session.scalar(SHOWN) == "a"
+        assert log.round_trips == 1
+        with db.session.begin():
+            assert db.session.scalar(SHOWN) == "a"
+        db.session.connection().exec_driver_sql("INSERT INTO item (name) VALUES (%(n)s)", [{"n": "x"}, {"n": "y"}])
+        given.clear()
+        assert db.session.scalar(SHOWN) in ("", None)
+    assert look("select note from item") == ["a", "a"]
+
+
+def test_m1_a_cursor_class_that_lets_nothing_ride(given: Given, database_url: str, driver: str, wire: Wire) -> None:
+    """Its statements have a short transaction of their own."""
+    if driver == "psycopg2":
+        import psycopg2.extensions
+
+        class Cursor(psycopg2.extensions.cursor):
+            def execute(self, query: Any, vars: Any = None) -> Any:
+                return psycopg2.extensions.cursor.execute(self, query, vars)
+    else:
+        import psycopg
+
+        class Cursor(psycopg.Cursor):  # type: ignore[no-redef]
+            def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+                return super().execute(query, params, **options)
+
+    engine = sa.create_engine(wire.url(database_url), connect_args={"cursor_factory": Cursor})
+    with OptInSession(engine, local_settings=lambda: given) as session:
+        for _ in range(3):
+            assert session.scalar(SHOWN) == "a"
+            with session.begin():
+                assert session.scalar(SHOWN) == "a"
+        session.execute(sa.insert(Item).values(name="x"))
+        given["role"] = "nobody_is_this"
+        with pytest.raises(LocalSettingsError, match="role"):
+            session.scalar(SHOWN)
+        del given["role"]
+        assert session.scalar(SHOWN) == "a"
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    engine.dispose()
+
+
+def test_m1_a_lost_connection_is_replaced_and_they_are_there_again(given: Given, wire: Wire, look: Look) -> None:
+    for run in (lambda: db.session.scalar(SHOWN), _in_a_block):
+        assert run() == "a"
+        look(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+            " where datname = current_database() and pid <> pg_backend_pid()"
+        )
+        assert run() == "a"
+
+
+def _in_a_block() -> Any:
+    with db.session.begin():
+        return db.session.scalar(SHOWN)
+
+
+def test_m1_where_somebody_listens_to_begin(given: Given, caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[str] = []
+    session = db.session()
+
+    def begun(session: Any, transaction: Any, connection: Any) -> None:
+        heard.append(connection.scalar(SHOWN))
+
+    sa.event.listen(session, "after_begin", begun)
+    with caplog.at_level(logging.INFO):
+        assert session.scalar(SHOWN) == "a"
+        assert session.scalar(SHOWN) == "a"
+    sa.event.remove(session, "after_begin", begun)
+    assert heard == ["a", "a"]
+    assert session.scalar(SHOWN) == "a"
+    assert left() is None
+
+
+def test_m1_no_listener_and_no_word_where_a_statement_needs_a_transaction(
+    given: Given, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "fictive.session"):
+        db.session.execute(sa.text("DO $$ BEGIN END $$"))
+    assert "Somebody listens" not in caplog.text
+
+
+# -- M1: what is around a session ------------------------------------------------------------------------------------
+
+
+def test_m1_the_report_counts_statements_and_not_settings(given: Given, wire: Wire) -> None:
+    with wire.record() as log, watching(db.session) as watched:
+        assert db.session.scalar(SHOWN) == "a"
+        with db.session.begin():
+            assert db.session.scalar(SHOWN) == "a"
+        db.session.execute(sa.text("DO $$ BEGIN END $$"))
+        with pytest.raises(sa.exc.DBAPIError):
+            db.session.execute(sa.text("SELECT 1 / 0"))
+    report = watched.report
+    assert len(report.statements) == 4
+    assert report.round_trips == log.round_trips
+    assert not any("set_config" in each.sql for each in report.statements)
+    sa.event.listen(session := db.session(), "after_begin", lambda *_: None)
+    with watching(session) as watched:
+        session.scalar(SHOWN)
+    assert len(watched.report.statements) == 1
+
+
+def test_m1_listeners_to_statements_hear_the_users_own(given: Given) -> None:
+    heard: list[str] = []
+
+    def before(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        heard.append(statement)
+
+    sa.event.listen(db.engine, "before_cursor_execute", before)
+    db.session.scalar(SHOWN)
+    with db.session.begin():
+        db.session.scalar(SHOWN)
+    sa.event.remove(db.engine, "before_cursor_execute", before)
+    assert heard == [SHOWN.text] * 2
+
+
+def test_m1_the_sandbox_has_them_as_without(given: Given, app: Flask) -> None:
+    with db.sandbox() as box:
+        with box.record() as log:
+            assert db.session.scalar(SHOWN) == "a"
+        assert (log.round_trips, len(log.statements)) == (1, 1)
+        with db.engine.connect() as connection:
+            assert connection.scalar(SHOWN) in ("", None)
+        with box.record() as log, db.session.begin():
+            assert db.session.scalar(SHOWN) == "a"
+            db.session.execute(sa.insert(Item).values(name="x"))
+        assert (log.round_trips, len(log.statements)) == (3, 2)
+        given["app.tenant"] = "b"
+        db.session.execute(sa.insert(Item).values(name=sa.func.current_setting("app.tenant")))
+        with pytest.raises(sa.exc.IntegrityError):
+            db.session.execute(sa.insert(Item).values(name="b"))
+        given["role"] = "nobody_is_this"
+        with pytest.raises(LocalSettingsError, match="role"):
+            db.session.scalar(SHOWN)
+        with pytest.raises(LocalSettingsError, match="role"), db.session.begin():
+            db.session.scalar(SHOWN)
+        given.clear()
+        assert db.session.scalar(SHOWN) in ("", None)
+        assert sorted(db.session.scalars(sa.select(Item.name))) == ["b", "x"]
+
+
+def test_m1_core_is_not_touched(given: Given) -> None:
+    with db.engine.begin() as connection:
+        assert connection.scalar(SHOWN) is None
+    with db.engine.connect() as connection:
+        assert connection.scalar(SHOWN) is None
+    assert given.asked == 0
+
+
+def test_m1_without_flask(given: Given, database_url: str) -> None:
+    engine = sa.create_engine(database_url)
+    engines: list[sa.Engine] = []
+
+    def settings(engine: sa.Engine) -> dict[str, str]:
+        engines.append(engine)
+        return {"app.tenant": "job"}
+
+    for make in (sessionmaker(engine, local_settings=settings), lambda: OptInSession(engine, local_settings=settings)):
+        with make() as session:
+            assert session.scalar(SHOWN) == "job"
+            with session.begin():
+                assert session.scalar(SHOWN) == "job"
+    assert engines == [engine] * 4
+    with pytest.raises(ConfigurationError):
+        OptInSession(engine, local_settings={"app.tenant": "x"})  # type: ignore[arg-type]
+    engine.dispose()
+
+
+def test_m1_a_session_on_a_connection_that_it_was_given(given: Given) -> None:
+    with db.engine.connect() as connection:
+        with OptInSession(connection, local_settings=lambda: given) as session:
+            assert session.scalar(SHOWN) == "a"
+            assert not connection.in_transaction()
+            with session.begin():
+                assert session.scalar(SHOWN) == "a"
+            session.add(Item(name="x"))
+            session.commit()
+        assert (connection.scalar(SHOWN) or None) is None
+        connection.rollback()
+        with connection.begin(), OptInSession(connection, local_settings=lambda: given) as session:
+            assert session.scalar(SHOWN) == "a"
+            given["role"] = "nobody_is_this"
+            with pytest.raises(LocalSettingsError, match="role"):
+                session.scalar(SHOWN)
+
+
+def test_m1_binds_and_a_function_that_takes_the_engine(make_app: MakeApp, database_url: str, wire: Wire) -> None:
+    two = DB()
+    by_engine = {}
+
+    @two.local_settings
+    def settings(engine: sa.Engine) -> dict[str, Any]:
+        return by_engine[engine]
+
+    app = make_app(two, SQLALCHEMY_BINDS={"other": wire.url(database_url), "lite": "sqlite://"})
+    with app.app_context():
+        by_engine.update({two.engines[key]: {"app.tenant": str(key)} for key in (None, "other")})
+        by_engine[two.engines["lite"]] = {}
+        for key in (None, "other"):
+            bind = {"bind": two.engines[key]}
+            assert two.session.scalar(SHOWN, bind_arguments=bind) == str(key)
+        with two.session.begin():
+            for key in (None, "other", None):
+                assert two.session.scalar(SHOWN, bind_arguments={"bind": two.engines[key]}) == str(key)
+        lite = {"bind": two.engines["lite"]}
+        assert two.session.scalar(sa.text("SELECT 1"), bind_arguments=lite) == 1
+        by_engine[two.engines["lite"]] = {"app.tenant": "x"}
+        with pytest.raises(UnsupportedDialect, match=r"local_settings \(app.tenant\)"):
+            two.session.scalar(sa.text("SELECT 1"), bind_arguments=lite)
+        with pytest.raises(UnsupportedDialect), two.session.begin():
+            two.session.scalar(sa.text("SELECT 1"), bind_arguments=lite)
+
+
+def test_m1_behind_a_pooler(given: Given, pooler: Any, database_url: str) -> None:
+    engine = sa.create_engine(pooler.url(database_url))
+    set_pooler(engine)
+    with OptInSession(engine, local_settings=lambda: given) as session:
+        for given["app.tenant"] in ("a", "b") * 5:
+            assert session.scalar(SHOWN) == given["app.tenant"]
+            with session.begin():
+                assert session.scalar(SHOWN) == given["app.tenant"]
+            with engine.connect() as connection:
+                assert connection.scalar(SHOWN) in ("", None)
+    engine.dispose()
+
+
+# -- the function ----------------------------------------------------------------------------------------------------
+
+
+def test_m1_what_the_function_raises_comes_out_and_nothing_is_sent(given: Given, wire: Wire, look: Look) -> None:
+    def fails() -> dict[str, Any]:
+        raise LookupError("who is it?")
+
+    with OptInSession(db.engine, local_settings=fails) as session:
+        with wire.record() as log:
+            with pytest.raises(LookupError):
+                session.scalar(SHOWN)
+            with pytest.raises(LookupError), session.begin():
+                session.scalar(SHOWN)
+            session.add(Item(name="x"))
+            with pytest.raises(LookupError):
+                session.commit()
+            session.rollback()
+            with pytest.raises(LookupError):
+                session.execute(SHOWN, execution_options={"yield_per": 1})
+        assert log.round_trips == 0
+        assert not session.in_transaction()
+    assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert look("select * from item") == []
+
+
+def test_m1_the_function_cannot_use_the_session_but_an_engine(app: Flask) -> None:
+    def asks_the_session() -> dict[str, Any]:
+        return {"app.tenant": session.scalar(sa.text("SELECT 'x'"))}
+
+    def asks_the_engine() -> dict[str, Any]:
+        with db.engine.connect() as connection:
+            return {"app.tenant": connection.scalar(sa.text("SELECT 'x'"))}
+
+    with OptInSession(db.engine, local_settings=asks_the_session) as session:
+        with pytest.raises(LocalSettingsError, match=r"asks_the_session.*has run a statement"):
+            session.scalar(SHOWN)
+    with OptInSession(db.engine, local_settings=asks_the_engine) as session:
+        assert session.scalar(SHOWN) == "x"
+
+
+def test_m1_one_function_and_the_same_one_anew() -> None:
+    other = DB()
+
+    def factory(value: str) -> None:
+        @other.local_settings
+        def settings() -> dict[str, Any]:
+            return {"app.tenant": value}
+
+    factory("a")
+    factory("b")
+    with pytest.raises(ConfigurationError, match="has a function already"):
+        other.local_settings(dict)
+    for bad in (7, {"a": "b"}, lambda a, b: {}):
+        with pytest.raises(ConfigurationError):
+            DB().local_settings(bad)  # type: ignore[type-var]
+    with pytest.raises(ConfigurationError):
+        DB(session_options={"local_settings": 7})
+
+
+def test_m1_the_hook_is_also_an_option_of_sessions(make_app: MakeApp) -> None:
+    own = DB(session_options={"local_settings": lambda: {"app.tenant": "option"}})
+    with make_app(own).app_context():
+        assert own.session.scalar(SHOWN) == "option"
+
+
+def test_m1_a_role_and_a_search_path(given: Given, look: Look) -> None:
+    look("create schema t1; create schema t2")
+    look("create table t1.r (k text); create table t2.r (k text)")
+    look("insert into t1.r values ('one'); insert into t2.r values ('two')")
+    for schema, want in (("t1", "one"), ("t2", "two"), ("t1", "one")):
+        given["search_path"] = f'"{schema}"'
+        assert db.session.scalar(sa.text("SELECT k FROM r")) == want
+        with db.session.begin():
+            assert db.session.scalar(sa.text("SELECT k FROM r")) == want
+    given.clear()
+    given["role"] = "pg_read_all_settings"
+    assert db.session.scalar(sa.text("SELECT current_user")) == "pg_read_all_settings"
+    with pytest.raises(sa.exc.ProgrammingError) as raised:
+        db.session.scalars(sa.text("SELECT * FROM t1.r"))
+    assert sqlstate(raised.value) == "42501"
+    with db.session.begin():
+        assert db.session.scalar(sa.text("SELECT current_user")) == "pg_read_all_settings"
+    given.clear()
+    assert db.session.scalar(sa.text("SELECT current_user")) != "pg_read_all_settings"

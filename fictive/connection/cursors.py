@@ -355,29 +355,39 @@ class StreamCursor(SessionCursor):
     (PostgreSQL documentation, "DECLARE"). Outside it has a connection and a READ ONLY transaction of its own, which
     end when the result is exhausted, closed or dropped."""
 
-    __slots__ = ("_end", "_name", "_stream")
+    __slots__ = ("_end", "_failure", "_name", "_stream")
 
     def __init__(self, link: Link, name: str) -> None:
         super().__init__(link)
         self._name = '"' + name.replace('"', '""') + '"'
         self._end: Any = None
         self._stream: Any = None  # the link of a connection of its own
+        self._failure: Exception | None = None
         if not link.in_transaction and not link.owner.keeps:
-            other = link.open_stream(link.owner.local_settings.of(link)) if link.streams else None
-            if other is not None:  # an eager load of its rows, as a rule, which needs no second connection
-                connection, self._stream = other._end.peek()[2][0], other._stream
-            else:
-                connection = link.stream_connection()
-                self._stream = connection.link
-            self._stream.users += 1
-            self._end = weakref.finalize(self, _end_stream, connection)
-            self._end.atexit = False
-            if link.streams is None:
-                link.streams = weakref.WeakSet()
-            link.streams.add(self)
+            try:
+                self._open()
+            except Exception as error:  # raised by `execute`, as it is: here SQLAlchemy would wrap it
+                self._failure = error
+
+    def _open(self) -> None:
+        link = self.link
+        other = link.open_stream(link.owner.local_settings.of(link)) if link.streams else None
+        if other is not None:  # an eager load of its rows, as a rule, which needs no second connection
+            connection, self._stream = other._end.peek()[2][0], other._stream
+        else:
+            connection = link.stream_connection()
+            self._stream = connection.link
+        self._stream.users += 1
+        self._end = weakref.finalize(self, _end_stream, connection)
+        self._end.atexit = False
+        if link.streams is None:
+            link.streams = weakref.WeakSet()
+        link.streams.add(self)
 
     def execute(self, query: Any, parameters: Any = None) -> Any:
         link = self.link
+        if self._failure is not None:
+            raise self._failure
         try:
             if not link.in_transaction:
                 link.owner.judge(link, classify(query), query, parameters)

@@ -16,6 +16,7 @@ import contextvars
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -78,12 +79,8 @@ class SettingsSource:
             raise ConfigurationError(
                 f"local_settings takes a function that returns a dict of settings, not {function!r}."
             )
-        parameters = [
-            each
-            for each in inspect.signature(function).parameters.values()
-            if each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
-        ]
-        if len(parameters) > 1:
+        needed = _needed_arguments(function)
+        if needed > 1:
             raise ConfigurationError(
                 f"The function of local_settings is called without arguments, or with the engine: {_name(function)}."
             )
@@ -92,7 +89,7 @@ class SettingsSource:
                 f"local_settings has a function already, {_name(self.function)}; {_name(function)} would take its "
                 "place. Put both in one."
             )
-        self._takes_engine = len(parameters) == 1
+        self._takes_engine = needed == 1
         self.function = function
 
     def due(self, engine: sa.Engine) -> Settings:
@@ -156,6 +153,15 @@ def _checked(name: str, value: object, function: Any) -> str | None:
     return text
 
 
+def _needed_arguments(function: Any) -> int:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # of a class written in C
+        return 0
+    positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return len([each for each in parameters if each.default is each.empty and each.kind in positional])
+
+
 def _place(function: Any) -> object:
     """The same for a function that is defined anew, as in an app factory."""
     place = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
@@ -204,7 +210,10 @@ def execute_with_settings(
         if found is not None:
             cursor.take_over(found, server)
     except BaseException as error:
-        refusal = None if command is None else refusal_of(link, server, command, settings, error)
+        refusal = None
+        if command is not None and isinstance(error, link.dialect.loaded_dbapi.Error):
+            refusal = refusal_of(link, server, command, settings, error)
+            cursor.driver_cursor = None if server.is_lost() else server.dbapi.cursor()  # a sign that it was sent
         if link.statement_failed(server, error, may_repeat=cursor.repeats and written is None):
             cursor.run_again(query, parameters)
             return
@@ -237,10 +246,14 @@ def refusal_of(
     state = sqlstate(error)
     if state not in MAY_BE_OF_SETTINGS or not isinstance(error, Exception) or server.is_lost():
         return None
+    started = perf_counter()
     try:
         link.driver.send(server, [command])
     except link.dialect.loaded_dbapi.Error as refused:
         return _refused_by_server(settings, refused)
+    finally:
+        if link.watcher is not None:
+            link.watcher.command("SELECT set_config", started, perf_counter(), 1, None)
     if state == CANNOT_SHARE:
         return _cannot_share("This statement", settings)
     return None
