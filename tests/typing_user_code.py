@@ -267,3 +267,13 @@ def blocks(session: Session) -> int:
         assert_type(block, Transaction)
     with transaction(session, savepoint=False) as block:
         return 1
+
+
+@db.local_settings
+def tenant_settings() -> dict[str, str | None]:
+    return {"app.tenant": None}
+
+
+assert_type(tenant_settings(), dict[str, str | None])
+OptInSession(local_settings=lambda: {"statement_timeout": 2000, "app.admin": True})
+db.local_settings(lambda: {"app.tenant": 0.5})  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
