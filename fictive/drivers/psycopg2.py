@@ -93,7 +93,9 @@ class Psycopg2Driver(PostgreSQLDriver):
         dbapi = server.dbapi
         if dbapi.status == ext.STATUS_READY and not dbapi.autocommit:
             dbapi.autocommit = True
-        _Cursor(dbapi if type(dbapi) is _Connection else bare(dbapi)).execute(as_bytes("; ".join(commands)))
+        _Cursor(dbapi if type(dbapi) is _Connection else bare(dbapi)).execute(
+            "; ".join(commands).encode("utf-8", "surrogateescape")
+        )
 
     def commit(self, server: Any, releases: list[str]) -> None:
         dbapi = server.dbapi
@@ -185,7 +187,7 @@ class Psycopg2Driver(PostgreSQLDriver):
             message = b"BEGIN"
         else:
             pending.sent(riding)
-            message = as_bytes("; ".join(riding))
+            message = "; ".join(riding).encode("utf-8", "surrogateescape")
         cursor.carried = own
         try:
             return execute(message + b"; " + own)
