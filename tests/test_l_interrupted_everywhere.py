@@ -68,19 +68,32 @@ def pinned_block(ran: list[str]) -> None:
             db.session.execute(sa.text("select 1"))
 
 
+def with_settings(ran: list[str]) -> None:
+    db.local_settings(tenant)
+    db.session.scalars(sa.select(Item)).all()
+    insert("a")
+    with db.session.begin():
+        insert("b")
+
+
+def tenant() -> dict[str, str]:
+    return {"app.tenant": "a"}
+
+
 @pytest.fixture
-def app(make_app: Callable[..., Flask]) -> Flask:
+def app(make_app: Callable[..., Flask]) -> Iterator[Flask]:
     options = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 1}
     app = make_app(SQLALCHEMY_ENGINE_OPTIONS=options, FICTIVE_UNSAVED_CHANGES="ignore")
     with app.app_context():
         db.session.execute(sa.text("select 1"))
-    return app
+    yield app
+    db._settings_source.function = None
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::fictive.errors.AlreadyCommittedWarning")
 @pytest.mark.filterwarnings("ignore::fictive.errors.NotEnteredWarning")
-@pytest.mark.parametrize("program", [block, failing_block, outside, pinned, pinned_block])
+@pytest.mark.parametrize("program", [block, failing_block, outside, pinned, pinned_block, with_settings])
 def test_a15_a18_c1_an_interrupt_anywhere_leaves_nothing_behind(
     app: Flask, look: Look, program: Callable[[list[str]], None]
 ) -> None:

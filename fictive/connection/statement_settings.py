@@ -15,6 +15,7 @@ import contextlib
 import contextvars
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -97,16 +98,16 @@ class SettingsSource:
         function = self.function
         if function is None:
             return ()
-        if _asking.get():
+        if _asking.get() and _is_asking():
             raise LocalSettingsError(
                 f"The function of local_settings, {_name(function)}, has run a statement of a session that needs its "
                 "answer. Read what it needs beforehand, or by db.engine.connect()."
             )
-        token = _asking.set(True)
         try:
+            _asking.set(True)
             given = function(engine) if self._takes_engine else function()
         finally:
-            _asking.reset(token)
+            _asking.set(False)
         if not isinstance(given, Mapping):
             raise LocalSettingsError(f"{_name(function)} returned {given!r}: expected a dict, {{}} for no settings.")
         return tuple((_checked_name(name, function), _checked(name, value, function)) for name, value in given.items())
@@ -123,6 +124,16 @@ class SettingsSource:
 
 
 NO_SETTINGS = SettingsSource()
+
+
+def _is_asking() -> bool:
+    """Whether a function of settings is really under way: an interrupt may have kept its end from being noted."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code is SettingsSource.due.__code__:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def _checked_name(name: object, function: Any) -> str:
