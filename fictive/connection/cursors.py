@@ -21,7 +21,7 @@ from .statement_settings import execute_with_settings
 if TYPE_CHECKING:
     from .link import Link, SessionConnection
     from .servers import ServerConnection
-    from .statement_settings import Settings
+    from .statement_settings import DueSettings
 
 __all__ = ["IDLE", "INERROR", "INTRANS", "StatementCursor", "StreamCursor", "TransactionCursor"]
 
@@ -387,7 +387,8 @@ class StreamCursor(SessionCursor):
     def execute(self, query: Any, parameters: Any = None) -> Any:
         link = self.link
         if self._failure is not None:
-            raise self._failure
+            failure, self._failure = self._failure, None
+            raise failure
         try:
             if not link.in_transaction:
                 link.owner.judge(link, classify(query), query, parameters)
@@ -433,7 +434,7 @@ class StreamCursor(SessionCursor):
     def fetchall(self) -> Any:
         return self._fetch("ALL")
 
-    def serves(self, settings: Settings) -> bool:
+    def serves(self, settings: DueSettings) -> bool:
         """Whether its connection can run a read of the same session, with these settings, between two of its rows."""
         stream = self._stream
         return (

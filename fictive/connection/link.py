@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from ..session.write_log import WriteLog
     from .replicas import Replica
-    from .statement_settings import Settings, SettingsSource
+    from .statement_settings import DueSettings, SettingsSource
 
 
 __all__ = ["BEHIND_THE_BACK", "Link", "LinkOwner", "SessionConnection", "abandoned"]
@@ -157,7 +157,7 @@ class Link(Watchable):
         self.retried = False
         self.begins_with: str | None = None
         """A command that follows each BEGIN."""
-        self.settings: Settings = ()
+        self.settings: DueSettings = ()
         """What `local_settings` gave for the transaction."""
         self.settings_command: str | None = None
         """The command that sets them, once there is a connection."""
@@ -739,7 +739,7 @@ class Link(Watchable):
         own = 1 if self.begins_with is not None else 0  # fictive's own, for a timeout of Core's transactions
         return len(list(self.engine.dispatch.begin)) > own
 
-    def open_stream(self, settings: Settings = ()) -> StreamCursor | None:
+    def open_stream(self, settings: DueSettings = ()) -> StreamCursor | None:
         """A stream of this session's, on whose connection a read with these settings can run between two of its
         rows."""
         return next((stream for stream in self.streams or () if stream.serves(settings)), None)

@@ -16,7 +16,7 @@ from .servers import ServerConnection, check_out
 if TYPE_CHECKING:
     from .cursors import StatementCursor
     from .link import Link
-    from .statement_settings import Settings
+    from .statement_settings import DueSettings
 
 __all__ = ["read_from_replica"]
 
@@ -24,7 +24,7 @@ log = logging.getLogger("fictive.replicas")
 
 
 def read_from_replica(
-    link: Link, cursor: StatementCursor, query: Any, parameters: Any, settings: Settings = ()
+    link: Link, cursor: StatementCursor, query: Any, parameters: Any, settings: DueSettings = ()
 ) -> bool:
     """Run a read outside a transaction on a replica, in 1 round trip; False where the primary is to run it.
 
@@ -57,7 +57,7 @@ def _read(
     cursor: StatementCursor,
     query: Any,
     parameters: Any,
-    settings: Settings,
+    settings: DueSettings,
 ) -> bool:
     try:
         server = _borrow(link, replica.engine)
@@ -99,7 +99,7 @@ def _read(
 
 
 def _execute(
-    link: Link, server: ServerConnection, position: int, query: Any, parameters: Any, settings: Settings
+    link: Link, server: ServerConnection, position: int, query: Any, parameters: Any, settings: DueSettings
 ) -> Any:
     """The driver's cursor; None where the application's cursor class lets nothing ride."""
     driver = link.driver

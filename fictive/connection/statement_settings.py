@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_SETTINGS",
+    "DueSettings",
     "SettingValue",
-    "Settings",
     "SettingsFunction",
     "SettingsSource",
     "execute_with_settings",
@@ -50,7 +50,7 @@ SettingValue = str | int | bool | UUID | None
 SettingsFunction = Callable[..., Mapping[str, SettingValue]]
 """Called without arguments, or with the engine."""
 
-Settings = tuple[tuple[str, str | None], ...]
+DueSettings = tuple[tuple[str, str | None], ...]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(?:\.[A-Za-z_][A-Za-z0-9_$]*)*")
 
@@ -93,7 +93,7 @@ class SettingsSource:
         self._takes_engine = needed == 1
         self.function = function
 
-    def due(self, engine: sa.Engine) -> Settings:
+    def due(self, engine: sa.Engine) -> DueSettings:
         """Ask the function, and check what it says."""
         function = self.function
         if function is None:
@@ -112,7 +112,7 @@ class SettingsSource:
             raise LocalSettingsError(f"{_name(function)} returned {given!r}: expected a dict, {{}} for no settings.")
         return tuple((_checked_name(name, function), _checked(name, value, function)) for name, value in given.items())
 
-    def of(self, link: Link) -> Settings:
+    def of(self, link: Link) -> DueSettings:
         """`due`, for a session's connection."""
         settings = self.due(link.engine)
         if settings and not link.driver.has_settings:
@@ -184,7 +184,7 @@ def _name(function: Any) -> str:
     return repr(function) if name is None else f"{function.__module__}.{name}()"
 
 
-def _names(settings: Settings) -> str:
+def _names(settings: DueSettings) -> str:
     return ", ".join(name for name, _ in settings)
 
 
@@ -192,7 +192,12 @@ def _names(settings: Settings) -> str:
 
 
 def execute_with_settings(
-    cursor: StatementCursor, settings: Settings, statement: StatementClass, query: Any, parameters: Any, written: Any
+    cursor: StatementCursor,
+    settings: DueSettings,
+    statement: StatementClass,
+    query: Any,
+    parameters: Any,
+    written: Any,
 ) -> None:
     """Run a statement in autocommit with its settings: 1 round trip, and nothing of them stays."""
     link = cursor.link
@@ -241,7 +246,7 @@ def execute_with_settings(
             owner.positions().written(link.replicas.primary, None)
 
 
-def _cannot_share(what: str, settings: Settings) -> LocalSettingsError:
+def _cannot_share(what: str, settings: DueSettings) -> LocalSettingsError:
     return LocalSettingsError(
         f"{what} cannot share a transaction with the settings that local_settings gives ({_names(settings)}), and was "
         "not run. Run it where the function returns {}, or on a connection of its own: "
@@ -250,7 +255,7 @@ def _cannot_share(what: str, settings: Settings) -> LocalSettingsError:
 
 
 def refusal_of(
-    link: Link, server: ServerConnection, command: str, settings: Settings, error: BaseException
+    link: Link, server: ServerConnection, command: str, settings: DueSettings, error: BaseException
 ) -> LocalSettingsError | None:
     """In autocommit, after an error: the error to raise where it is that of the settings, and not of the statement.
     1 round trip more for those errors that can be, none for others."""
@@ -261,7 +266,7 @@ def refusal_of(
     try:
         link.driver.send(server, [command])
     except link.dialect.loaded_dbapi.Error as refused:
-        return _refused_by_server(settings, refused)
+        return _refused_by_server(settings, refused) if _is_refusal(refused) else None
     finally:
         if link.watcher is not None:
             link.watcher.command("SELECT set_config", started, perf_counter(), 1, None)
@@ -270,7 +275,12 @@ def refusal_of(
     return None
 
 
-def _refused_by_server(settings: Settings, error: BaseException) -> LocalSettingsError:
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the server has answered, and is not about to go."""
+    return (sqlstate(error) or "08")[:2] not in ("08", "57")
+
+
+def _refused_by_server(settings: DueSettings, error: BaseException) -> LocalSettingsError:
     lines = str(error).strip().splitlines()
     return LocalSettingsError(
         f"The server refused the settings that local_settings gives ({_names(settings)}), and the statement was not "
@@ -279,12 +289,12 @@ def _refused_by_server(settings: Settings, error: BaseException) -> LocalSetting
 
 
 @contextlib.contextmanager
-def explained(settings: Settings, errors: type[BaseException]) -> Iterator[None]:
+def explained(settings: DueSettings, errors: type[BaseException]) -> Iterator[None]:
     """Around settings that are sent by themselves; without any it does nothing."""
     try:
         yield
     except errors as error:
-        if not settings:
+        if not settings or not _is_refusal(error):
             raise
         raise _refused_by_server(settings, error) from error
 
