@@ -15,7 +15,6 @@ import contextlib
 import contextvars
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -128,12 +127,12 @@ NO_SETTINGS = SettingsSource()
 
 def _is_asking() -> bool:
     """Whether a function of settings is really under way: an interrupt may have kept its end from being noted."""
-    frame = sys._getframe(2)
+    under_way = 0  # the call that asks is one of them
+    frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_code is SettingsSource.due.__code__:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+        under_way += frame.f_code is SettingsSource.due.__code__
+        frame = frame.f_back
+    return under_way > 1
 
 
 def _checked_name(name: object, function: Any) -> str:
