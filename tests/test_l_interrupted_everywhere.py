@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,12 +15,16 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
+from tests.fresh_database import PATIENCE
 from tests.interrupts import OURS, Interrupt, Striker
 from tests.models import Item, opt_in
 
 EVERY = int(os.environ.get("INTERRUPT_EVERY", "13"))
 AT = os.environ.get("INTERRUPT_AT", "line")
 
+LOCKS = """
+select 1 from pg_locks join pg_database d on d.oid = database where locktype = 'advisory' and datname = current_database()
+"""
 Look = Callable[..., list[Any]]
 db = opt_in.db
 
@@ -152,5 +157,9 @@ def _left(app: Flask, look: Look) -> Iterator[str]:
             else:
                 if (timeout := connection.exec_driver_sql("show lock_timeout").scalar()) != "0":
                     yield f"lock_timeout = {timeout}"
-    if look("select 1 from pg_locks where locktype = 'advisory'"):
-        yield "a lock"
+    deadline = time.monotonic() + PATIENCE
+    while look(LOCKS):  # the server has yet to notice a closed socket
+        if time.monotonic() > deadline:
+            yield "a lock"
+            break
+        time.sleep(0.01)
