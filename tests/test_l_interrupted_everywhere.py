@@ -23,7 +23,8 @@ EVERY = int(os.environ.get("INTERRUPT_EVERY", "13"))
 AT = os.environ.get("INTERRUPT_AT", "line")
 
 LOCKS = """
-select 1 from pg_locks join pg_database d on d.oid = database where locktype = 'advisory' and datname = current_database()
+select 1 from pg_locks join pg_database on pg_database.oid = database
+where locktype = 'advisory' and datname = current_database()
 """
 Look = Callable[..., list[Any]]
 db = opt_in.db
