@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import types
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from fictive.sqlalchemy import drop_database
 from fictive.testing import postgres
 from fictive.testing.cases import SandboxTestCase
 from fictive.testing.places import URL_VARIABLE
+from tests import fix_sandbox
 from tests.migrations import logging_as_it_was
 from tests.models import opt_in
 
@@ -447,3 +449,22 @@ def test_unittest(app: Flask) -> None:
     assert result.testsRun == 2
     assert result.wasSuccessful(), result.errors + result.failures
     assert names() == []
+
+
+def test_h4_the_list_of_tests_that_cannot_run_in_a_sandbox_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`./run test --sandbox` fails where a line's tests pass, or are gone."""
+    lines = ["# a reason", *(f"tests/test_x.py::{name}" for name in ("fails", "partly", "passes", "gone", "hangs !"))]
+    monkeypatch.setattr(fix_sandbox, "LIST", types.SimpleNamespace(read_text=lambda: "\n".join(lines)))
+    known = fix_sandbox.Exceptions()
+    known.is_whole = True
+    assert set(known.reasons.values()) == {"a reason"}
+    assert known.never_run == {"tests/test_x.py::hangs"}
+    for name, outcome, expected in (
+        ("fails[a]", "skipped", True), ("partly[a]", "passed", True), ("partly[b]", "skipped", True),
+        ("passes[a]", "passed", True), ("other", "passed", False),
+    ):  # fmt: skip
+        report = pytest.TestReport(f"tests/test_x.py::{name}", ("", 0, ""), {}, outcome, None, "call")  # type: ignore[arg-type]
+        if expected:
+            report.wasxfail = "a reason"
+        known.pytest_runtest_logreport(report)
+    assert known.stale() == ["tests/test_x.py::passes", "tests/test_x.py::gone"]

@@ -728,3 +728,11 @@ def test_a_sandbox_whose_connection_is_gone_ends_without_an_error(app: Flask, da
             names()
             database._end_others()
     assert names() == []
+
+
+def test_set_transaction_read_only_as_the_first_statement(app: Flask) -> None:
+    with db.sandbox(), db.engine.connect() as connection:
+        connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            connection.execute(sa.insert(Item.__table__).values(name="x"))
+        assert sqlstate(caught.value) == "25006"

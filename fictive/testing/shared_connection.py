@@ -358,6 +358,10 @@ class SharedConnection:
         if statement.savepoint is not None:
             return self._controls_savepoint(connection, text, *statement.savepoint)
         if (match := _SET_TRANSACTION.fullmatch(text)) is not None:
+            if not connection.autocommit and connection.state == IDLE:
+                self.begin(connection)
+                self._record(connection, "BEGIN")
+            self._record(connection, text, is_statement=True)
             if (mode := _READ_ONLY.search(text)) is not None:
                 connection.is_read_only = mode[1].upper() == "ONLY"
             return True
