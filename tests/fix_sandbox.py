@@ -132,8 +132,8 @@ class Exceptions:
         if report.when == "call":
             self.outcomes[name].add("failed" if hasattr(report, "wasxfail") and report.skipped else report.outcome)
 
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if stale := self.stale():
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and (stale := self.stale()):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
             session.config.stash[STALE] = stale
 
