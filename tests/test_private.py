@@ -217,3 +217,6 @@ def test_which_relationship_a_lazy_load_is_for_and_of_which_query(app: Flask) ->
     state = sa.inspect(found)
     assert loads == [(models.Item.children.property, private.load_run(state))]
     assert private.key_of(state) == (found.id,)
+    joined = sa.select(models.Item).options(sa_orm.joinedload(models.Item.children))
+    for statement, must in ((sa.select(models.Item), False), (joined, True)):
+        assert private.must_be_unique(models.db.session.execute(statement)) is must

@@ -48,6 +48,7 @@ __all__ = [
     "loaded_as",
     "locks_rows",
     "mapper_of",
+    "must_be_unique",
     "named_froms",
     "options_of",
     "own_options",
@@ -456,6 +457,12 @@ def load_run(state: sa_orm.InstanceState[Any]) -> int:
     """The number of the query that loaded an object last: the same for all objects of one query."""
     run: int = state.runid or 0
     return run
+
+
+def must_be_unique(result: sa.Result[Any]) -> bool:
+    """Whether an ORM result can be read through `unique()` only, as with a collection that is loaded by a join."""
+    state: Any = getattr(result, "_unique_filter_state", None)
+    return bool(state)
 
 
 def key_of(state: sa_orm.InstanceState[Any]) -> tuple[Any, ...]:
