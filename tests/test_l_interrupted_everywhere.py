@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
+from fictive.connection.replicas import wants_primary
 from tests.fresh_database import PATIENCE
 from tests.interrupts import OURS, Interrupt, Striker
 from tests.models import Item, opt_in
@@ -145,6 +146,8 @@ def _interrupted(app: Flask, program: Any, striker: Striker, ran: list[str]) -> 
 
 
 def _left(app: Flask, look: Look) -> Iterator[str]:
+    if wants_primary():
+        yield "reads that go to the primary"
     with app.app_context(), contextlib.ExitStack() as stack:
         pool: Any = db.engine.pool
         if pool.checkedout():

@@ -981,6 +981,7 @@ class SessionConnection(sa.Connection):
             if server is not None and (server.is_lost() or server.transaction_status() not in (0, -1)):
                 server.drop()
             elif server is not None:
+                server.note_pinned(False)
                 server.release()
             connection.close()
 

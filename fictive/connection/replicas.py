@@ -8,7 +8,6 @@ division by zero where it has not. That answer, and a lost connection, are all t
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import dataclasses
 import random
 import time
@@ -22,6 +21,7 @@ import sqlalchemy as sa
 from ..errors import ConfigurationError
 from ..session import private
 from ..session.unentered import needs_with
+from .block_variables import BlockVariable
 
 __all__ = [
     "BEHIND",
@@ -128,7 +128,7 @@ class Positions:
         return self._known
 
 
-_current: contextvars.ContextVar[Positions | None] = contextvars.ContextVar("fictive_positions", default=None)
+_current: BlockVariable[Positions | None] = BlockVariable("fictive_positions", None)
 _KEY = "fictive.positions"
 
 
@@ -149,24 +149,18 @@ def current_positions() -> Positions | None:
 @contextlib.contextmanager
 def using_positions(positions: Positions) -> Iterator[Positions]:
     """All sessions used in the block share `positions`."""
-    token = _current.set(positions)
-    try:
+    with _current.set(positions):
         yield positions
-    finally:
-        _current.reset(token)
 
 
-_primary: contextvars.ContextVar[bool] = contextvars.ContextVar("fictive_primary", default=False)
+_primary = BlockVariable("fictive_primary", False)
 
 
 @needs_with("primary()")
 def on_primary() -> Iterator[None]:
     """Reads in the block go to the primary. Also a decorator."""
-    token = _primary.set(True)
-    try:
+    with _primary.set(True):
         yield
-    finally:
-        _primary.reset(token)
 
 
 wants_primary: Callable[[], bool] = _primary.get

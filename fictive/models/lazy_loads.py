@@ -6,7 +6,6 @@ the SELECTs that SQLAlchemy sends for a relationship of an object; all others pa
 
 from __future__ import annotations
 
-import contextvars
 import dataclasses
 import warnings
 from collections import Counter
@@ -18,6 +17,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy import event
 
 from ..config import LazyLoads, NPlusOne, choice
+from ..connection.block_variables import BlockVariable
 from ..errors import LazyLoadRefused, NPlusOneError, NPlusOneWarning
 from ..session import private
 from ..session.callers import caller, stack_level
@@ -34,7 +34,7 @@ _POLICY = "fictive.lazy_loads"
 _SEEN = "fictive.lazy_loads.seen"
 _MOST_SEEN = 1000
 
-_allowed: contextvars.ContextVar[bool] = contextvars.ContextVar("fictive.lazy_loads.allowed", default=False)
+_allowed = BlockVariable("fictive.lazy_loads.allowed", False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +73,8 @@ def set_lazy_loads(
 @needs_with("allow_lazy_loads()")
 def allow_lazy_loads() -> Iterator[None]:
     """Within the block lazy loads are neither refused nor reported: it is known, and meant."""
-    token = _allowed.set(True)
-    try:
+    with _allowed.set(True):
         yield
-    finally:
-        _allowed.reset(token)
 
 
 def _look_at(state: sa_orm.ORMExecuteState) -> sa.Result[Any] | None:
