@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import weakref
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from contextvars import ContextVar
+from typing import Any, Generic, TypeVar, cast
 
 __all__ = ["BlockVariable"]
 
@@ -29,13 +29,13 @@ class BlockVariable(Generic[_T]):
     def __init__(self, name: str, default: _T) -> None:
         self._default = default
         none: tuple[tuple[_T, weakref.ref[Any]], ...] = ()
-        self._values = contextvars.ContextVar(name, default=none)
+        self._values = ContextVar(name, default=none)
 
     def get(self) -> _T:
         held: tuple[tuple[_T, weakref.ref[Any]], ...] = self._values.get()
         for value, holder in reversed(held):
             if holder() is not None:
-                return value
+                return cast("_T", value)
         return self._default
 
     @contextlib.contextmanager
