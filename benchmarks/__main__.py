@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
+import os
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -15,17 +17,19 @@ import sqlalchemy as sa
 
 from fictive.testing import postgres
 
-from . import counts, report
+from . import cost, counts, report
+from .instructions import ValgrindMissing, available
 from .measurements import MEASUREMENTS, SMOKE, Bench, Scale, round_trip
 from .peers import NAMES, installed
 from .proxy import delayed
-from .results import DELAYED, LOOPBACK, WAYS, Run
+from .results import CALLS, DELAYED, INSTRUCTIONS, LOOPBACK, WAYS, Run
 from .schema import Databases
 from .timing import Progress
 
 DELAY = 0.0005  # seconds each way: two machines in one data centre
 DRIVERS = ("psycopg2", "psycopg")
 ROUND_TRIPS = "round-trips"
+NAMES_OF_ALL = (ROUND_TRIPS, CALLS, INSTRUCTIONS, *MEASUREMENTS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    only = [*options.names, *(options.only or [])]
+    if INSTRUCTIONS in only and not available():
+        print(f"error: {ValgrindMissing()}", file=sys.stderr)
+        return 1
     try:
-        run = measure(options.driver, _scale(options), only=options.only, smoke=options.smoke)
+        run = measure(options.driver, _scale(options), only=only, smoke=options.smoke, pythons=options.python)
     except postgres.EmbeddedServerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -52,11 +60,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if run.failures else 0
 
 
-def measure(driver: str, scale: Scale, *, only: Sequence[str] | None = None, smoke: bool = False) -> Run:
-    """Run the measurements named in `only`, by default all. One that fails is noted, and the others go on."""
+def measure(
+    driver: str,
+    scale: Scale,
+    *,
+    only: Sequence[str] | None = None,
+    smoke: bool = False,
+    pythons: Sequence[str] = (),
+) -> Run:
+    """Run the measurements named in `only`, by default all. One that fails is noted, and the others go on.
+
+    Calls and instructions are also those of `pythons`, Pythons of other environments.
+    """
     names = installed()
     progress = Progress()
-    wanted = only or [ROUND_TRIPS, *MEASUREMENTS]
+    wanted = only or [name for name in NAMES_OF_ALL if name != INSTRUCTIONS or available()]
     with contextlib.ExitStack() as stack:
         # A server of its own: others that share one would be seen in the times.
         server = stack.enter_context(postgres.private_server())
@@ -73,6 +91,10 @@ def measure(driver: str, scale: Scale, *, only: Sequence[str] | None = None, smo
         if ROUND_TRIPS in wanted:
             with _noted(run, ROUND_TRIPS), progress.measuring(ROUND_TRIPS):
                 run.counts = counts.measure_all(server.url(), _drivers(), names)
+        for name, measured in cost.COSTS.items():
+            for python in (sys.executable, *pythons) if name in wanted else ():
+                with _noted(run, name), progress.measuring(name):
+                    run.costs.append(measured(bench, python, [driver] if smoke else _drivers()))
         for name, measurement in MEASUREMENTS.items():
             if name in wanted:
                 with _noted(run, name), progress.measuring(name):
@@ -105,6 +127,18 @@ def _scale(options: argparse.Namespace) -> Scale:
     return scale
 
 
+def _name(text: str) -> str:
+    if text not in NAMES_OF_ALL:
+        raise argparse.ArgumentTypeError(f"no measurement is called {text}")
+    return text
+
+
+def _python(text: str) -> str:
+    if (found := shutil.which(text)) is None:
+        raise argparse.ArgumentTypeError(f"there is no {text}")
+    return os.path.abspath(found)  # the link in a virtual environment, not what it leads to
+
+
 def _rounds(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -118,17 +152,27 @@ def _parser() -> argparse.ArgumentParser:
         description="Measures fictive against plain Flask-SQLAlchemy, Flask-SQLAlchemy-Lite, Django and the driver "
         f"alone, on an embedded PostgreSQL of its own: on loopback, and with {DELAY * 1000:g} ms added each way. "
         "Prints tables, and what became of the targets. It wants a machine that does nothing else meanwhile.",
-        epilog="Measurements: " + ", ".join([ROUND_TRIPS, *MEASUREMENTS]) + ".",
+        epilog="Measurements: " + ", ".join(NAMES_OF_ALL) + ". By default all, instructions where "
+        "valgrind is installed.",
     )
+    parser.add_argument("names", nargs="*", type=_name, metavar="NAME", help="these measurements alone")
     parser.add_argument("--smoke", action="store_true", help="only see that everything runs; the times mean nothing")
     parser.add_argument(
         "--only",
         action="append",
-        choices=[ROUND_TRIPS, *MEASUREMENTS],
+        choices=NAMES_OF_ALL,
         metavar="NAME",
-        help="this measurement alone; may be given several times",
+        help="the same; may be given several times",
     )
     parser.add_argument("--driver", choices=DRIVERS, default="psycopg2", help="to time on; default: %(default)s")
+    parser.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        type=_python,
+        metavar="PATH",
+        help="count calls and instructions with this Python too, such as one with another SQLAlchemy",
+    )
     parser.add_argument("--rounds", type=_rounds, metavar="N", help=f"default: {Scale().rounds}")
     parser.add_argument("--json", metavar="FILE", help="write everything, each sample included, to FILE")
     parser.add_argument("--write", action="store_true", help=f"write what the docs show, to {report.DOCS}")

@@ -40,6 +40,9 @@ class Scale:
     many_rows: int = 1_000_000
     row_rounds: int = 3
     entries: int = 1_000_000
+    call_repeats: int = 20
+    instruction_repeats: int = 10
+    instruction_work: tuple[str, ...] = ()  # all
 
 
 SMOKE = Scale(
@@ -56,6 +59,9 @@ SMOKE = Scale(
     many_rows=1200,
     row_rounds=2,
     entries=1000,
+    call_repeats=1,
+    instruction_repeats=1,
+    instruction_work=("get",),
 )
 
 

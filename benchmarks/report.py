@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import platform
@@ -14,7 +15,8 @@ from pathlib import Path
 from . import plots
 from .peers import PLAIN, title
 from .proxy import ROOT
-from .results import WAYS, Case, Counts, Result, Run, Target, targets
+from .results import UNITS, WAYS, Case, Cost, Counts, Result, Run, Target, targets
+from .work import PEERS
 
 DOCS = ROOT / "docs" / "benchmarks"
 TABLES = "results.inc"  # not .rst, which Sphinx would take for a page
@@ -84,6 +86,7 @@ def _own_version() -> str:
 
 def tables(run: Run) -> list[Table]:
     found = [_counts_table(run.counts, run)] if run.counts else []
+    found += [table for cost in run.costs for table in _cost_tables(cost)]
     found += [table for result in run.results for table in _result_tables(result, run)]
     return found
 
@@ -101,6 +104,28 @@ def _counts_table(counts: Counts, run: Run) -> Table:
         rows.append([[label], *cells])
     by = f"{' / '.join(drivers)} where they differ" if len(drivers) > 1 else drivers[0]
     return Table(f"Round trips ({by})", rows)
+
+
+def _cost_tables(cost: Cost) -> list[Table]:
+    """All rows; then of each where plain costs less than is aimed at, the functions that fictive calls more often."""
+    on = f"SQLAlchemy {cost.versions['SQLAlchemy']}"
+    drivers = list(next(iter(cost.rows.values())))
+    head = [f"{driver}: {name}" for driver in drivers for name in (*map(title, PEERS), "ratio")]
+    rows = [[[cell] for cell in ("", *head)]]
+    for label, row in cost.rows.items():
+        cells = []
+        for driver in drivers:
+            cells += [[f"{row[driver][peer]:,.0f}"] for peer in PEERS]
+            cells.append([f"{cost.ratio(label, driver):.2f}"])
+        rows.append([[label], *cells])
+    found = [Table(f"{UNITS[cost.name]}, {on}", rows)]
+    for (label, driver), functions in cost.profiles.items():
+        head = ["function", *map(title, PEERS)]
+        lines = [[[name], *([f"{calls:.0f}"] for calls in both)] for name, *both in functions]
+        found.append(
+            Table(f"{label}, {driver}, {on}: where fictive calls more functions", [[[cell] for cell in head], *lines])
+        )
+    return found
 
 
 def _result_tables(result: Result, run: Run) -> list[Table]:
@@ -132,10 +157,11 @@ def as_text(run: Run) -> str:
     parts = ["\n".join(about(run))]
     if run.counts:
         parts += [_text_table(_counts_table(run.counts, run)), "\n".join(run.counts.notes)]
+    parts += [_text_table(table) for cost in run.costs for table in _cost_tables(cost)]
     for result in run.results:
         parts += [_text_table(table) for table in _result_tables(result, run)]
         parts.append("\n".join([result.what, *result.notes]))
-    parts.append(_text_table(Table("Targets", target_rows(run))))
+    parts.append(_text_table(Table("Targets", target_rows(run, all_of_them=run.measured()))))
     parts += [f"FAILED: {failure}" for failure in run.failures]
     return "\n\n".join(parts)
 
@@ -152,9 +178,10 @@ def about(run: Run) -> list[str]:
     return lines
 
 
-def target_rows(run: Run) -> list[list[list[str]]]:
+def target_rows(run: Run, *, all_of_them: bool = True) -> list[list[list[str]]]:
     rows = [[["aimed at"], ["found"], [""]]]
-    return rows + [[[target.text], list(target.found), [verdict(target)]] for target in targets(run)]
+    shown = [target for target in targets(run) if all_of_them or target.met is not None]
+    return rows + [[[target.text], list(target.found), [verdict(target)]] for target in shown]
 
 
 def verdict(target: Target) -> str:
@@ -181,13 +208,18 @@ def _text_table(table: Table) -> str:
 
 
 def write(run: Run, directory: Path = DOCS) -> list[Path]:
-    """Write what docs/benchmarks.rst includes; return the files. Plots that only an earlier run has are removed."""
+    """Write what docs/benchmarks.rst includes; return the files. Plots that only an earlier run has are removed.
+
+    A run of costs alone leaves the times as they are.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    drawn = {f"{name}.svg": text for name, text in plots.draw(run).items()}
-    for old in directory.glob("*.svg"):
-        if old.name not in drawn:
-            old.unlink()
-    files = {**drawn, TABLES: as_rst(run)}
+    files = {f"{name}.inc": costs_as_rst(run, name) for name in dict.fromkeys(cost.name for cost in run.costs)}
+    if run.measured():
+        drawn = {f"{name}.svg": text for name, text in plots.draw(run).items()}
+        for old in directory.glob("*.svg"):
+            if old.name not in drawn:
+                old.unlink()
+        files |= {**drawn, TABLES: as_rst(run)}
     for name, text in files.items():
         (directory / name).write_text(text, encoding="utf-8")
     return [directory / name for name in files]
@@ -213,6 +245,18 @@ def as_rst(run: Run) -> str:
     for line in about(run):
         lines += [_escaped(line), ""]
     lines += _rst_table(Table("What fictive aims at", target_rows(run)), header=1)
+    return "\n".join(lines)
+
+
+def costs_as_rst(run: Run, name: str) -> str:
+    """What names no machine, since none of it depends on one."""
+    costs = [cost for cost in run.costs if cost.name == name]
+    lines = [f".. Written by `./run bench {name} --write`. Changes here are lost.", ""]
+    with_python = [", ".join(f"{part} {number}" for part, number in cost.versions.items()) for cost in costs]
+    lines += [f"Counted on {dt.date.today()} with {'; and with '.join(with_python)}.", ""]
+    for cost in costs:
+        for table in _cost_tables(cost):
+            lines += _rst_table(table, header=1)
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from .peers import PLAIN
 from .timing import Spread, ratios
+from .work import WORK
 
 LOOPBACK = "loopback"
 DELAYED = "delayed"
@@ -20,6 +21,9 @@ NO_COLUMNS = "mixins, against no such columns"
 BATCH = "lazy loads in batches, against selectinload"
 DETECTOR = "N+1 detector, against none"
 KEYSET = "a far page by keyset, against page 1"
+# What work costs the client, in units that no load of the machine changes.
+CALLS, INSTRUCTIONS = "calls", "instructions"
+UNITS = {CALLS: "Function calls", INSTRUCTIONS: "Instructions"}
 WAYS = {LOOPBACK: "on loopback", DELAYED: "with 0.5 ms each way"}
 
 
@@ -72,6 +76,33 @@ class Counts:
 
 
 @dataclass
+class Cost:
+    """What each piece of work costs with plain and with fictive, on one SQLAlchemy: calls, or instructions."""
+
+    name: str
+    versions: dict[str, str]
+    rows: dict[str, dict[str, dict[str, float]]]
+    """By work, driver and contender."""
+    profiles: dict[tuple[str, str], list[tuple[str, float, float]]] = field(default_factory=dict)
+    """Of each work and driver in `short()`: functions, with plain's calls and fictive's."""
+
+    def ratio(self, label: str, driver: str) -> float:
+        """How many times plain's cost is fictive's."""
+        row = self.rows[label][driver]
+        return row[PLAIN] / row["fictive"]
+
+    def short(self) -> list[tuple[str, str]]:
+        """Works and drivers where plain costs less than is aimed at, in whole per cent."""
+        least = {work.label: 1.3 if work.by_key and self.name == INSTRUCTIONS else 1 for work in WORK}
+        return [
+            (label, driver)
+            for label, row in self.rows.items()
+            for driver in row
+            if round(self.ratio(label, driver), 2) < least[label]
+        ]
+
+
+@dataclass
 class Run:
     """All that one run found, and where."""
 
@@ -82,14 +113,28 @@ class Run:
     versions: dict[str, str]
     peers: list[str]
     counts: Counts | None = None
+    costs: list[Cost] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     def result(self, name: str) -> Result | None:
         return next((result for result in self.results if result.name == name), None)
 
+    def measured(self) -> bool:
+        """Whether anything but costs was measured."""
+        return bool(self.counts or self.results)
+
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "targets": [dataclasses.asdict(target) for target in targets(self)]}
+        costs = [{**dataclasses.asdict(cost), "profiles": _by_name(cost.profiles)} for cost in self.costs]
+        return {
+            **dataclasses.asdict(self),
+            "costs": costs,
+            "targets": [dataclasses.asdict(target) for target in targets(self)],
+        }
+
+
+def _by_name(profiles: dict[tuple[str, str], Any]) -> dict[str, Any]:
+    return {f"{label}, {driver}": profile for (label, driver), profile in profiles.items()}
 
 
 @dataclass(frozen=True)
@@ -126,7 +171,22 @@ def targets(run: Run) -> list[Target]:
     """What fictive was to reach, on this run's numbers."""
     found = [_judged(run, *aim) for aim in _AIMS]
     found += [_insert_of_copy(run), _never_slower(run)]
+    found += [_cheap(run, CALLS, "at most plain's")]
+    found += [_cheap(run, INSTRUCTIONS, "at most plain's; plain's at least 1.3 times those of a read by key")]
     return found
+
+
+def _cheap(run: Run, name: str, aim: str) -> Target:
+    text = f"{UNITS[name].lower()}: {aim}"
+    costs = [cost for cost in run.costs if cost.name == name]
+    if not costs:
+        return Target(text, ("not measured",), None)
+    short = [
+        f"{label}, {driver}, SQLAlchemy {cost.versions['SQLAlchemy']}: {cost.ratio(label, driver):.2f}"
+        for cost in costs
+        for label, driver in cost.short()
+    ]
+    return Target(text, tuple(short) or ("in each row",), not short)
 
 
 def _insert_of_copy(run: Run) -> Target:

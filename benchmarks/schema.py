@@ -116,6 +116,13 @@ class Databases:
             self._names.append(name)
         return self._server_url.set(drivername="postgresql", database=name).render_as_string(hide_password=False)
 
+    def drop(self, purpose: str) -> None:
+        """Drop the database for `purpose`, if there is one: the next `url()` makes a new one."""
+        name = f"bench_{os.getpid()}_{purpose}"
+        if name in self._names:
+            self._names.remove(name)
+            self._execute(f"drop database {name} with (force)")
+
     def connections(self, url: str) -> int:
         """How many connections there are to the database of `url`."""
         return int(

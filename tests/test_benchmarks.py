@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from benchmarks import cleanup, counts, hooks, peers, plots, queue, report, sandbox
+from benchmarks import calls, cleanup, cost, counts, hooks, instructions, peers, plots, queue, report, sandbox
 from benchmarks.__main__ import main
 from benchmarks.measurements import MEASUREMENTS, SMOKE, Bench, round_trip
 from benchmarks.peers import Setup
@@ -24,12 +24,15 @@ from benchmarks.proxy import ROOT, delayed
 from benchmarks.results import (
     BATCH,
     BY_HAND,
+    CALLS,
     DELAYED,
     DETECTOR,
+    INSTRUCTIONS,
     KEYSET,
     LOOPBACK,
     NO_COLUMNS,
     Case,
+    Cost,
     Counts,
     Result,
     Run,
@@ -37,6 +40,7 @@ from benchmarks.results import (
 )
 from benchmarks.schema import Databases
 from benchmarks.timing import Crew, Progress, Spread, interleave, ratios
+from benchmarks.work import PEERS, WORK
 from fictive.testing.postgres import Server
 from fictive.testing.wire import Wire
 
@@ -151,12 +155,14 @@ def test_contenders_load_the_same(pg: Server, driver: str, name: str) -> None:
             assert (after[0] - before[0], after[1] - before[1]) == (2, 1)
 
 
-def _state(url: str, driver: str) -> tuple[int, int]:
-    """How many events there are, and how often an item was counted."""
+def _state(url: str, driver: str) -> tuple[int, int, int]:
+    """How many events there are, how often an item was counted, and how many tags there are."""
     engine = sa.create_engine(sa.make_url(url).set(drivername=f"postgresql+{driver}"), poolclass=sa.NullPool)
     with engine.connect() as connection:
-        row = connection.execute(sa.text("select (select count(*) from event), sum(counter) from item")).one()
-        return row[0], row[1]
+        row = connection.execute(
+            sa.text("select (select count(*) from event), sum(counter), (select count(*) from tag) from item")
+        ).one()
+        return row[0], row[1], row[2]
 
 
 # Times
@@ -223,7 +229,83 @@ def test_the_proxy_delays_both_ways_and_ends(bench: Bench) -> None:
         engine.connect()
 
 
+# Calls and instructions
+
+READS = ("select", "query", "get", "get_or_404", "find_hit")
+WRITES = {"insert": (1, 0, 0), "add_commit": (1, 0, 0), "savepoint_insert": (1, 0, 0), "select_update": (0, 1, 0)}
+WRITES |= {"read_update": (0, 1, 0), "find_miss": (0, 0, 1)}
+
+
+@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
+def test_the_work_is_what_its_label_says(pg: Server, driver: str, name: str) -> None:
+    """As many SELECTs of a row, events made, items counted and tags made with plain as with fictive."""
+    with Databases(pg.url(), driver) as databases, Wire(pg.host, pg.port) as wire:
+        url = databases.url(name)
+        with contextlib.closing(peers.load(name)(Setup(wire.url(url), driver))) as peer:
+            WORK[0].on(peer)()  # connects
+            for work in WORK:
+                before = _state(url, driver)
+                with wire.record() as log:
+                    work.on(peer)()
+                done = tuple(b - a for a, b in zip(before, _state(url, driver), strict=True))
+                assert done == WRITES.get(work.method, (0, 0, 0)), work
+                if work.method in READS:
+                    assert sum("SELECT" in text for text in log.statements) == max(work.times, 1), work
+
+
+def test_calls_are_counted_exactly() -> None:
+    def inner() -> None:
+        len([])
+
+    def work() -> None:
+        inner()
+        inner()
+
+    found = calls.count(work, 3)
+    assert found == {"tests/test_benchmarks.py: work": 1, "tests/test_benchmarks.py: inner": 4}
+
+
+@pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
+def test_instructions_are_those_of_the_work(pg: Server, driver: str) -> None:
+    if not instructions.available():
+        pytest.skip("valgrind is not installed")
+    with (
+        Databases(pg.url(), driver) as databases,
+        instructions.Child(sys.executable, driver, "fictive", databases.url("a")) as child,
+    ):
+        one, five = (child.instructions(label, 2) for label in ("get", "get x 5"))
+    assert 100_000 < one < five / 2
+    assert child.versions["SQLAlchemy"] == sa.__version__
+
+
+def test_instructions_without_valgrind_name_the_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["instructions"]) == 1
+    assert "install the Debian package valgrind" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
+def test_the_functions_of_a_row_that_is_short_are_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    functions = {"plain": {"a": 5.0, "b": 1.0}, "fictive": {"a": 1.0, "b": 3.0, "c": 5.0}}
+    found = calls.Found({"SQLAlchemy": "2"}, {"get": functions, "add + commit": dict(functions, plain={"a": 9.0})})
+    monkeypatch.setattr(calls, "measure", lambda *_, **__: found)
+    counted = cost.count_calls(bench, "python", ["psycopg2"])
+    assert counted.rows["get"] == {"psycopg2": {"plain": 6, "fictive": 9}}
+    assert counted.profiles == {("get", "psycopg2"): [("c", 0, 5), ("b", 1, 3)]}
+    assert counted.short() == [("get", "psycopg2")]
+
+
 # What is shown
+
+
+def _cost(name: str, fictive: float) -> Cost:
+    row = {driver: {"plain": 100.0, "fictive": fictive} for driver in ("psycopg2", "psycopg")}
+    cost = Cost(name, {"SQLAlchemy": "2.1"}, {"get": row, "begin + INSERT": row})
+    cost.profiles = {pair: [("session.py: work_", 0.0, 4.0)] for pair in cost.short()}
+    return cost
 
 
 def _run() -> Run:
@@ -252,6 +334,7 @@ def _run() -> Run:
         versions={"fictive": "0"},
         peers=["plain", "django", "fictive"],
         counts=Counts(rows, ["Counted."]),
+        costs=[_cost(CALLS, 90), _cost(INSTRUCTIONS, 90)],
         results=[views, slow, transactions, inserts],
     )
 
@@ -275,10 +358,16 @@ def test_targets_are_judged_on_the_runs_own_ratios() -> None:
         "page 1,000 by keyset": (None, ("not measured",)),
         "rows inserted": (False, ("0.50 (0.50 to 0.50)",)),
         "nothing slower than plain on loopback": (True, ("views, 1 SELECT: 2.00 (2.00 to 2.00)",)),
+        "function calls": (True, ("in each row",)),
+        "instructions": (
+            False,
+            ("get, psycopg2, SQLAlchemy 2.1: 1.11", "get, psycopg, SQLAlchemy 2.1: 1.11"),
+        ),
     }
     run.results[0].cases[1].samples["fictive"] = [90.0, 180.0]
-    assert targets(run)[-1].found == ("views, 5 SELECTs: 0.90 (0.90 to 0.90)",)
-    assert targets(run)[-1].met is False
+    slower = next(target for target in targets(run) if target.text.startswith("nothing slower"))
+    assert slower.found == ("views, 5 SELECTs: 0.90 (0.90 to 0.90)",)
+    assert slower.met is False
 
 
 def test_tables_name_the_machine_the_versions_and_every_number() -> None:
@@ -299,9 +388,9 @@ def test_the_docs_get_one_file_to_include_and_the_plots_it_shows(tmp_path: Path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {path.name for path in written}
     drawn = {"views-loopback.svg", "views-delayed.svg", "slow.svg", "transactions.svg", "insert_rows.svg"}
-    assert names == {"results.inc", *drawn}
+    assert names == {"results.inc", "calls.inc", "instructions.inc", *drawn}
     text = (tmp_path / "results.inc").read_text(encoding="utf-8")
-    for name in names - {"results.inc"}:
+    for name in drawn:
         assert f"benchmarks/{name}" in text
         drawing = ET.fromstring((tmp_path / name).read_text(encoding="utf-8"))
         title = drawing.find("{http://www.w3.org/2000/svg}title")
@@ -312,10 +401,23 @@ def test_the_docs_get_one_file_to_include_and_the_plots_it_shows(tmp_path: Path)
         assert "prefers-color-scheme: dark" in shown
 
 
+def test_calls_alone_leave_the_times_in_the_docs(tmp_path: Path) -> None:
+    (tmp_path / "views.svg").write_text("of an earlier run")
+    run = dataclasses.replace(_run(), counts=None, results=[], costs=[_cost(CALLS, 125)])
+    assert [path.name for path in report.write(run, tmp_path)] == ["calls.inc"]
+    assert (tmp_path / "views.svg").exists()
+    text = (tmp_path / "calls.inc").read_text(encoding="utf-8")
+    for part in ("SQLAlchemy 2.1", "psycopg: ratio", "0.80", "where fictive calls more functions"):
+        assert part in text
+    assert "CPU one" not in text
+
+
 def test_the_docs_file_is_clean_rest() -> None:
     docutils = pytest.importorskip("docutils.core", reason="docutils comes with the docs extra")
-    document = docutils.publish_doctree(report.as_rst(_run()), settings_overrides={"report_level": 1, "halt_level": 2})
+    settings = {"report_level": 1, "halt_level": 2}
+    document = docutils.publish_doctree(report.as_rst(_run()), settings_overrides=settings)
     assert "What a *view* takes_." in document.astext()
+    docutils.publish_doctree(report.costs_as_rst(_run(), INSTRUCTIONS), settings_overrides=settings)
 
 
 def test_json_has_every_sample() -> None:
@@ -332,7 +434,7 @@ def test_json_has_every_sample() -> None:
 @pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
 def test_the_command(driver: str, tmp_path: Path) -> None:
     file = tmp_path / "run.json"
-    command = [sys.executable, "-m", "benchmarks", "--smoke", "--only", "statements", "--driver", driver]
+    command = [sys.executable, "-m", "benchmarks", "calls", "--smoke", "--only", "statements", "--driver", driver]
     done = subprocess.run([*command, "--json", str(file)], cwd=ROOT, capture_output=True, text=True, check=False)
     missing = set(peers.NAMES) - set(peers.installed())
     assert done.returncode == bool(missing), done.stderr
@@ -341,6 +443,7 @@ def test_the_command(driver: str, tmp_path: Path) -> None:
     assert "statements:" in done.stderr
     found = json.loads(file.read_text(encoding="utf-8"))
     assert [result["name"] for result in found["results"]] == ["statements"]
+    assert [(each["name"], list(each["rows"])) for each in found["costs"]] == [(CALLS, [work.label for work in WORK])]
     assert found["versions"]["SQLAlchemy"] == sa.__version__
     assert {"CPU", "cores", "Python"} <= set(found["machine"])
 
@@ -349,8 +452,8 @@ def test_help_names_the_measurements_and_bad_arguments_are_refused(capsys: pytes
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("round-trips", *MEASUREMENTS))
-    for bad in (["--only", "nothing"], ["--driver", "oracle"], ["--rounds", "0"]):
+    assert all(name in shown for name in ("round-trips", "calls", "instructions", *MEASUREMENTS))
+    for bad in (["--only", "nothing"], ["nothing"], ["--driver", "oracle"], ["--rounds", "0"], ["--python", "/no/py"]):
         with pytest.raises(SystemExit, match="2"):
             main(bad)
 

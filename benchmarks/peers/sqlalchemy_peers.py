@@ -75,6 +75,12 @@ class SQLAlchemyPeer(Peer):
         item = self.models.item
         return self.db.session.execute(sa.select(item).where(item.id == key)).scalar_one()
 
+    def query(self, key: int) -> object:
+        return self.models.item.query.filter_by(id=key).one()
+
+    def get_or_404(self, key: int) -> object:
+        return self.db.get_or_404(self.models.item, key)
+
     def load(self, count: int) -> Sequence[object]:
         item = self.models.item
         found: Sequence[object] = self.db.session.scalars(sa.select(item).where(item.id <= count)).all()
@@ -84,9 +90,13 @@ class SQLAlchemyPeer(Peer):
         self.session.add(self.new_event())
         self.session.commit()
 
+    add_commit = insert
+
     def select_update(self) -> None:
         self.session.get(self.models.item, self.next_key()).counter += 1
         self.session.commit()
+
+    read_update = select_update
 
     def savepoint_insert(self) -> None:
         with self.session.begin_nested():
@@ -209,6 +219,11 @@ class Fictive(Plain):
     def select_update(self) -> None:
         with self.session.begin():
             self.session.get(self.models.item, self.next_key()).counter += 1
+
+    def read_update(self) -> None:
+        item = self.session.get(self.models.item, self.next_key())
+        with self.session.begin():
+            item.counter += 1
 
     def savepoint_insert(self) -> None:
         with self.session.begin(), self.session.begin_nested():
