@@ -17,7 +17,7 @@ from flask import Flask
 import fictive
 from fictive.drivers import psycopg as psycopg_driver
 from fictive.session import private
-from tests import models
+from tests import lint_super, models
 
 ROOT = Path(fictive.__file__).parent
 
@@ -162,6 +162,32 @@ def test_nothing_else_in_fictive_touches_sqlalchemys_underscores() -> None:
                 if match not in allowed.get(name, set()) and not (inner and match.rpartition(".")[2] in joints)
             ]
     assert found == [], "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("body", "is_found"),
+    [
+        ("    super().set_session(level)", True),
+        ("    super().set_session(level)  # type: ignore[misc]", True),
+        ("    return [super(A, self).set_session(a) for a in '#']", True),
+        ("    return functools.partial(super().set_session, level)", True),
+        ("    super().begin()", False),
+        ("    super().set_session(level)  # the driver's: ours would begin", False),
+        ("    # The driver's: ours would begin.\n    super().set_session(level)", False),
+        ("    # Unrelated.\n    level += 1\n    super().set_session(level)", True),
+        ("    class Inner(A):\n      def set_session(self):\n        super().set_session(1)", False),
+        ("    def inner():\n      super().set_session(1)", True),
+    ],
+)
+def test_lint_finds_a_call_of_another_method_of_super(body: str, is_found: bool) -> None:
+    """An override that is passed over silently was a fault once (A25); `./run lint` asks why."""
+    found = lint_super.findings(f"class A(B):\n  def begin(self):\n{body}\n")
+    assert [text.partition(":")[0] for _, text in found] == ["begin() uses super().set_session"] * is_found
+
+
+def test_lint_of_super_passes_here_and_run_calls_it() -> None:
+    assert lint_super.main() == 0
+    assert '"-m tests.lint_super"' in (ROOT.parent / "run").read_text(encoding="utf-8")
 
 
 def test_what_a_pool_was_made_with() -> None:

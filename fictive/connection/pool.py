@@ -63,7 +63,7 @@ class BorrowingPool(QueuePool):
 
     def take_soon(self) -> ServerConnection | None:
         """The next connection that a statement gives back, if that is soon, and before one more is opened."""
-        if self._overflow < 0 or super().checkedin():
+        if self._overflow < 0 or self._queued():
             return None  # the pool has one, or is to open one of those that it keeps
         me, end = object(), time.monotonic() + HAND_OVER
         try:
@@ -80,7 +80,7 @@ class BorrowingPool(QueuePool):
 
     def give(self, server: ServerConnection) -> None:
         """Make a connection idle while somebody waits for one, or more are open than the pool keeps."""
-        if self._overflow > 0 and len(self.idle) + super().checkedin() >= self.size():
+        if self._overflow > 0 and len(self.idle) + self._queued() >= self.size():
             server.release()
             return
         server.lie_idle()
@@ -103,7 +103,7 @@ class BorrowingPool(QueuePool):
         try:
             self._takers.add(me)
             self.wanted.add(me)
-            if self.idle and not super().checkedin():
+            if self.idle and not self._queued():
                 self._check_in_one()
             record = super()._do_get()
             self.wanted.discard(me)
@@ -113,11 +113,11 @@ class BorrowingPool(QueuePool):
             self.wanted.discard(me)
             self._takers.discard(me)
             if record is not None:
-                super()._do_return_conn(record)
+                super()._do_return_conn(record)  # as it came: ours might close it
             raise
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        if self._overflow > 0 and self.idle and len(self.idle) + super().checkedin() >= self.size():
+        if self._overflow > 0 and self.idle and len(self.idle) + self._queued() >= self.size():
             try:  # as SQLAlchemy does with one that its queue has no place for
                 record.close()
             finally:
@@ -131,7 +131,10 @@ class BorrowingPool(QueuePool):
             self._check_in_one()
 
     def checkedin(self) -> int:
-        return super().checkedin() + len(self.idle)
+        return self._queued() + len(self.idle)
+
+    def _queued(self) -> int:
+        return super().checkedin()  # of SQLAlchemy's queue, without the idle ones
 
     def checkedout(self) -> int:
         return super().checkedout() - len(self.idle)

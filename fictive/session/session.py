@@ -308,7 +308,7 @@ class OptInSession(sa_orm.Session):
 
     def _flush_before(self, statement: Any) -> None:
         """In a transaction of the code's: write what is pending before an ORM UPDATE or DELETE, which loses it."""
-        root: Any = super().get_transaction()
+        root: Any = super().get_transaction()  # one that only records too, which ours passes over
         if root is None or root.kind in (Kind.RECORD, Kind.IMPLICIT) or isinstance(statement, sa.Insert):
             return
         if private.is_orm_dml(statement) and not self._flushing and not self._is_clean():
@@ -342,6 +342,7 @@ class OptInSession(sa_orm.Session):
         else:
             identity_map.stale_before = transaction.began_before_load
         identity_map.columns = None
+        # SQLAlchemy's: ours has led here, and would again.
         result: Any = super().execute(statement, params, execution_options=options, **kwargs)
         try:
             identity_map.columns = result.raw.context.compiled._fictive_columns
@@ -364,6 +365,7 @@ class OptInSession(sa_orm.Session):
             if options.get("with_for_update") and not self._is_outside():
                 self._expire_for_locking_get(entity, ident, options)
             return super().get(entity, ident, **options)
+        # No object of this key is in the session, so there is none to renew, which is what ours would do.
         return super().execute(prepared.statement, {"pk_1": ident}).scalars().one_or_none()
 
     def _expire_for_locking_get(self, entity: Any, ident: Any, options: Mapping[str, Any]) -> None:
@@ -371,6 +373,7 @@ class OptInSession(sa_orm.Session):
         self.flush()
         mapper = sa.inspect(entity)
         known = {key: value for key, value in options.items() if key in ("identity_token",) and value is not None}
+        # SQLAlchemy's: ours would come here again for a lock, and has nothing to add for an object that is there.
         found = super().get(entity, ident, **known) if private.in_identity_map(self, mapper, ident, known) else None
         if found is not None:
             self.expire(found, mapper.column_attrs.keys())
@@ -397,6 +400,7 @@ class OptInSession(sa_orm.Session):
             several = bool(params) and not isinstance(params, Mapping) and not isinstance(statement, sa.SelectBase)
             if several or (params and private.is_orm_dml(statement) and isinstance(statement, sa.Insert)):
                 with atomic(self, private.describe(statement)):
+                    # SQLAlchemy's: ours has led here, and rows that are inserted renew no object.
                     return super().execute(statement, params, execution_options=options, **kwargs)
             if scope.lent:
                 return self._execute_lent(statement, params, options, kwargs)
@@ -412,6 +416,7 @@ class OptInSession(sa_orm.Session):
         text = private.text_of(statement, scope.lent[0].dialect)
         written = scope.judge(scope.lent[0], classify(text), text, params)
         if not self._is_outside():
+            # SQLAlchemy's: ours has led here, and would again.
             return super().execute(statement, params, execution_options=options, **kwargs)
         if idle:
             options = {**options, "stream_results": False, "yield_per": None}
@@ -420,6 +425,7 @@ class OptInSession(sa_orm.Session):
                 bind = self.get_bind(**{"clause": statement, **(kwargs.get("bind_arguments") or {})})
                 if isinstance(bind, sa.Connection):
                     set_on_foreign(bind, scope.local_settings)
+            # Not ours, as above.
             result = super().execute(statement, params, execution_options=options, **kwargs)
             if idle and getattr(result, "returns_rows", True):
                 result = result.freeze()()
@@ -612,14 +618,14 @@ class OptInSession(sa_orm.Session):
         return cast(Transaction, joined)  # which has all of it that a block's user needs
 
     def _begun_with(self) -> TransactionOptions:
-        root: Any = super().get_transaction()
+        root: Any = super().get_transaction()  # one that only records too, which ours passes over
         return NO_OPTIONS if root is None else root.options
 
     def _begin(self, options: TransactionOptions) -> Transaction:
         self._raise_if_ended()
         transaction: Any = self._transaction
         if not self._is_outside():
-            begun_at = getattr(super().get_transaction(), "begun_at", None)
+            begun_at = getattr(self.get_transaction(), "begun_at", None)
             raise TransactionAlreadyBegun(
                 "A transaction is open already"
                 + (f", begun by the write at {begun_at}" if begun_at else "")
@@ -634,7 +640,7 @@ class OptInSession(sa_orm.Session):
         return transaction  # type: ignore[no-any-return]
 
     def _begin_savepoint(self) -> Transaction:
-        savepoint = super().begin(nested=True)
+        savepoint = super().begin(nested=True)  # SQLAlchemy's: ours leads here
         savepoint.__class__ = Transaction
         assert isinstance(savepoint, Transaction)
         savepoint.kind, savepoint.is_plain = Kind.BLOCK, False
