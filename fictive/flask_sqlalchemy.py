@@ -22,44 +22,24 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from . import cli
-from .changes.new_rows import wait_for_rows
-from .changes.row_change import wait_for_row_change
 from .config import LazyLoads, NPlusOne, Settings, refuse_unknown
 from .connection.engines import prepare, set_patience
 from .connection.pool import BorrowingPool
 from .connection.pooler import set_pooler
 from .connection.replicas import on_primary, positions_of, set_replicas
 from .connection.statement_settings import SettingsFunction, SettingsSource
-from .databases.cleanup import cleanup_tables
 from .databases.engine_options import POOL_OPTIONS, add_options, merged_connect_args
 from .databases.urls import database_url
-from .drivers.sqlite import TakeTurnsPool, is_memory_url
 from .errors import ConfigurationError, DatabaseNotConfigured, SettingIgnoredWarning
 from .flask_config import ENVIRONMENT, Environment, check_urls, option_layers, read_environment, shared_layers
 from .flask_models import MakesModels
 from .flask_transactions import app_context, around_view
 from .flask_views import Decorated
 from .http_errors import init_default_handlers, init_error_handlers
-from .locks.advisory import AdvisoryKey, AdvisoryLockOptions, advisory_lock
-from .locks.rows import ClaimOptions, Rows, claim
-from .locks.tables import LockTablesOptions, lock_tables
-from .models.lazy_loads import set_lazy_loads
 from .other_names import also_named
-from .replica_tokens import Tokens
-from .replica_tokens import install as install_tokens
 from .report.watcher import WATCHER
-from .rows import many_to_many
-from .rows.descriptors import (
-    FindOrCreateDescriptor,
-    GetOrCreateDescriptor,
-    InsertManyDescriptor,
-    UpdateManyDescriptor,
-    UpdateOrCreateDescriptor,
-    UpsertManyDescriptor,
-)
 from .session.blocks import TransactionBlock, on_commit, on_rollback, run_transaction, transaction_required
 from .session.durations import Duration
-from .session.model_events import Told, after_commit_of
 from .session.retry import BeforeRetry
 from .session.scoped import OptInScopedSession
 from .session.session import OptInSession, check_options, report_committed, report_unsaved
@@ -67,6 +47,8 @@ from .session.session import OptInSession, check_options, report_committed, repo
 __all__ = ["BulkMixin", "FilterByOrCreateMixin", "OptInTransactionMixin"]
 
 _NEEDED = {"flask-sqlalchemy": "3.1", "sqlalchemy": "2.0.43"}
+
+# Modules that a first request does not need are imported where they are used: a worker starts sooner.
 
 # The class itself: the name in flask_sqlalchemy may come to be somebody's subclass, made with these mixins.
 _SQLAlchemy = flask_sqlalchemy.extension.SQLAlchemy
@@ -79,6 +61,20 @@ if TYPE_CHECKING:
     from flask_sqlalchemy.extension import _FSAModel
     from typing_extensions import ParamSpec, Unpack
 
+    from .locks.advisory import AdvisoryKey, AdvisoryLockOptions
+    from .locks.rows import ClaimOptions, Rows
+    from .locks.tables import LockTablesOptions
+    from .replica_tokens import Tokens
+    from .rows.descriptors import (
+        FindOrCreateDescriptor,
+        GetOrCreateDescriptor,
+        InsertManyDescriptor,
+        UpdateManyDescriptor,
+        UpdateOrCreateDescriptor,
+        UpsertManyDescriptor,
+    )
+    from .rows.many_to_many import LinkChanges
+    from .session.model_events import Told
     from .session.options import TransactionArguments
     from .testing.sandbox import Sandbox
 
@@ -130,6 +126,8 @@ class _AppSession(OptInSession):
 
             self.info[WATCHER] = collector_of_context()
         if settings.lazy_loads is not LazyLoads.LOAD or settings.n_plus_one is not NPlusOne.OFF:
+            from .models.lazy_loads import set_lazy_loads
+
             set_lazy_loads(self, settings.lazy_loads, n_plus_one=settings.n_plus_one)
 
     def _fictive_place(self) -> str:
@@ -246,6 +244,9 @@ class OptInTransactionMixin(MakesModels):
         """Pair each primary's engine with those of its replicas, which are made where they are given as URLs."""
         if not settings.replicas:
             return
+        from .replica_tokens import Tokens
+        from .replica_tokens import install as install_tokens
+
         engines = self._app_engines[app]
         for key, names in settings.replicas:
             if key not in engines:
@@ -283,8 +284,8 @@ class OptInTransactionMixin(MakesModels):
         return self._tokens().using(token)
 
     def _tokens(self) -> Tokens:
-        tokens = flask.current_app.extensions.get("fictive.tokens")
-        if not isinstance(tokens, Tokens):
+        tokens: Tokens | None = flask.current_app.extensions.get("fictive.tokens")
+        if tokens is None:
             raise ConfigurationError("The app has no FICTIVE_REPLICAS, and so no tokens.")
         return tokens
 
@@ -379,6 +380,8 @@ class OptInTransactionMixin(MakesModels):
 
     def after_commit_of(self, model: type[_T]) -> Callable[[Told[_T]], Told[_T]]:
         """`fictive.sqlalchemy.after_commit_of`: a decorator of `def index(created, changed, deleted): ...`."""
+        from .session.model_events import after_commit_of
+
         return after_commit_of(model)
 
     def local_settings(self, function: _SettingsFunction) -> _SettingsFunction:
@@ -424,31 +427,39 @@ class OptInTransactionMixin(MakesModels):
         ignore_conflicts: bool = False,
     ) -> tuple[Any, ...]:
         """`fictive.sqlalchemy.m2m_add` in the current session."""
-        return many_to_many.m2m_add(self.session, instance, relationship, *related, ignore_conflicts=ignore_conflicts)
+        from .rows.many_to_many import m2m_add
+
+        return m2m_add(self.session, instance, relationship, *related, ignore_conflicts=ignore_conflicts)
 
     @also_named(rel_attr="relationship")
     def m2m_remove(
         self, instance: object, relationship: sa_orm.QueryableAttribute[Any], *related: Any
     ) -> tuple[Any, ...]:
         """`fictive.sqlalchemy.m2m_remove` in the current session."""
-        return many_to_many.m2m_remove(self.session, instance, relationship, *related)
+        from .rows.many_to_many import m2m_remove
+
+        return m2m_remove(self.session, instance, relationship, *related)
 
     @also_named(rel_attr="relationship")
-    def m2m_set(
-        self, instance: object, relationship: sa_orm.QueryableAttribute[Any], *related: Any
-    ) -> many_to_many.LinkChanges:
+    def m2m_set(self, instance: object, relationship: sa_orm.QueryableAttribute[Any], *related: Any) -> LinkChanges:
         """`fictive.sqlalchemy.m2m_set` in the current session."""
-        return many_to_many.m2m_set(self.session, instance, relationship, *related)
+        from .rows.many_to_many import m2m_set
+
+        return m2m_set(self.session, instance, relationship, *related)
 
     @also_named(rel_attr="relationship")
     def m2m_clear(self, instance: object, relationship: sa_orm.QueryableAttribute[Any]) -> tuple[Any, ...]:
         """`fictive.sqlalchemy.m2m_clear` in the current session."""
-        return many_to_many.m2m_clear(self.session, instance, relationship)
+        from .rows.many_to_many import m2m_clear
+
+        return m2m_clear(self.session, instance, relationship)
 
     def lock_tables(
         self, tables: Iterable[Any], **options: Unpack[LockTablesOptions]
     ) -> contextlib.AbstractContextManager[sa_orm.Session]:
         """`fictive.sqlalchemy.lock_tables` with the current session."""
+        from .locks.tables import LockTablesOptions, lock_tables
+
         refuse_unknown(options, LockTablesOptions.__annotations__, "lock_tables()")
         return lock_tables(self.session, tables, **options)
 
@@ -456,11 +467,15 @@ class OptInTransactionMixin(MakesModels):
         self, key: AdvisoryKey, **options: Unpack[AdvisoryLockOptions]
     ) -> contextlib.AbstractContextManager[sa_orm.Session]:
         """`fictive.sqlalchemy.advisory_lock` with the current session."""
+        from .locks.advisory import AdvisoryLockOptions, advisory_lock
+
         refuse_unknown(options, AdvisoryLockOptions.__annotations__, "advisory_lock()")
         return advisory_lock(self.session, key, **options)
 
     def claim(self, statement: Rows, limit: int | None = None, **options: Unpack[ClaimOptions]) -> Rows:
         """`fictive.sqlalchemy.claim`, which needs no session."""
+        from .locks.rows import ClaimOptions, claim
+
         refuse_unknown(options, ClaimOptions.__annotations__, "claim()")
         return claim(statement, limit, **options)
 
@@ -478,6 +493,8 @@ class OptInTransactionMixin(MakesModels):
 
     def cleanup_tables(self, *, lock_timeout: Duration | None = "5s") -> None:
         """`fictive.sqlalchemy.cleanup_tables` for the tables of all bind keys, with the current session."""
+        from .databases.cleanup import cleanup_tables
+
         for metadata in self.metadatas.values():
             cleanup_tables(self.session, metadata, lock_timeout=lock_timeout)
 
@@ -492,12 +509,16 @@ class OptInTransactionMixin(MakesModels):
         timeout: Duration | None = None,
     ) -> _T:
         """`fictive.sqlalchemy.wait_for_row_change` in the current session."""
+        from .changes.row_change import wait_for_row_change
+
         return wait_for_row_change(self.session, model, pk, columns=columns, interval=interval, timeout=timeout)
 
     def wait_for_rows(
         self, rows: type[Any] | sa.Select[Any], *, interval: Duration = 5, timeout: Duration | None = None
     ) -> None:
         """`fictive.sqlalchemy.wait_for_rows` in the current session."""
+        from .changes.new_rows import wait_for_rows
+
         wait_for_rows(self.session, rows, interval=interval, timeout=timeout)
 
     # -- what Flask-SQLAlchemy builds itself of ---------------------------------------------------------------------
@@ -527,8 +548,11 @@ class OptInTransactionMixin(MakesModels):
         url = sa.make_url(options["url"])
         environment = app.extensions.get(ENVIRONMENT, Environment())
         _complete_options(options, app.config, self._engine_options, environment, bind_key, url)
-        if is_memory_url(url) and options.get("poolclass") in (None, sa.StaticPool):
-            options["poolclass"] = TakeTurnsPool
+        if url.get_backend_name() == "sqlite":
+            from .drivers.sqlite import TakeTurnsPool, is_memory_url
+
+            if is_memory_url(url) and options.get("poolclass") in (None, sa.StaticPool):
+                options["poolclass"] = TakeTurnsPool
         elif url.get_backend_name() == "postgresql" and not {"poolclass", "pool"} & options.keys():
             options["poolclass"] = BorrowingPool
         engine = super()._make_engine(bind_key, options, app)
@@ -636,6 +660,8 @@ class FilterByOrCreateMixin(MakesModels):
         _check_versions()
 
     def _make_declarative_base(self, *args: Any, **kwargs: Any) -> Any:
+        from .rows.descriptors import FindOrCreateDescriptor, GetOrCreateDescriptor, UpdateOrCreateDescriptor
+
         base = super()._make_declarative_base(*args, **kwargs)
         return _with_methods(
             base,
@@ -662,6 +688,8 @@ class BulkMixin(MakesModels):
         _check_versions()
 
     def _make_declarative_base(self, *args: Any, **kwargs: Any) -> Any:
+        from .rows.descriptors import InsertManyDescriptor, UpdateManyDescriptor, UpsertManyDescriptor
+
         base = super()._make_declarative_base(*args, **kwargs)
         return _with_methods(
             base,

@@ -12,7 +12,6 @@ from typing import Any
 
 import flask
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm.exc import StaleDataError
 from werkzeug.exceptions import BadRequest, Conflict, HTTPException, NotFound, ServiceUnavailable
 
@@ -31,8 +30,6 @@ _OF_SQLITE = ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY")
 
 _DEFAULT = (NotFoundError, InvalidCursor, InvalidFilter)
 _ALL = (*_DEFAULT, LockTimeout, sa.exc.TimeoutError, StaleDataError, sa.exc.DBAPIError)
-
-_PREPARER = postgresql.dialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]
 
 
 def init_default_handlers(app: flask.Flask) -> None:
@@ -180,7 +177,10 @@ def _name(item: Any) -> str | None:
     """The name in the database, cut off where it is too long for it."""
     if not isinstance(item.name, str):
         return None
-    rendered = _PREPARER.format_constraint(item)
+    from sqlalchemy.dialects import postgresql  # not before it is used: an app on SQLite never does
+
+    preparer = postgresql.dialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]
+    rendered = preparer.format_constraint(item)
     return rendered.strip('"').replace('""', '"') if rendered else None
 
 

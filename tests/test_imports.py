@@ -37,6 +37,17 @@ OPTIONAL = (
 )
 
 
+# What a request needs only where it uses it, so that a worker starts sooner: packages, modules, and other packages'.
+LATER = """
+fictive.changes fictive.command_line fictive.locks fictive.migrations fictive.models fictive.testing
+fictive.connection.replica_reads fictive.connection.watched fictive.databases.cleanup fictive.databases.create
+fictive.drivers.generic fictive.drivers.sqlite fictive.replica_tokens fictive.report.collector fictive.report.requests
+fictive.rows.bulk fictive.rows.find_or_create fictive.rows.many_to_many fictive.rows.upsert_sql
+fictive.session.model_events fictive.settings fictive.sqlalchemy
+sqlalchemy.dialects.sqlite sqlalchemy.ext.compiler sqlalchemy.ext.hybrid
+"""
+
+
 def _run(names: str, code: str) -> None:
     """Run it in a Python that has none of these packages, and in which warnings are errors."""
     environment = {**os.environ, "PYTHONPATH": str(Path(fictive.__file__).parents[1])}
@@ -84,5 +95,47 @@ assert "fictive[settings]" in message(ImportError, lambda: __import__("fictive.s
 
 from fictive.rows import progress
 assert "fictive[progress]" in message(ConfigurationError, lambda: progress.bar().__enter__())
+""",
+    )
+
+
+def test_the_first_request_imports_nothing_that_it_does_not_use(database_url: str) -> None:
+    """A read and a write with all mixins. The import alone has no dialect of SQLAlchemy's either."""
+    _run(
+        "pydantic_settings",
+        f"""
+import flask, flask_sqlalchemy, sqlalchemy as sa
+import fictive.flask_sqlalchemy as ours
+
+assert not [name for name in sys.modules if name.startswith(("sqlalchemy.dialects.", "fictive.rows"))]
+
+class DB(ours.OptInTransactionMixin, ours.FilterByOrCreateMixin, ours.BulkMixin, flask_sqlalchemy.SQLAlchemy):
+    pass
+
+app = flask.Flask("app")
+app.config["SQLALCHEMY_DATABASE_URI"] = {database_url!r}
+db = DB(app)
+
+class Item(db.Model):
+    __tablename__ = "item"
+    id = sa.orm.mapped_column(sa.Integer, primary_key=True)
+    name = sa.orm.mapped_column(sa.Text)
+
+@app.get("/")
+def view():
+    with db.session.begin():
+        db.session.add(Item(name="a"))
+    return db.session.scalars(sa.select(Item)).one().name
+
+assert app.test_client().get("/").text == "a"
+with app.app_context():
+    db.engine.dispose()
+later = {LATER.split()}
+assert not [name for name in later if name in sys.modules]
+
+import importlib
+for name in later:  # that they are what they are called today
+    if name != "fictive.settings":
+        importlib.import_module(name)
 """,
     )

@@ -14,7 +14,6 @@ from ..drivers.pending import note_parsed, parsed
 from ..session.private import EmptyListener
 from . import process
 from .classify import PLAIN_READ, classify, known_texts
-from .replica_reads import read_from_replica
 from .servers import check_out
 from .statement_settings import execute_with_settings
 
@@ -123,8 +122,11 @@ class StatementCursor(SessionCursor):
             return self.execute_in_transaction(query, parameters, written)
         if owner.local_settings.function is not None and (settings := owner.local_settings.of(link)):
             return execute_with_settings(self, settings, statement, query, parameters, written)
-        if link.replicas is not None and statement.is_plain_read and read_from_replica(link, self, query, parameters):
-            return None
+        if link.replicas is not None and statement.is_plain_read:
+            from .replica_reads import read_from_replica  # not before there is a replica
+
+            if read_from_replica(link, self, query, parameters):
+                return None
         if owner.keeps:
             server = link.keep()
         elif link.early is not None or link.kept is not None:

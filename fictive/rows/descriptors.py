@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, overload
 
 import sqlalchemy.orm as sa_orm
 
-from .bulk import Upserted, insert_many, update_many, upsert_many
-from .bulk_operation import Progress
-from .duplicates import Duplicates
-from .find_or_create import get_or_create, update_or_create
-from .new_objects import Defaults
+if TYPE_CHECKING:
+    from .bulk import Upserted
+    from .bulk_operation import Progress
+    from .duplicates import Duplicates
+    from .new_objects import Defaults
 
 __all__ = [
     "FindOrCreateDescriptor", "GetOrCreateDescriptor", "InsertManyDescriptor", "UpdateManyDescriptor",
@@ -130,6 +130,8 @@ class FindOrCreateDescriptor(_Descriptor):
 
         def find_or_create(defaults: Defaults = None, **filter_by: Any) -> _T:
             """The object that has these attributes, created on a miss; see `FindOrCreateDescriptor`."""
+            from .find_or_create import get_or_create  # not before it is used
+
             return get_or_create(source(), owner, filter_by, defaults)[0]
 
         return find_or_create
@@ -143,6 +145,8 @@ class GetOrCreateDescriptor(_Descriptor):
 
         def bound(defaults: Defaults = None, **filter_by: Any) -> tuple[_T, bool]:
             """As `find_or_create`, returning `(object, created)`; see `GetOrCreateDescriptor`."""
+            from .find_or_create import get_or_create
+
             return get_or_create(source(), owner, filter_by, defaults)
 
         return bound
@@ -169,6 +173,8 @@ class UpdateOrCreateDescriptor(_Descriptor):
             defaults: Mapping[str, Any], create_defaults: Mapping[str, Any] | None = None, **filter_by: Any
         ) -> tuple[_T, bool]:
             """Set `defaults` on what is found, or create it; see `UpdateOrCreateDescriptor`."""
+            from .find_or_create import update_or_create
+
             return update_or_create(source(), owner, filter_by, defaults, create_defaults)
 
         return bound
@@ -178,6 +184,8 @@ class InsertManyDescriptor(_Descriptor):
     """`Model.insert_many(rows, ...)`: `fictive.sqlalchemy.insert_many` of that model."""
 
     def __get__(self, instance: object, owner: type[_T]) -> _InsertMany[_T]:
+        from .bulk import insert_many
+
         return cast(_InsertMany[_T], _bound(insert_many, self._session(), owner))
 
 
@@ -185,6 +193,8 @@ class UpsertManyDescriptor(_Descriptor):
     """`Model.upsert_many(rows, key=..., ...)`: `fictive.sqlalchemy.upsert_many` of that model."""
 
     def __get__(self, instance: object, owner: type[Any]) -> _UpsertMany:
+        from .bulk import upsert_many
+
         return cast(_UpsertMany, _bound(upsert_many, self._session(), owner))
 
 
@@ -192,6 +202,8 @@ class UpdateManyDescriptor(_Descriptor):
     """`Model.update_many(rows, ...)`: `fictive.sqlalchemy.update_many` of that model."""
 
     def __get__(self, instance: object, owner: type[Any]) -> _UpdateMany:
+        from .bulk import update_many
+
         return cast(_UpdateMany, _bound(update_many, self._session(), owner))
 
 

@@ -18,7 +18,6 @@ from ..connection.pool import PATIENCE, BorrowingPool
 from ..connection.pooler import refusal
 from ..connection.replicas import Positions, positions_of
 from ..connection.statement_settings import NO_SETTINGS
-from ..connection.watched import watch
 from ..errors import TransactionRequired
 from ..report.watcher import WATCHER
 from . import private
@@ -84,6 +83,8 @@ class Scope:
             session = self._session()
             # `info` is made when it is first asked for: a session without one has no watcher
             if session is not None and "info" in session.__dict__ and WATCHER in session.info:
+                from ..connection.watched import watch  # not before there is one
+
                 watch(found.link, session.info[WATCHER])
             if lost is not None and self.keeps:
                 found.link.kept = lost.link.kept  # so that a pinned connection is not replaced in silence
