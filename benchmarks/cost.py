@@ -12,7 +12,7 @@ from .results import CALLS, INSTRUCTIONS, Cost
 if TYPE_CHECKING:
     from .measurements import Bench
 
-_FUNCTIONS = 15
+_FUNCTIONS = 10  # of a row, those that make most of it
 
 
 def count_calls(bench: Bench, python: str, drivers: Sequence[str]) -> Cost:

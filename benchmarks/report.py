@@ -107,7 +107,7 @@ def _counts_table(counts: Counts, run: Run) -> Table:
 
 
 def _cost_tables(cost: Cost) -> list[Table]:
-    """All rows; then of each where plain costs less than is aimed at, the functions that fictive calls more often."""
+    """All rows; then for each where plain costs less than is aimed at, the functions that fictive calls more often."""
     on = f"SQLAlchemy {cost.versions['SQLAlchemy']}"
     drivers = list(next(iter(cost.rows.values())))
     head = [f"{driver}: {name}" for driver in drivers for name in (*map(title, PEERS), "ratio")]
@@ -119,12 +119,13 @@ def _cost_tables(cost: Cost) -> list[Table]:
             cells.append([f"{cost.ratio(label, driver):.2f}"])
         rows.append([[label], *cells])
     found = [Table(f"{UNITS[cost.name]}, {on}", rows)]
-    for (label, driver), functions in cost.profiles.items():
-        head = ["function", *map(title, PEERS)]
-        lines = [[[name], *([f"{calls:.0f}"] for calls in both)] for name, *both in functions]
-        found.append(
-            Table(f"{label}, {driver}, {on}: where fictive calls more functions", [[[cell] for cell in head], *lines])
-        )
+    if cost.profiles:
+        lines = [[["work"], ["function, and how often plain and fictive call it"]]]
+        lines += [
+            [[f"{label}, {driver}"], [f"{name}: {plain:.0f}, {fictive:.0f}" for name, plain, fictive in functions]]
+            for (label, driver), functions in cost.profiles.items()
+        ]
+        found.append(Table(f"{UNITS[cost.name]}, {on}: where plain is ahead, what fictive calls more often", lines))
     return found
 
 

@@ -407,7 +407,7 @@ def test_calls_alone_leave_the_times_in_the_docs(tmp_path: Path) -> None:
     assert [path.name for path in report.write(run, tmp_path)] == ["calls.inc"]
     assert (tmp_path / "views.svg").exists()
     text = (tmp_path / "calls.inc").read_text(encoding="utf-8")
-    for part in ("SQLAlchemy 2.1", "psycopg: ratio", "0.80", "where fictive calls more functions"):
+    for part in ("SQLAlchemy 2.1", "psycopg: ratio", "0.80", "what fictive calls more often"):
         assert part in text
     assert "CPU one" not in text
 
