@@ -77,7 +77,7 @@ class Child:
     def __enter__(self) -> Child:
         with contextlib.ExitStack() as stack:
             self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="instructions-")))
-            valgrind = ["valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no"]
+            valgrind = ["valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no", self._pipes()]
             self._process = subprocess.Popen(
                 [*valgrind, f"--callgrind-out-file={self._directory}/out", *self._command],
                 cwd=ROOT,
@@ -125,10 +125,13 @@ class Child:
             raise RuntimeError("callgrind wrote no total")
         return int(found[1])
 
+    def _pipes(self) -> str:
+        """Where valgrind's pipes are: they go with the directory, even when the child is killed."""
+        return f"--vgdb-prefix={self._directory}/vgdb"
+
     def _control(self, what: str) -> None:
-        done = subprocess.run(
-            ["callgrind_control", what, str(self._process.pid)], capture_output=True, text=True, check=False
-        )
+        command = ["callgrind_control", self._pipes(), what, str(self._process.pid)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or "OK" not in done.stdout:
             raise RuntimeError(f"callgrind_control {what} failed: {done.stdout}{done.stderr}")
 
