@@ -131,7 +131,8 @@ assert app.test_client().get("/").text == "a"
 with app.app_context():
     db.engine.dispose()
 later = {LATER.split()}
-assert not [name for name in later if name in sys.modules]
+found = [name for name in later if name in sys.modules]
+assert not found, found
 
 import importlib
 for name in later:  # that they are what they are called today

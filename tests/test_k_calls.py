@@ -11,15 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-import sqlalchemy.orm as sa_orm
-from sqlalchemy.orm import Mapped, mapped_column
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from benchmarks import calls
 from benchmarks.schema import Databases
 from benchmarks.work import WORK
+from fictive.flask_sqlalchemy import OptInTransactionMixin
 from fictive.models import Repository
-from fictive.sqlalchemy import BorrowingPool, OptInSession, insert_many
 from fictive.testing.postgres import Server
 
 # Where plain's calls are not 1.0 times fictive's at least.
@@ -57,33 +57,37 @@ def test_k_calls_of_a_far_keyset_page_are_those_of_the_first(database_url: str) 
     assert pages["far of 1"] / pages["first of 1"] < 1.05, pages
 
 
+class _DB(OptInTransactionMixin, SQLAlchemy):
+    pass
+
+
 def _measure_pages(url: str) -> dict[str, float]:
     """The first keyset page, and one that begins after a row, by the key and by a text before it."""
+    app = Flask("pages")
+    app.config["SQLALCHEMY_DATABASE_URI"] = url
+    db: Any = _DB(app, model_class=type("Base", (DeclarativeBase,), {}))
 
-    class Base(sa_orm.DeclarativeBase):
-        pass
-
-    class Thing(Base):
+    class Thing(db.Model):  # type: ignore[misc]
         __tablename__ = "thing"
         id: Mapped[int] = mapped_column(primary_key=True)
         name: Mapped[str]
 
     found = {}
-    engine = sa.create_engine(url, poolclass=BorrowingPool)
-    Base.metadata.create_all(engine)
-    with OptInSession(engine) as session:
-        insert_many(session, Thing, ({"name": f"{n:05}"} for n in range(300)))
+    with app.app_context():
+        db.create_all()
+        things: Repository[Any] = Repository(db.session, Thing)
+        things.insert_many({"name": f"{n:05}"} for n in range(300))
         for order in ((), (Thing.name,)):
-            after = Repository[Thing](session).keyset_page(250, order_by=order).next
+            after = things.keyset_page(250, order_by=order).next
             for what, cursor in (("first", None), ("far", after)):
 
                 def page(cursor: str | None = cursor, order: Any = order) -> None:
-                    with OptInSession(engine) as own:
-                        page = Repository[Thing](own).keyset_page(20, after=cursor, order_by=order)
-                    assert len(page.items) == 20
+                    db.session.remove()
+                    assert len(things.keyset_page(20, after=cursor, order_by=order).items) == 20
 
                 found[f"{what} of {len(order)}"] = sum(calls.count(page, 20).values())
-    engine.dispose()
+        db.session.remove()
+        db.engine.dispose()
     return found
 
 

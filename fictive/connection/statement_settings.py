@@ -24,7 +24,6 @@ import sqlalchemy as sa
 
 from ..drivers import sqlstate
 from ..errors import ConfigurationError, LocalSettingsError, UnsupportedDialect
-from .replica_reads import read_from_replica
 
 if TYPE_CHECKING:
     from .classify import StatementClass
@@ -206,12 +205,11 @@ def execute_with_settings(
     if not driver.can_share(query, parameters):
         cursor.execute_in_transaction(query, parameters, written)
         return
-    if (
-        link.replicas is not None
-        and statement.is_plain_read
-        and read_from_replica(link, cursor, query, parameters, settings)
-    ):
-        return
+    if link.replicas is not None and statement.is_plain_read:
+        from .replica_reads import read_from_replica  # not before there is a replica
+
+        if read_from_replica(link, cursor, query, parameters, settings):
+            return
     server = link.keep() if owner.keeps else link.early or link.kept
     if server is None:
         if written is None and (stream := link.open_stream(settings)) is not None:
