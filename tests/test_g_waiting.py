@@ -431,6 +431,7 @@ def test_g2_a_killed_connection_is_made_again(engine: sa.Engine, look: Look) -> 
     assert waiting.result().state == "told"
 
 
+@pytest.mark.any_sqlalchemy
 def test_g2_a_restart_of_the_server(driver: str) -> None:
     with postgres.private_server() as server:
         engine = sa.create_engine(server.url(driver=driver))

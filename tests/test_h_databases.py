@@ -108,6 +108,7 @@ def test_h1_creators_at_once_all_succeed(server_url: str, name: str) -> None:
     assert sorted(map(str, results)) == ["False"] * 5 + ["True"]
 
 
+@pytest.mark.any_sqlalchemy
 @pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
 def test_h1_a_database_in_use_is_named_with_its_users(server_url: str, name: str) -> None:
     create_database(name, server_url=server_url)

@@ -26,6 +26,8 @@ from tests import fix_sandbox
 from tests.migrations import logging_as_it_was
 from tests.models import opt_in
 
+pytestmark = pytest.mark.any_sqlalchemy
+
 pytest_plugins = ["pytester"]
 
 SHOP = """

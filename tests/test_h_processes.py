@@ -31,7 +31,7 @@ Item = opt_in.Item
 Look = Callable[..., list[Any]]
 CHROMIUM = os.environ.get("FICTIVE_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 CHILD = [sys.executable, "-m", "tests.sandbox_child"]
-pytestmark = pytest.mark.usefixtures("nothing_remains")
+pytestmark = [pytest.mark.usefixtures("nothing_remains"), pytest.mark.any_sqlalchemy]
 
 
 def child(app: Flask, token: str, name: str) -> None:

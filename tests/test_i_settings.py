@@ -545,6 +545,7 @@ def _run(tmp_path: Path, *command: str, url: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.any_sqlalchemy
 def test_i4_engines_are_disposed_at_the_end_of_the_process(
     pg: postgres.Server, farewells: tuple[int, list[bool]], tmp_path: Path
 ) -> None:
@@ -555,6 +556,7 @@ def test_i4_engines_are_disposed_at_the_end_of_the_process(
     assert said == [True]
 
 
+@pytest.mark.any_sqlalchemy
 def test_i4_engines_are_disposed_on_sigterm_under_gunicorn(
     pg: postgres.Server, farewells: tuple[int, list[bool]], tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def test_the_ledger_finds_what_is_wrong() -> None:
     assert ledger.seen["two holders at once"] == 1
 
 
+@pytest.mark.any_sqlalchemy
 def test_each_job_of_an_outbox_is_done_once_under_kill_9(driver: str) -> None:
     arguments = ["--workers", "6", "--jobs", "500", "--kills", "8", "--driver", driver]
     ran = subprocess.run(

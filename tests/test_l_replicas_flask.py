@@ -117,11 +117,13 @@ def test_l1_a_replica_that_dies_fails_no_request(site: Site) -> None:
     assert {client.get("/").text for _ in range(5)} == {"a"}
 
 
+@pytest.mark.any_sqlalchemy
 def test_the_demo_of_replicas(driver: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert replica_demo.main(driver) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-2:] for line in lines if line.startswith("Ann reads: the replica is behind")] == [["1", "1"]]
 
 
+@pytest.mark.any_sqlalchemy
 def test_the_benchmark_of_replicas(driver: str) -> None:
     assert replicas.main(["--smoke", "--driver", driver]) == 0
