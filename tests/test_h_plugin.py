@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import types
 import unittest
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,20 @@ from tests import fix_sandbox
 from tests.migrations import logging_as_it_was
 from tests.models import opt_in
 
-pytestmark = pytest.mark.any_sqlalchemy
+pytestmark = [
+    pytest.mark.any_sqlalchemy,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # the apps of the tests within tests dispose of no engine
+]
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Their connections are not for the garbage collector of a later test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
 
 pytest_plugins = ["pytester"]
 
