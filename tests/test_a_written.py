@@ -190,6 +190,24 @@ def test_a34_a_savepoint_that_is_undone(session: OptInSession) -> None:
     assert (one.kids, two.kids, kid.owner) == ([kid], [], one)
 
 
+@way
+@pytest.mark.parametrize("expired", [True, False], ids=["not loaded", "loaded"])
+def test_a34_the_collection_of_a_foreign_key_that_was_not_loaded(
+    session: OptInSession, way: Way, expired: bool
+) -> None:
+    """SQLAlchemy does not load the old value of an attribute that is set: who had the object has to be found out."""
+    one, two = owners(session)
+    with way(session):
+        session.add(kid := Kid(owner_id=1, owner_code="one"))
+    owners(session)
+    if expired:
+        session.expire(kid, ["owner_id", "owner_code"])
+    with way(session):
+        kid.owner_id, kid.owner_code = 2, "two"
+    assert (one.kids, one.coded) == ([], set())
+    assert (two.kids, two.coded) == ([kid], {kid})
+
+
 def test_a34_what_is_right_already_is_not_loaded_again(session: OptInSession, database_url: str) -> None:
     one, _ = owners(session)
     one.kids.append(Kid(name="k"))

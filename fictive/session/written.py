@@ -126,34 +126,28 @@ def _is_other(values: Mapping[str, Any], relation: _Relation) -> bool:
 def _moved(session: Any, state: Any, relations: Sequence[_Relation]) -> Iterator[tuple[Any, str]]:
     """Collections that an object is in by its foreign key, or was, and which do not show it."""
     obj, values, before = state.obj(), state.dict, state.committed_state
+    is_new = state.key is None
     for relation in relations:
         foreign_keys = [fk for fk, _ in relation.pairs]
-        is_new = state.key is None
         if not is_new and not any(fk in before for fk in foreign_keys):
             continue
-        now = [values.get(fk) for fk in foreign_keys]
-        yield from _wrong(session, relation, now, obj, belongs=True)
-        if not is_new:
-            was = [before.get(fk, value) for fk, value in zip(foreign_keys, now, strict=True)]
-            if was != now:
-                yield from _wrong(session, relation, was, obj, belongs=False)
-
-
-def _wrong(
-    session: Any, relation: _Relation, values: Sequence[Any], obj: Any, *, belongs: bool
-) -> Iterator[tuple[Any, str]]:
-    for owner in _owners(session, relation, values):
-        if relation.key in owner.dict:
-            found = any(member is obj for member in _members(owner.dict[relation.key]))
-            if found != belongs:
-                yield owner, relation.key
+        owners = list(_owners(session, relation, [values.get(fk) for fk in foreign_keys]))
+        former = () if is_new else _owners(session, relation, [before.get(fk, values.get(fk)) for fk in foreign_keys])
+        for owner in {*owners, *former}:
+            if relation.key in owner.dict:
+                shows = any(member is obj for member in _members(owner.dict[relation.key]))
+                if shows != (owner in owners):
+                    yield owner, relation.key
 
 
 def _owners(session: Any, relation: _Relation, values: Sequence[Any]) -> Iterator[Any]:
-    """The states, among the session's, of what these foreign keys refer to."""
+    """The states, among the session's, of what these foreign keys refer to. One that was set without being loaded may
+    have been any: SQLAlchemy does not ask for the old value."""
     if None in values:
         return
-    wanted = {key: value for (_, key), value in zip(relation.pairs, values, strict=True)}
+    wanted = {
+        key: value for (_, key), value in zip(relation.pairs, values, strict=True) if value is not attributes.NO_VALUE
+    }
     primary = [relation.owner.get_property_by_column(column).key for column in relation.owner.primary_key]
     if set(primary) == set(wanted):
         identity = relation.owner.identity_key_from_primary_key(tuple(wanted[key] for key in primary))
