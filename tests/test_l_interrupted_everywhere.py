@@ -72,6 +72,7 @@ def pinned(ran: list[str]) -> None:
 def pinned_block(ran: list[str]) -> None:
     with db.pinned():
         db.session.execute(sa.text("set lock_timeout = 5"))
+        db.session.commit()
         with db.session.begin():
             db.session.execute(sa.text("select 1"))
 
@@ -80,6 +81,7 @@ def with_settings(ran: list[str]) -> None:
     db.local_settings(tenant)
     db.session.scalars(sa.select(Item)).all()
     insert("a")
+    db.session.commit()
     with db.session.begin():
         insert("b")
 
@@ -88,10 +90,13 @@ def tenant() -> dict[str, str]:
     return {"app.tenant": "a"}
 
 
-@pytest.fixture
-def app(make_app: Callable[..., Flask]) -> Iterator[Flask]:
+@pytest.fixture(params=["commit", "begin"])
+def app(make_app: Callable[..., Flask], request: pytest.FixtureRequest) -> Iterator[Flask]:
+    """Under both policies that let writes outside be."""
     options = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 1}
-    app = make_app(SQLALCHEMY_ENGINE_OPTIONS=options, FICTIVE_UNSAVED_CHANGES="ignore")
+    app = make_app(
+        SQLALCHEMY_ENGINE_OPTIONS=options, FICTIVE_UNSAVED_CHANGES="ignore", FICTIVE_WRITES_OUTSIDE=request.param
+    )
     with app.app_context():
         db.session.execute(sa.text("select 1"))
     yield app

@@ -99,20 +99,22 @@ class BorrowingPool(QueuePool):
         server.release()
 
     def _do_get(self) -> ConnectionPoolEntry:
-        me, record = object(), None
+        me: object = object()
+        taken: list[ConnectionPoolEntry] = []
         try:
             self._takers.add(me)
             self.wanted.add(me)
             if self.idle and not self._queued():
                 self._check_in_one()
-            record = super()._do_get()
+            # into the list at once: an interrupt between a call and the assignment of what it returns would lose it
+            taken.extend(map(QueuePool._do_get, (self,)))
             self.wanted.discard(me)
             self._takers.discard(me)
-            return record
+            return taken[0]
         except BaseException:
             self.wanted.discard(me)
             self._takers.discard(me)
-            if record is not None:
+            for record in taken:
                 super()._do_return_conn(record)  # as it came: ours might close it
             raise
 
