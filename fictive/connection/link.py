@@ -13,10 +13,10 @@ import contextlib
 import logging
 import re
 import time
-import traceback
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import sqlalchemy as sa
@@ -959,7 +959,7 @@ class SessionConnection(sa.Connection):
                 # SQLAlchemy has the traceback in a variable of a frame in it: what was on its way, a connection, would
                 # be held until the garbage is collected
                 del e
-                traceback.clear_frames(error.__traceback__)
+                clear_frames(error.__traceback__)
                 raise
             if in_transaction and first_error is None:
                 link.first_error = error

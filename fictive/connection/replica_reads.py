@@ -70,9 +70,7 @@ def _read(
     try:
         found = _execute(link, server, position, query, parameters, settings)
         if found is not None:
-            cursor.driver_cursor, cursor.description = found, found.description
-            if server.buffers:
-                cursor._rows = found.fetchall() if found.description is not None else None
+            cursor.take_over(found, server)
     except BaseException as error:
         lost = server.is_lost()
         if lost or not isinstance(error, Exception) or server.transaction_status() not in (0, -1):

@@ -230,9 +230,7 @@ class _Carrying:
             messages: deque[Any] = deque()
             commands = pending.take()
             for command in commands:
-                messages.append(
-                    functools.partial(pgconn.send_query_params, command.encode("utf-8", "surrogateescape"), None)
-                )
+                messages.append(functools.partial(pgconn.send_query_params, as_bytes(command), None))
             messages.append(
                 functools.partial(
                     pgconn.send_query_params,

@@ -93,9 +93,7 @@ class Psycopg2Driver(PostgreSQLDriver):
         dbapi = server.dbapi
         if dbapi.status == ext.STATUS_READY and not dbapi.autocommit:
             dbapi.autocommit = True
-        _Cursor(dbapi if type(dbapi) is _Connection else bare(dbapi)).execute(
-            "; ".join(commands).encode("utf-8", "surrogateescape")
-        )
+        _Cursor(bare(dbapi)).execute(as_bytes("; ".join(commands)))
 
     def commit(self, server: Any, releases: list[str]) -> None:
         dbapi = server.dbapi
@@ -187,7 +185,7 @@ class Psycopg2Driver(PostgreSQLDriver):
             message = b"BEGIN"
         else:
             pending.sent(riding)
-            message = "; ".join(riding).encode("utf-8", "surrogateescape")
+            message = as_bytes("; ".join(riding))
         cursor.carried = own
         try:
             return execute(message + b"; " + own)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import enum
 import logging
-import traceback
 import weakref
 from collections.abc import Callable
+from traceback import clear_frames
 from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -394,7 +394,7 @@ class Transaction(sa_orm.SessionTransaction):
     def _abandon_connections(self, error: BaseException) -> None:
         """After an interrupt, which may have left a transaction of the server's without one of SQLAlchemy's."""
         if not isinstance(error, Exception) and not self.is_plain:
-            traceback.clear_frames(error.__traceback__)  # a connection may be in one
+            clear_frames(error.__traceback__)  # a connection may be in one
             scope: Any = self.session._fictive  # type: ignore[attr-defined]
             scope.abandon_transactions(error)
 
@@ -441,7 +441,7 @@ class Transaction(sa_orm.SessionTransaction):
         return self
 
     def _leave(
-        self, type_: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         session = self.session
         if session._trans_context_manager is not self:
@@ -555,7 +555,7 @@ class Joined:
         return self
 
     def __exit__(
-        self, type_: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         if self.settings is not None:
             failed = True

@@ -146,7 +146,9 @@ def _owners(session: Any, relation: _Relation, values: Sequence[Any]) -> Iterato
     if None in values:
         return
     wanted = {
-        key: value for (_, key), value in zip(relation.pairs, values, strict=True) if value is not attributes.NO_VALUE
+        key: value
+        for (_, key), value in zip(relation.pairs, values, strict=True)
+        if value is not sa_orm.LoaderCallableStatus.NO_VALUE
     }
     primary = [relation.owner.get_property_by_column(column).key for column in relation.owner.primary_key]
     if set(primary) == set(wanted):
