@@ -7,7 +7,7 @@ import datetime
 import decimal
 import operator
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import AsBoolean, BooleanClauseList, Label, TextClause, UnaryExpression
 
-__all__ = ["UniqueKey", "conflict_target", "key_for", "key_over", "unique_keys"]
+__all__ = ["UniqueKey", "conflict_target", "key_for", "key_over", "keys_within", "unique_keys"]
 
 Values = Mapping[Any, Any]
 """What a lookup says of columns."""
@@ -85,12 +85,12 @@ def conflict_target(table: sa.Table, columns: Sequence[sa.Column[Any]], dialect_
     return (key_over(table, columns, dialect_name) or UniqueKey(tuple(columns))).target
 
 
-def key_for(tables: Collection[Any], values: Values, expressions: Expressions, dialect_name: str) -> UniqueKey | None:
-    """The unique key that two rows of a lookup would both have, so that there can be no two; None without one.
+def keys_within(
+    tables: Collection[Any], values: Values, expressions: Expressions, dialect_name: str
+) -> list[UniqueKey]:
+    """The unique keys whose columns are all in a lookup, the one that uses the most of it first.
 
-    Its columns are all in the lookup, and none of its parts is NULL, as NULLs are distinct unless the key says
-    otherwise. A partial index serves where the lookup implies its condition. Of several, the one that uses the most
-    of the lookup.
+    None of their parts is NULL, as NULLs are distinct unless the key says otherwise. No other value matters.
     """
     fitting = [
         key
@@ -98,9 +98,14 @@ def key_for(tables: Collection[Any], values: Values, expressions: Expressions, d
         if isinstance(table, sa.Table)
         for key in unique_keys(table, dialect_name)
         if all(_fits(element, values, expressions, key.nulls_distinct) for element in key.elements)
-        and (key.where is None or _implies(values, key.where))
     ]
-    return max(fitting, key=lambda key: len(key.columns), default=None)
+    return sorted(fitting, key=lambda key: len(key.columns), reverse=True)
+
+
+def key_for(keys: Iterable[UniqueKey], values: Values) -> UniqueKey | None:
+    """The first of these that two rows of a lookup would both have, so that there can be no two; None without one. A
+    partial index serves where the lookup implies its condition."""
+    return next((key for key in keys if key.where is None or _implies(values, key.where)), None)
 
 
 def _nulls_distinct(item: Any, dialect_name: str) -> bool:

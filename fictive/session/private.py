@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ __all__ = [
     "IdentityMapBase",
     "as_single_insert",
     "bind_parameters",
+    "cached_as_it_is",
     "commit_as_is",
     "connections_of",
     "connects_in_autocommit",
@@ -451,6 +453,25 @@ class _Instead:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cursor, name)
+
+
+def cached_as_it_is(statement: Any) -> Any:
+    """An INSERT that is kept, has its values as parameters and nobody changes: compiled once.
+
+    SQLAlchemy 2.0 compiles one with ON CONFLICT at each execution: its class has no key in the cache of statements.
+    """
+    if statement._generate_cache_key() is None:
+        made_by: Any = type(statement)
+        statement.__class__ = _with_itself_as_key(made_by)
+    return statement
+
+
+@functools.cache
+def _with_itself_as_key(class_: type) -> type:
+    def key(self: Any, anon_map: Any, bindparams: list[Any]) -> tuple[Any, ...]:
+        return (self,)
+
+    return type(class_.__name__, (class_,), {"inherit_cache": False, "_gen_cache_key": key})
 
 
 def load_run(state: sa_orm.InstanceState[Any]) -> int:
