@@ -208,6 +208,57 @@ def test_a34_the_collection_of_a_foreign_key_that_was_not_loaded(
     assert (two.kids, two.coded) == ([kid], {kid})
 
 
+@way
+@pytest.mark.parametrize("value", [sa.select(Owner.id).where(Owner.code == "two").scalar_subquery(), sa.null()])
+def test_a34_a_foreign_key_that_the_server_computes(session: OptInSession, way: Way, value: Any) -> None:
+    one, two = owners(session)
+    with way(session):
+        session.add(kid := Kid(name="k", owner_id=1))
+    owners(session)
+    assert kid.owner is one
+    with way(session):
+        kid.owner_id = value
+    moved = [kid] if kid.owner_id == 2 else []
+    assert (kid.owner, one.kids, two.kids) == (two if moved else None, [], moved)
+    with way(session):
+        session.add(other := Kid(name="o", owner_id=value))
+    assert two.kids == ([kid, other] if moved else [])
+
+
+@way
+def test_a34_the_owner_is_expired(session: OptInSession, way: Way) -> None:
+    one, two = owners(session)
+    with way(session):
+        session.add(kid := Kid(owner_id=1))
+    assert kid.owner is one
+    session.expire(one)
+    with way(session):
+        kid.owner_id = 2
+    assert (kid.owner, one.kids, two.kids) == (two, [], [kid])
+
+
+@way
+def test_a34_the_owner_is_new_too(session: OptInSession, way: Way) -> None:
+    new = Owner(id=50, kids=[Kid(name="a")], badge=None)
+    with way(session):
+        session.add_all([new, Kid(name="b", owner_id=50), Badge(id=5, owner_id=50)])
+    assert [kid.name for kid in new.kids] == ["a", "b"]
+    assert new.badge is session.get_one(Badge, 5)
+
+
+@way
+def test_a34_a_deleted_object_whose_row_another_takes(session: OptInSession, way: Way) -> None:
+    """SQLAlchemy makes one UPDATE of a DELETE and an INSERT with the same key."""
+    one, two = owners(session)
+    with way(session):
+        session.add(kid := Kid(id=5, owner_id=1))
+    assert one.kids == [kid]
+    with way(session):
+        session.delete(kid)
+        session.add(other := Kid(id=5, owner_id=2))
+    assert (one.kids, two.kids) == ([], [other])
+
+
 def test_a34_what_is_right_already_is_not_loaded_again(session: OptInSession, database_url: str) -> None:
     one, _ = owners(session)
     one.kids.append(Kid(name="k"))

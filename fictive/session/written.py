@@ -57,20 +57,27 @@ def note_written(session: Any, context: Any) -> None:
         return
     stale: list[tuple[Any, str]] = []
     deleted = []
+    owners: _Owners | None = None
+    doomed: Any = None
     for state, (is_delete, only_looked_at) in context.states.items():
-        if only_looked_at:
-            continue
         if is_delete:
-            deleted.append(state)
+            if only_looked_at and doomed is None:
+                doomed = session.deleted
+            if not only_looked_at or state.obj() in doomed:
+                deleted.append(state)  # also one whose row is another object's now
+            continue
+        if only_looked_at:
             continue
         known = state.manager.info
         relations = known[_RELATIONS] if _RELATIONS in known else None  # noqa: SIM401 - without a call
         if relations is None or relations.generation != _generation:
             relations = known[_RELATIONS] = _relations_of(state.manager.mapper)
         if relations.own:
-            stale += [(state, each.key) for each in relations.own if _is_other(state.dict, each)]
+            stale += [(state, each.key) for each in relations.own if _is_other(state, each)]
         if relations.incoming:
-            stale += _moved(session, state, relations.incoming)
+            if owners is None:
+                owners = _Owners(session, context.states)
+            stale += _moved(owners, state, relations.incoming)
     if deleted:
         stale += _holding(session, deleted)
     if stale:
@@ -112,56 +119,92 @@ def _pairs(local: sa_orm.Mapper[Any], remote: sa_orm.Mapper[Any], relation: Any)
         return ()
 
 
-def _is_other(values: Mapping[str, Any], relation: _Relation) -> bool:
-    """Whether a loaded many-to-one is another object than the foreign key says."""
+def _is_other(state: Any, relation: _Relation) -> bool:
+    """Whether a loaded many-to-one is another object than the foreign key says, or may be."""
+    values = state.dict
     if relation.key not in values:
         return False
-    target = values[relation.key]
+    target, expired = values[relation.key], state.expired_attributes
     if target is None:
-        return all(values.get(fk) is not None for fk, _ in relation.pairs)
+        return all(fk in expired or values.get(fk) is not None for fk, _ in relation.pairs)
     found = attributes.instance_dict(target)
-    return any(fk in values and key in found and values[fk] != found[key] for fk, key in relation.pairs)
+    for fk, key in relation.pairs:
+        if fk in values and key in found:
+            if values[fk] != found[key]:
+                return True
+        elif fk in expired or (fk in state.committed_state and key not in found):
+            return True
+    return False
 
 
-def _moved(session: Any, state: Any, relations: Sequence[_Relation]) -> Iterator[tuple[Any, str]]:
+def _moved(owners: _Owners, state: Any, relations: Sequence[_Relation]) -> Iterator[tuple[Any, str]]:
     """Collections that an object is in by its foreign key, or was, and which do not show it."""
     obj, values, before = state.obj(), state.dict, state.committed_state
     is_new = state.key is None
     for relation in relations:
         foreign_keys = [fk for fk, _ in relation.pairs]
+        if not state.expired_attributes.isdisjoint(foreign_keys):
+            # the server has computed it, and what it was before is forgotten
+            yield from ((owner, relation.key) for owner in owners.all(relation) if relation.key in owner.dict)
+            continue
         if not is_new and not any(fk in before for fk in foreign_keys):
             continue
-        owners = list(_owners(session, relation, [values.get(fk) for fk in foreign_keys]))
-        former = () if is_new else _owners(session, relation, [before.get(fk, values.get(fk)) for fk in foreign_keys])
-        for owner in {*owners, *former}:
+        now = list(owners.of(relation, [values.get(fk) for fk in foreign_keys]))
+        former = () if is_new else owners.of(relation, [before.get(fk, values.get(fk)) for fk in foreign_keys])
+        for owner in {*now, *former}:
             if relation.key in owner.dict:
                 shows = any(member is obj for member in _members(owner.dict[relation.key]))
-                if shows != (owner in owners):
+                if shows != (owner in now):
                     yield owner, relation.key
 
 
-def _owners(session: Any, relation: _Relation, values: Sequence[Any]) -> Iterator[Any]:
-    """The states, among the session's, of what these foreign keys refer to. One that was set without being loaded may
-    have been any: SQLAlchemy does not ask for the old value."""
-    if None in values:
-        return
-    wanted = {
-        key: value
-        for (_, key), value in zip(relation.pairs, values, strict=True)
-        if value is not sa_orm.LoaderCallableStatus.NO_VALUE
-    }
-    primary = [relation.owner.get_property_by_column(column).key for column in relation.owner.primary_key]
-    if set(primary) == set(wanted):
-        identity = relation.owner.identity_key_from_primary_key(tuple(wanted[key] for key in primary))
-        found = session.identity_map.get(identity)
-        if found is not None:
-            yield sa.inspect(found)
-        return
-    for each in session.identity_map.values():
-        if isinstance(each, relation.owner.class_):
-            found = attributes.instance_dict(each)
-            if all(key in found and found[key] == value for key, value in wanted.items()):
-                yield sa.inspect(each)
+class _Owners:
+    """The objects that foreign keys refer to: those of the session, and those that the same flush has added."""
+
+    def __init__(self, session: Any, flushed: Mapping[Any, tuple[bool, bool]]) -> None:
+        self._session = session
+        self._flushed = flushed
+        self._new: dict[Any, Any] | None = None
+
+    def all(self, relation: _Relation) -> Iterator[Any]:
+        for state in [*self._session.identity_map.all_states(), *self._added().values()]:
+            if state.manager.mapper.isa(relation.owner):
+                yield state
+
+    def of(self, relation: _Relation, values: Sequence[Any]) -> Iterator[Any]:
+        """The states of what these foreign keys refer to. One that was set without being loaded may have been any:
+        SQLAlchemy does not ask for the old value."""
+        if None in values:
+            return
+        wanted = {
+            key: value
+            for (_, key), value in zip(relation.pairs, values, strict=True)
+            if value is not sa_orm.LoaderCallableStatus.NO_VALUE
+        }
+        primary = [relation.owner.get_property_by_column(column).key for column in relation.owner.primary_key]
+        if set(primary) == set(wanted):
+            identity = relation.owner.identity_key_from_primary_key(tuple(wanted[key] for key in primary))
+            found = self._session.identity_map.get(identity)
+            state = self._added().get(identity) if found is None else sa.inspect(found)
+            if state is not None:
+                yield state
+            return
+        for state in self.all(relation):
+            if all(key in state.dict and state.dict[key] == value for key, value in wanted.items()):
+                yield state
+
+    def _added(self) -> Mapping[Any, Any]:
+        """By the key under which the session is about to have them; those without a relationship are left out."""
+        if self._new is None:
+            self._new = {
+                state.manager.mapper.identity_key_from_instance(state.obj()): state
+                for state, (is_delete, only_looked_at) in self._flushed.items()
+                if state.key is None
+                and not is_delete
+                and not only_looked_at
+                and not state.dict.keys().isdisjoint(state.manager.mapper.relationships.keys())
+            }
+        return self._new
 
 
 def _holding(session: Any, deleted: Sequence[Any]) -> Iterator[tuple[Any, str]]:
