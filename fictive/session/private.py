@@ -9,6 +9,7 @@ import contextlib
 import functools
 import itertools
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ __all__ = [
     "join_events",
     "key_of",
     "load_numbers",
+    "load_of_row",
     "load_run",
     "loaded_as",
     "locks_rows",
@@ -112,6 +114,17 @@ def load_numbers() -> Any:
     cells = getattr(sa_loading._new_runid, "__closure__", None) or ()
     found = [cell.cell_contents for cell in cells if isinstance(cell.cell_contents, itertools.count)]
     return found[0] if found else iter(sa_loading._new_runid, object())
+
+
+_ROW_PROCESSOR = next(
+    each for each in sa_loading._instance_processor.__code__.co_consts if getattr(each, "co_name", None) == "_instance"
+)
+"""The code by which SQLAlchemy makes an object of a row, or finds it in the session."""
+
+
+def load_of_row(caller: types.FrameType) -> Any:
+    """The `QueryContext` of the row that `caller` reads; None where it is other code, which reads none."""
+    return caller.f_locals["context"] if caller.f_code is _ROW_PROCESSOR else None
 
 
 def in_identity_map(session: sa_orm.Session, mapper: Any, ident: Any, options: Mapping[str, Any]) -> bool:
