@@ -369,3 +369,21 @@ def test_a18_a_value_that_the_driver_refuses_costs_no_connection(
         with pytest.raises((TypeError, sa.exc.StatementError)):
             write(db, Blob, _rows(count, body="text"))
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_d7_columns_of_any_name(db: OptInSession, engine: sa.Engine) -> None:
+    """As long as PostgreSQL's may be, and called as one of our own."""
+
+    class Named(DeclarativeBase):
+        pass
+
+    class Long(Named):
+        __tablename__ = "contract_long"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        k: Mapped[int] = mapped_column("k" * 63, unique=True)
+        v: Mapped[str] = mapped_column("fictive_created")
+
+    Named.metadata.create_all(engine)
+    found = [update_or_create(db, Long, {"k": 1}, {"v": v}) for v in "aabb"]
+    assert [created for _, created in found] == [True, False, False, False]
+    assert (found[0][0].k, found[0][0].v) == (1, "b")
