@@ -433,3 +433,32 @@ def test_d6_a_class_that_an_expression_tells(db: OptInSession, engine: sa.Engine
             changes = [{"v": v, **given} for v in "cd"]
             updated = [update_or_create(db, model, {"k": k + 20}, each) for each in changes]
             assert [(each.v, created) for each, created in updated] == [("d", True), ("d", False)]
+
+
+def test_d7_a_hierarchy_that_loads_its_subclasses(db: OptInSession, engine: sa.Engine) -> None:
+    """`with_polymorphic="*"` joins their tables, whose rows are not locked."""
+
+    class Kinds(DeclarativeBase):
+        pass
+
+    class Staff(Kinds):
+        __tablename__ = "contract_staff"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
+        k: Mapped[int]
+        v: Mapped[str]
+        __mapper_args__ = {
+            "polymorphic_on": "kind", "polymorphic_identity": "staff", "with_polymorphic": "*"
+        }  # fmt: skip
+
+    class Cook(Staff):
+        __tablename__ = "contract_cook"
+        id: Mapped[int] = mapped_column(sa.ForeignKey(Staff.id), primary_key=True)
+        w: Mapped[str | None]
+        __mapper_args__ = {"polymorphic_identity": "cook"}
+
+    Kinds.metadata.create_all(engine)
+    assert [update_or_create(db, Staff, {"k": 1}, {"v": v})[1] for v in "ab"] == [True, False]
+    assert [update_or_create(db, Cook, {"k": 2}, {"v": v, "w": v})[1] for v in "ab"] == [True, False]
+    cook, created = update_or_create(db, Staff, {"k": 2}, {"v": "c"})
+    assert (type(cook), cook.v, cook.w, created) == (Cook, "c", "b", False)

@@ -165,8 +165,9 @@ class LookupOperation:
             if not lacks(self.mapper.local_table, columns):
                 return self._update_or_create_by_key(changes, values, columns, self.key)
         with self._alone_with_lookup() as (aside, level):
-            # a concrete class may be a subquery of its table, which has no other name to lock by
-            of = None if self.mapper.concrete else self.mapper.class_
+            # of=class_ would be the tables of subclasses too, where `with_polymorphic` joins them; a concrete class
+            # may be a subquery of its table, which has no other name to lock by
+            of = None if self.mapper.concrete else list(self.mapper.tables)
             locking = self.lookup.select().with_for_update(key_share=True, of=of)
             for left in reversed(range(_ROUNDS)):
                 rows = aside.scalars(locking).unique()
