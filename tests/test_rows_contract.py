@@ -279,6 +279,58 @@ def test_a30_two_keys_that_are_one_in_the_database(db: OptInSession, engine: sa.
     assert db.scalar(sa.select(Priced.v).where(Priced.price == decimal.Decimal("1"))) == "a"
 
 
+class Folded(sa.types.TypeDecorator[Any]):
+    """Two values that Python tells apart are one in the database."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else ",".join(value).lower()
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else value.split(",")
+
+
+@pytest.mark.parametrize("count", [2, 600])
+@pytest.mark.parametrize("key", [["tags"], ["a", "b"]])
+def test_d8_keys_that_only_the_database_compares(
+    db: OptInSession, engine: sa.Engine, key: list[str], count: int
+) -> None:
+    """By a decorator's type, of lists besides, and by a key in which NULLs are one."""
+
+    class Keys(DeclarativeBase):
+        pass
+
+    class Tagged(Keys):
+        __tablename__ = "contract_tagged"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        tags: Mapped[Any] = mapped_column(Folded, unique=True, nullable=True)
+        a: Mapped[int | None]
+        b: Mapped[int | None]
+        v: Mapped[str]
+        __table_args__ = (sa.UniqueConstraint("a", "b", postgresql_nulls_not_distinct=True),)
+
+    Keys.metadata.create_all(engine)
+    rows = [{"tags": [str(n)], "a": n, "b": n, "v": "m"} for n in range(count - 2)]
+    rows += [{"tags": ["X"], "a": -1, "b": None, "v": "1"}, {"tags": ["x"], "a": -1, "b": None, "v": "2"}]
+    if key == ["a", "b"]:
+        rows = [{**row, "tags": None} for row in rows]
+    else:
+        rows = [{**row, "a": n, "b": n} for n, row in enumerate(rows)]
+    for update in (None, []):
+        with pytest.raises(DuplicateRows):
+            upsert_many(db, Tagged, rows, key=key, update=update)
+    assert upsert_many(db, Tagged, rows, key=key, duplicates="last") == Upserted(count - 1, 0, 1)
+    assert db.scalars(sa.select(Tagged.v).where(Tagged.v != "m")).all() == ["2"]
+    if key == ["tags"]:
+        for given, wanted in ((rows, "2"), (rows[::-1], "1")):
+            update_many(db, Tagged, given, key=key, duplicates="last")
+            assert db.scalars(sa.select(Tagged.v).where(Tagged.v != "m")).all() == [wanted]
+        with pytest.raises(DuplicateRows):
+            update_many(db, Tagged, rows, key=key)
+
+
 def test_a31_writes_go_where_a_routing_session_writes(engine: sa.Engine, look: Look) -> None:
     replica = sa.create_engine(engine.url.update_query_dict({"options": "-c default_transaction_read_only=on"}))
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ClauseElement, Executable
 
 from .stored_values import as_stored, bound, images_differ, texts_differ
-from .unique_keys import conflict_target
+from .unique_keys import conflict_target, key_over
 
 __all__ = ["EXCLUDED", "WAS_INSERTED", "CreateStaging", "DropStaging", "StagingTable", "Upsert", "insert_into",
            "of_class", "on_conflict_update"]  # fmt: skip
@@ -230,20 +230,26 @@ class Upsert:
 
     # -- duplicates ---------------------------------------------------------------------------------------------------
 
+    @property
+    def nulls_are_one(self) -> bool:
+        """Whether two keys with NULL are one, by NULLS NOT DISTINCT."""
+        key = key_over(self.table, self.key, self.dialect.name)
+        return key is not None and not key.nulls_distinct
+
     def duplicate_in(self, stage: StagingTable) -> Any:
         """A key that is staged twice."""
         keys = [stage[column] for column in self.key]
-        given = [key.is_not(None) for key in keys]
+        given = [] if self.nulls_are_one else [key.is_not(None) for key in keys]
         return sa.select(*keys).where(*given).group_by(*keys).having(sa.func.count() > 1).limit(1)
 
     def _last_of_each(self, stage: StagingTable) -> Any:
-        """What is staged, without rows whose key comes again; a key with a NULL in it is like no other."""
+        """What is staged, without rows whose key comes again; a key with a NULL in it is like no other, as a rule."""
         keys = [stage[column] for column in self.key]
         rank = sa.func.row_number().over(partition_by=keys, order_by=stage.number.desc()).label("fictive_rank")
         ranked = sa.select(*(stage[column] for column in stage.columns), rank).subquery("ranked")
-        nullable = [ranked.c[column.key].is_(None) for column in self.key if column.nullable]
+        nullable = [] if self.nulls_are_one else [c for c in self.key if c.nullable]
         return sa.select(*(ranked.c[column.key] for column in stage.columns)).where(
-            sa.or_(ranked.c.fictive_rank == 1, *nullable)
+            sa.or_(ranked.c.fictive_rank == 1, *(ranked.c[column.key].is_(None) for column in nullable))
         )
 
     def _order(self, source: Any) -> list[Any]:
