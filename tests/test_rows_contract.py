@@ -514,3 +514,24 @@ def test_d7_a_hierarchy_that_loads_its_subclasses(db: OptInSession, engine: sa.E
     assert [update_or_create(db, Cook, {"k": 2}, {"v": v, "w": v})[1] for v in "ab"] == [True, False]
     cook, created = update_or_create(db, Staff, {"k": 2}, {"v": "c"})
     assert (type(cook), cook.v, cook.w, created) == (Cook, "c", "b", False)
+
+
+def test_d7_an_update_that_a_trigger_cancels(db: OptInSession, look: Look) -> None:
+    """The row after it is still one that was inserted, in the same statement and in a later one."""
+    look("create function contract_cancel() returns trigger language plpgsql as 'begin return null; end'")
+    look(
+        "create trigger cancel before update on contract_person for each row when (new.y = 0)"
+        " execute function contract_cancel()"
+    )
+    try:
+        for count in (1, 600):
+            names = [f"{count} {n:04}" for n in range(2 * count)]
+            insert_many(db, Person, [{"name": name, "y": 1} for name in names[:count]])
+            rows = [{"name": name, "y": 0} for name in names]
+            assert upsert_many(db, Person, rows, key="name") == Upserted(count, 0, count)
+        with db.begin():
+            made = [update_or_create(db, Person, {"name": name}, {"y": 0})[1] for name in ("1 0000", "a", "b")]
+            made.append(update_or_create(db, Person, {"name": "b"}, {"y": 2})[1])
+            assert made == [False, True, True, False]
+    finally:
+        look("drop function contract_cancel() cascade")
