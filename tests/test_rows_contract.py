@@ -21,7 +21,7 @@ from fictive.errors import ConfigurationError, DuplicateRows
 from fictive.models import Repository
 from fictive.rows.bulk import Upserted, insert_many, update_many, upsert_many
 from fictive.rows.find_or_create import get_or_create, update_or_create
-from fictive.rows.many_to_many import m2m_add, m2m_set
+from fictive.rows.many_to_many import m2m_add, m2m_remove, m2m_set
 from fictive.session.session import OptInSession
 
 Look = Callable[..., list[Any]]
@@ -535,3 +535,51 @@ def test_d7_an_update_that_a_trigger_cancels(db: OptInSession, look: Look) -> No
             assert made == [False, True, True, False]
     finally:
         look("drop function contract_cancel() cascade")
+
+
+class Reversed(sa.types.TypeDecorator[str]):
+    """Stored as an SQL function makes it, as with encryption on the server."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def bind_expression(self, bindparam: Any) -> Any:
+        return sa.func.reverse(bindparam)
+
+    def column_expression(self, column: Any) -> Any:
+        return sa.func.reverse(column)
+
+
+def test_e3_keys_that_sql_makes(db: OptInSession, engine: sa.Engine, look: Look) -> None:
+    class Sides(DeclarativeBase):
+        pass
+
+    links = sa.Table(
+        "contract_words", Sides.metadata,
+        sa.Column("one", sa.ForeignKey("contract_word.name"), primary_key=True),
+        sa.Column("other", sa.ForeignKey("contract_word.name"), primary_key=True),
+        sa.Column("note", Reversed, default=lambda: "made"),
+    )  # fmt: skip
+
+    class Word(Sides):
+        __tablename__ = "contract_word"
+        name: Mapped[str] = mapped_column(Reversed, primary_key=True)
+        others: Mapped[list["Word"]] = sa_orm.relationship(  # noqa: UP037
+            secondary=links,
+            primaryjoin=lambda: Word.name == links.c.one,
+            secondaryjoin=lambda: Word.name == links.c.other,
+        )
+
+    Sides.metadata.create_all(engine)
+    words = [Word(name=name) for name in ("ab", "cd", "ef")]
+    db.add_all(words)
+    db.commit()
+    assert set(m2m_add(db, words[0], Word.others, "ab", words[1])) == {"ab", "cd"}
+    assert look("select one, other, note from contract_words order by 2") == [
+        ("ba", "ba", "edam"),
+        ("ba", "dc", "edam"),
+    ]
+    changes = m2m_set(db, words[0], Word.others, "cd", "ef")
+    assert (changes.added, changes.removed) == (("ef",), ("ab",))
+    assert m2m_remove(db, words[0], Word.others, "ef", "ab") == ("ef",)
+    assert words[0].others == [words[1]]
