@@ -165,7 +165,10 @@ class LookupOperation:
             if not lacks(self.mapper.local_table, columns):
                 return self._update_or_create_by_key(changes, values, columns, self.key)
         with self._alone_with_lookup() as (aside, level):
-            locking = self.lookup.select().with_for_update(key_share=True, of=self.mapper.class_)
+            # of=class_ would be the tables of subclasses too, where `with_polymorphic` joins them; a concrete class
+            # may be a subquery of its table, which has no other name to lock by
+            of = None if self.mapper.concrete else list(self.mapper.tables)
+            locking = self.lookup.select().with_for_update(key_share=True, of=of)
             for left in reversed(range(_ROUNDS)):
                 rows = aside.scalars(locking).unique()
                 found = rows.one_or_none() if left else rows.one()
@@ -196,10 +199,12 @@ class LookupOperation:
         return self._made
 
     def _is_plain(self, *events: str) -> bool:
-        """Whether one INSERT is all there is to creating: one table, and nobody listens."""
+        """Whether one INSERT is all there is to creating: one table, which tells the class, and nobody listens."""
+        mapper = self.mapper
         return (
-            isinstance(self.mapper.local_table, sa.Table)
-            and len(self.mapper.tables) == 1
+            isinstance(mapper.local_table, sa.Table)
+            and len(mapper.tables) == 1
+            and (mapper.polymorphic_on is None or mapper.polymorphic_on in set(mapper.local_table.columns))
             and not private.has_listeners(self.mapper, *events)
         )
 

@@ -16,7 +16,7 @@ from .column_defaults import UpdateDefaults
 from .lookups import Lookup
 from .stored_values import as_stored, database_type, texts_differ
 from .unique_keys import UniqueKey
-from .upsert_sql import EXCLUDED, WAS_INSERTED, insert_into, of_class, on_conflict_update
+from .upsert_sql import EXCLUDED, insert_into, of_class, on_conflict_update, was_inserted
 
 __all__ = [
     "committed_elsewhere",
@@ -110,9 +110,11 @@ def upsert(lookup: Lookup, values: Values, changes: Values, key: UniqueKey, dial
         dialect,
         only_where=[*beyond_key, *of_class(mapper)],
     )
-    written = statement.returning(*table.columns, WAS_INSERTED.label(_CREATED)).cte("fictive_written")
+    # SQLAlchemy would cut a long name outside of the CTE and not within
+    columns = [column.label(f"fictive_{n}") for n, column in enumerate(table.columns)]
+    written = statement.returning(*columns, was_inserted(key.target).label(_CREATED)).cte("fictive_written")
     there = [~texts_differ(column, value, dialect) for column, value in changes.items()]
-    unchanged = sa.select(*table.columns, sa.false().label(_CREATED)).where(
+    unchanged = sa.select(*columns, sa.false().label(_CREATED)).where(
         *lookup.criteria, *there, ~sa.exists(sa.select(sa.literal_column("1")).select_from(written))
     )
     found = sa.union_all(sa.select(*written.columns), unchanged).subquery("fictive_found")

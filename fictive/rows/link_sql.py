@@ -243,12 +243,21 @@ def _extra(column: sa.Column[Any]) -> str:
 
 def unnested(
     dialect: sa.Dialect, name: str, columns: Sequence[tuple[str, sa.types.TypeEngine[Any], Sequence[Any]]]
-) -> sa.TableValuedAlias:
+) -> sa.FromClause:
     """A table called `name` of values: for each column its name, its type and its values, all of one length. One array
     is one parameter, whatever its length (PostgreSQL documentation, "Set Returning Functions")."""
     arrays = [_array(dialect, type_, values) for _, type_, values in columns]
-    names = [sa.column(column, type_) for column, type_, _ in columns]
-    return sa.func.unnest(*arrays).table_valued(*names).render_derived(name=name)
+    names: list[Any] = [sa.column(column, type_) for column, type_, _ in columns]
+    table = sa.func.unnest(*arrays).table_valued(*names)
+    # what a type does to a parameter in SQL, it does here to the elements
+    elements = [element.type.bind_expression(element) for element in names]
+    if all(element is None for element in elements):
+        return table.render_derived(name=name)
+    stored = [
+        own.label(own.name) if element is None else sa.type_coerce(element, own.type).label(own.name)
+        for own, element in zip(names, elements, strict=True)
+    ]
+    return sa.select(*stored).select_from(table.render_derived(name=f"{name}_raw")).subquery(name)
 
 
 def _array(dialect: sa.Dialect, type_: sa.types.TypeEngine[Any], values: Sequence[Any]) -> sa.ColumnElement[Any]:

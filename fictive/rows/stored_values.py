@@ -87,7 +87,10 @@ _EXACT: tuple[tuple[type, frozenset[type]], ...] = (
 
 
 def is_exact(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> bool:
-    """Whether values that Python tells apart are stored as values that PostgreSQL tells apart."""
+    """Whether values that Python tells apart are stored as values that PostgreSQL tells apart. A decorator may make
+    one of two, or take values that Python cannot compare."""
+    if isinstance(type_._variant_mapping.get(dialect.name, type_), sa.types.TypeDecorator):
+        return False
     stored: Any = database_type(type_, dialect)
     if isinstance(stored, sa.String):
         return not isinstance(stored, (sa.CHAR, postgresql.CITEXT)) and stored.collation is None

@@ -14,22 +14,33 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ClauseElement, Executable
 
 from .stored_values import as_stored, bound, images_differ, texts_differ
-from .unique_keys import conflict_target
+from .unique_keys import conflict_target, key_over
 
-__all__ = ["EXCLUDED", "WAS_INSERTED", "CreateStaging", "DropStaging", "StagingTable", "Upsert", "insert_into",
-           "of_class", "on_conflict_update"]  # fmt: skip
+__all__ = ["EXCLUDED", "CreateStaging", "DropStaging", "StagingTable", "Upsert", "insert_into",
+           "of_class", "on_conflict_update", "was_inserted"]  # fmt: skip
 
 EXCLUDED: Any = object()
 """Instead of a value: what the row to insert has for the column."""
 
 # Whether a row that comes back was inserted. `xmax` would tell, but a partitioned table, a view, and a role with
-# privileges on some columns have none. So an update leaves a mark for the RETURNING of its row, which takes it off.
-_MARK: Any = sa.literal_column("set_config('fictive.met', '1', true) = '1'", sa.Boolean)
-WAS_INSERTED: sa.ColumnElement[bool] = sa.literal_column(
-    "CASE WHEN current_setting('fictive.met', true) = '1'"
-    " THEN set_config('fictive.met', '', true) <> '' ELSE true END",
-    sa.Boolean,
-)
+# privileges on some columns have none. So an update leaves its key as a mark for the RETURNING of its row, which takes
+# it off; where a trigger cancels the update, the mark is no other row's.
+_NAME: Any = sa.literal_column("'fictive.met'", sa.Text)
+_TAKEN_OFF: Any = sa.literal_column("set_config('fictive.met', '', true) <> ''", sa.Boolean)  # false
+
+
+def _key_text(target: Mapping[str, Any]) -> Any:
+    return sa.cast(sa.func.row(*target["index_elements"]), sa.Text)
+
+
+def _leaves_mark(target: Mapping[str, Any]) -> sa.ColumnElement[bool]:
+    return sa.func.set_config(_NAME, _key_text(target), sa.true()).is_not(None)
+
+
+def was_inserted(target: Mapping[str, Any]) -> sa.ColumnElement[bool]:
+    """For RETURNING: whether the row was inserted, or else updated, by a statement with this ON CONFLICT target."""
+    marked = sa.func.current_setting(_NAME, sa.true()) == _key_text(target)
+    return sa.case((marked, _TAKEN_OFF), else_=sa.true())
 
 
 def insert_into(table: Any, dialect_name: str) -> Any:
@@ -76,7 +87,7 @@ def on_conflict_update(
     values |= {column: bound(value, column.type) for column, value in besides.items()}
     changes = sa.and_(sa.or_(*differences, *also_where), *only_where)
     if dialect.name == "postgresql":
-        changes = sa.case((changes, _MARK), else_=sa.false())
+        changes = sa.case((changes, _leaves_mark(target)), else_=sa.false())
     return insert.on_conflict_do_update(**target, set_=values, where=changes)
 
 
@@ -159,7 +170,9 @@ class Upsert:
         """`INSERT … ON CONFLICT`, its values not yet given. On PostgreSQL a row comes back for each that was written:
         whether it was inserted, and `deleted_key`."""
         upsert = self._on_conflict(insert_into(self.table, self.dialect.name))
-        returned = self.deleted_key() if self.dialect.name == "sqlite" else [WAS_INSERTED, *self.deleted_key()]
+        returned = (
+            self.deleted_key() if self.dialect.name == "sqlite" else [was_inserted(self._target), *self.deleted_key()]
+        )
         return upsert.returning(*returned) if returned else upsert
 
     def upsert_from(self, stage: StagingTable, *, last_wins: bool) -> Any:
@@ -170,7 +183,8 @@ class Upsert:
         source: Any = self._last_of_each(stage).subquery("last") if last_wins else stage.table
         select = sa.select(*(source.c[column.key] for column in stage.columns)).order_by(*self._order(source))
         insert = postgresql.insert(self.table).from_select([column.key for column in stage.columns], select)
-        done = self._on_conflict(insert).returning(WAS_INSERTED.label("fresh"), *self.deleted_key()).cte("done")
+        fresh = was_inserted(self._target).label("fresh")
+        done = self._on_conflict(insert).returning(fresh, *self.deleted_key()).cte("done")
         counts = [sa.func.count().filter(done.c.fresh), sa.func.count()]
         for column in list(done.c)[1:]:  # none, or those of deleted_key()
             texts: Any = sa.func.array_agg(sa.cast(column, sa.Text)).filter(done.c.fictive_live.is_not(None))
@@ -186,8 +200,12 @@ class Upsert:
             return []
         return [self.live.label("fictive_live"), *(c.label(f"fictive_key_{n}") for n, c in enumerate(self.key))]
 
+    @property
+    def _target(self) -> dict[str, Any]:
+        return conflict_target(self.table, self.key, self.dialect.name)
+
     def _on_conflict(self, insert: Any) -> Any:
-        target = conflict_target(self.table, self.key, self.dialect.name)
+        target = self._target
         deleted = [] if self.live is None else [self.live.is_not(None)]
         if not self.update and not deleted:
             return insert.on_conflict_do_nothing(**target)
@@ -230,20 +248,26 @@ class Upsert:
 
     # -- duplicates ---------------------------------------------------------------------------------------------------
 
+    @property
+    def nulls_are_one(self) -> bool:
+        """Whether two keys with NULL are one, by NULLS NOT DISTINCT."""
+        key = key_over(self.table, self.key, self.dialect.name)
+        return key is not None and not key.nulls_distinct
+
     def duplicate_in(self, stage: StagingTable) -> Any:
         """A key that is staged twice."""
         keys = [stage[column] for column in self.key]
-        given = [key.is_not(None) for key in keys]
+        given = [] if self.nulls_are_one else [key.is_not(None) for key in keys]
         return sa.select(*keys).where(*given).group_by(*keys).having(sa.func.count() > 1).limit(1)
 
     def _last_of_each(self, stage: StagingTable) -> Any:
-        """What is staged, without rows whose key comes again; a key with a NULL in it is like no other."""
+        """What is staged, without rows whose key comes again; a key with a NULL in it is like no other, as a rule."""
         keys = [stage[column] for column in self.key]
         rank = sa.func.row_number().over(partition_by=keys, order_by=stage.number.desc()).label("fictive_rank")
         ranked = sa.select(*(stage[column] for column in stage.columns), rank).subquery("ranked")
-        nullable = [ranked.c[column.key].is_(None) for column in self.key if column.nullable]
+        nullable = [] if self.nulls_are_one else [c for c in self.key if c.nullable]
         return sa.select(*(ranked.c[column.key] for column in stage.columns)).where(
-            sa.or_(ranked.c.fictive_rank == 1, *nullable)
+            sa.or_(ranked.c.fictive_rank == 1, *(ranked.c[column.key].is_(None) for column in nullable))
         )
 
     def _order(self, source: Any) -> list[Any]:
