@@ -70,7 +70,7 @@ class Tag(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
-sa.Table(
+owner_mark = sa.Table(
     "owner_mark",
     Base.metadata,
     sa.Column("owner_id", sa.ForeignKey("owner.id", ondelete="CASCADE"), primary_key=True),
@@ -324,6 +324,105 @@ def test_a34_what_is_right_already_is_not_loaded_again(session: OptInSession, da
     assert len(one.kids) == 1
     assert (one.badge, one.tags, one.marks, one.signed) == (None, [], [], [])
     assert sent == []
+
+
+STATEMENTS: dict[str, Callable[[sa_orm.Session], Any]] = {
+    "update": lambda s: s.execute(sa.update(Kid).where(Kid.id == 1).values(owner_id=2, name="elder")),
+    "update, by query": lambda s: s.query(Kid).filter(Kid.id == 1).update({"owner_id": 2}),
+    "update, not synchronized": lambda s: s.execute(
+        sa.update(Kid).where(Kid.id == 1).values(owner_id=2), execution_options={"synchronize_session": False}
+    ),
+    "update, by key": lambda s: s.execute(sa.update(Kid), [{"id": 1, "owner_id": 2}]),
+    "update, by parameters": lambda s: s.execute(sa.update(Kid.__table__).where(Kid.id == 1), {"owner_id": 2}),
+    "update a table": lambda s: s.execute(sa.update(Kid.__table__).where(Kid.id == 1).values(owner_id=2)),
+    "update in order": lambda s: s.execute(sa.update(Kid).ordered_values((Kid.name, "elder"), (Kid.owner_id, 2))),
+    "update what a row is named by": lambda s: s.execute(sa.update(Owner).where(Owner.id == 2).values(code="first")),
+    "update of a subclass": lambda s: s.execute(sa.update(Toddler).values(owner_id=1)),
+    "delete": lambda s: s.execute(sa.delete(Kid).where(Kid.id == 1)),
+    "delete, by query": lambda s: s.query(Kid).filter(Kid.id == 1).delete(),
+    "delete, not synchronized": lambda s: s.query(Kid).filter(Kid.id == 1).delete(synchronize_session=False),
+    "delete from a table": lambda s: s.execute(sa.delete(Kid.__table__).where(Kid.id == 1)),
+    "delete, returning": lambda s: s.execute(sa.delete(Kid).where(Kid.id == 1).returning(Kid.id)).all(),
+    "insert": lambda s: s.execute(sa.insert(Kid).values(id=9, owner_id=1, name="second")),
+    "insert, returning": lambda s: s.scalars(sa.insert(Kid).returning(Kid), [{"id": 9, "owner_id": 1}]).all(),
+    "insert, many": lambda s: s.execute(sa.insert(Kid), [{"id": 9, "owner_id": 1}, {"id": 10, "owner_id": 2}]),
+    "insert into a table": lambda s: s.execute(sa.insert(Badge.__table__).values(id=9, owner_id=1)),
+    "insert a link": lambda s: s.execute(sa.insert(owner_mark).values(owner_id=2, tag_id=1)),
+    "delete a link": lambda s: s.execute(sa.delete(owner_mark)),
+    "bulk insert": lambda s: s.bulk_insert_mappings(Kid, [{"id": 9, "owner_id": 1}]),
+    "bulk update": lambda s: s.bulk_update_mappings(Kid, [{"id": 1, "owner_id": 2}]),
+    "bulk save": lambda s: s.bulk_save_objects([Kid(id=9, owner_id=1), Badge(id=9, owner_id=1)]),
+    "insert an association": lambda s: s.execute(sa.insert(Signature).values(owner_id=2, tag_id=1)),
+}
+
+
+@way
+@pytest.mark.parametrize("statement", STATEMENTS.values(), ids=STATEMENTS.keys())
+def test_a34_what_a_statement_wrote(session: OptInSession, way: Way, statement: Any) -> None:
+    """Compared with what another session sees."""
+    kids = [Kid(id=1, owner_id=1, name="first"), Toddler(id=2, owner_id=2, name="second")]
+    session.add_all([*kids, Badge(id=1, owner_id=2)])
+    session.commit()
+    one, two = owners(session)
+    one.tags.append(session.get_one(Tag, 1))
+    session.commit()
+    for each in (one, two, *kids):
+        shown(each)
+    with way(session):
+        statement(session)
+    for each in (one, two, *kids):
+        with sa_orm.Session(session.get_bind()) as fresh:
+            found = fresh.get(type(each), sa.inspect(each).identity[0])
+            if found is not None:
+                assert shown(each) == shown(found)
+            else:
+                assert each not in [*one.kids, *two.kids]
+
+
+def shown(obj: Any) -> dict[str, Any]:
+    """All attributes of an object, related objects by their keys."""
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, Base):
+            return sa.inspect(value).identity
+        if isinstance(value, dict):
+            value = value.values()
+        return sorted(map(bare, value)) if not isinstance(value, (str, int, type(None))) else value
+
+    return {key: bare(getattr(obj, key)) for key in sa.inspect(type(obj)).attrs.keys()}  # noqa: SIM118 - no mapping
+
+
+def test_a34_a_statement_leaves_pending_changes_and_what_it_did_not_write(session: OptInSession) -> None:
+    one, two = owners(session)
+    session.add_all([Kid(id=1, owner_id=1), Kid(id=2, owner_id=2)])
+    session.commit()
+    first, second = session.get_one(Kid, 1), session.get_one(Kid, 2)
+    for each in (one, two, first, second):
+        shown(each)
+    sent: list[str] = []
+    sa.event.listen(session.get_bind(), "before_cursor_execute", lambda *args: sent.append(args[2]))
+    session.execute(sa.update(Kid.__table__).values(kind="kid"))
+    first.name = "pending"
+    session.execute(sa.update(Kid.__table__).values(kind="kid", name="other"))
+    assert first.name == "pending"
+    assert (one.kids, two.kids, one.badge, first.owner) == ([first], [second], None, one)
+    assert len(sent) == 2
+    assert (second.name, second.kind) == ("other", "kid")
+    assert len(sent) == 3
+    session.expunge(first)
+
+
+def test_a34_what_a_statement_wrote_in_a_savepoint_that_is_rolled_back(session: OptInSession) -> None:
+    one, _ = owners(session)
+    session.add(Kid(id=1, owner_id=1))
+    session.commit()
+    with session.begin():
+        kids = list(one.kids)
+        with contextlib.suppress(ZeroDivisionError), session.begin_nested():
+            session.execute(sa.delete(Kid.__table__))
+            assert one.kids == []
+            raise ZeroDivisionError
+        assert one.kids == kids
 
 
 def test_a34_as_plain_where_a_commit_expires(session: OptInSession) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "as_single_insert",
     "bind_parameters",
     "cached_as_it_is",
+    "columns_set",
     "commit_as_is",
     "connections_of",
     "connects_in_autocommit",
@@ -236,6 +237,15 @@ def expire_with_savepoint(session: sa_orm.Session, state: Any) -> None:
     savepoint = session._nested_transaction
     if savepoint is not None:
         savepoint._dirty[state] = True
+
+
+def columns_set(update: Any, params: Any) -> frozenset[str] | None:
+    """The keys of the columns that an UPDATE sets; None where its parameters may be values of any."""
+    if params:
+        return None
+    ordered = getattr(update, "_ordered_values", None) or ()  # a list of its own in SQLAlchemy 2.0
+    given = [*(update._values or ()), *(column for column, _ in ordered)]
+    return frozenset(getattr(each, "key", each) for each in given)
 
 
 def resolved(statement: Any) -> Any:

@@ -39,6 +39,7 @@ from .transaction import Joined, Kind, Transaction, drop_left, ended_error, inne
 from .unentered import needs_with
 from .write_log import WriteLog, pending_writes, warn_of_committed
 from .written import expire_stale, note_written
+from .written_by_statement import expire_written, expire_written_in_bulk
 
 if TYPE_CHECKING:
     from typing_extensions import Never, Self, Unpack
@@ -301,10 +302,14 @@ class OptInSession(sa_orm.Session):
             or (own and ("fictive_writes" in own or "fictive_outside" in own or "fictive_primary" in own))
             or (execution_options and not private.OPTIONS.isdisjoint(execution_options))
         ):
-            return self._execute_specially(statement, params, execution_options, kwargs)  # type: ignore[no-any-return]
-        if not self.identity_map._dict:
+            result = self._execute_specially(statement, params, execution_options, kwargs)
+        elif not self.identity_map._dict:
             return super().execute(statement, params, execution_options=execution_options, **kwargs)
-        return self._execute_renewing(statement, execution_options, kwargs, params)  # type: ignore[no-any-return]
+        else:
+            result = self._execute_renewing(statement, execution_options, kwargs, params)
+        if is_dml and self.identity_map._dict:
+            expire_written(self, statement, params, execution_options)
+        return result  # type: ignore[no-any-return]
 
     def _flush_before(self, statement: Any) -> None:
         """In a transaction of the code's: write what is pending before an ORM UPDATE or DELETE, which loses it."""
@@ -541,18 +546,24 @@ class OptInSession(sa_orm.Session):
 
     def bulk_save_objects(self, objects: Iterable[object], *args: Any, **kwargs: Any) -> None:
         """As SQLAlchemy's; outside, all or nothing in a transaction of its own."""
+        objects = list(objects)
         with atomic(self, "bulk_save_objects()"):
             super().bulk_save_objects(objects, *args, **kwargs)
+        for mapper in {sa.inspect(each).mapper for each in objects}:
+            expire_written_in_bulk(self, mapper, makes_rows=True)
+            expire_written_in_bulk(self, mapper, makes_rows=False)
 
     def bulk_insert_mappings(self, mapper: Any, *args: Any, **kwargs: Any) -> None:
         """As SQLAlchemy's; outside, all or nothing in a transaction of its own."""
         with atomic(self, "bulk_insert_mappings()"):
             super().bulk_insert_mappings(mapper, *args, **kwargs)
+        expire_written_in_bulk(self, sa.inspect(mapper), makes_rows=True)
 
     def bulk_update_mappings(self, mapper: Any, *args: Any, **kwargs: Any) -> None:
         """As SQLAlchemy's; outside, all or nothing in a transaction of its own."""
         with atomic(self, "bulk_update_mappings()"):
             super().bulk_update_mappings(mapper, *args, **kwargs)
+        expire_written_in_bulk(self, sa.inspect(mapper), makes_rows=False)
 
     # -- blocks -----------------------------------------------------------------------------------------------------
 
