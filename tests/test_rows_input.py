@@ -12,8 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship,
 
 from fictive.errors import ConfigurationError, DuplicateRows, RowsDiffer, UnknownAttribute
 from fictive.rows import progress
-from fictive.rows.bulk_input import RowReader, attribute_named
-from fictive.rows.duplicates import without_duplicates
+from fictive.rows.bulk_input import RowReader, attribute_named, without_duplicates
 
 
 class Base(DeclarativeBase):

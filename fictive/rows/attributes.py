@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,8 +14,8 @@ from sqlalchemy.ext.hybrid import HybridExtensionType
 from ..errors import UnknownAttribute, UnsavedObject
 
 __all__ = [
-    "WITH_DELETED", "as_key", "composite_values", "foreign_key_of", "hybrid", "live_attribute", "mapped_property",
-    "mapper_of", "python_types", "table_columns", "unknown_attribute",
+    "LIVE_ROWS", "WITH_DELETED", "as_key", "attribute_names", "composite_values", "foreign_key_of", "hybrid",
+    "live_attribute", "mapped_property", "mapper_of", "python_types", "table_columns", "unknown_attribute",
 ]  # fmt: skip
 
 
@@ -57,6 +57,11 @@ def mapped_property(mapper: sa_orm.Mapper[Any], name: str) -> sa_orm.MapperPrope
     while isinstance(found, sa_orm.SynonymProperty):
         found = mapper.attrs.get(found.name)
     return found
+
+
+def attribute_names(mapper: sa_orm.Mapper[Any], columns: Iterable[sa.ColumnElement[Any]]) -> list[str]:
+    """The mapped attributes that these columns are stored from."""
+    return [mapper.get_property_by_column(column).key for column in columns]
 
 
 def table_columns(prop: object) -> tuple[sa.Column[Any], ...]:

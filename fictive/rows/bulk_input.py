@@ -1,4 +1,4 @@
-"""Reading the caller's rows: some at a time, all of one shape, by column. Nothing is sent."""
+"""Reading the caller's rows: some at a time, all of one shape, no key twice, by column. Nothing is sent."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import itertools
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
-from ..errors import RowsDiffer
-from .attributes import hybrid, mapped_property, table_columns, unknown_attribute
+from ..errors import DuplicateRows, RowsDiffer
+from .attributes import attribute_names, hybrid, mapped_property, table_columns, unknown_attribute
 from .stored_values import is_sql
 
-__all__ = ["Batch", "RowReader", "attribute_named", "columns_by_attribute"]
+__all__ = [
+    "Batch", "Duplicates", "RowReader", "attribute_named", "check_duplicates", "duplicate_rows", "has_null",
+    "shown_key", "without_duplicates",
+]  # fmt: skip
+
+Duplicates = Literal["error", "last"]
 
 
-def columns_by_attribute(mapper: sa_orm.Mapper[Any]) -> dict[str, sa.Column[Any]]:
+def _columns_by_attribute(mapper: sa_orm.Mapper[Any]) -> dict[str, sa.Column[Any]]:
     """The column of each attribute of the class, and of those of its subclasses that are rows of its table."""
     found: dict[str, sa.Column[Any]] = {}
     for each in mapper.self_and_descendants:
@@ -76,24 +81,25 @@ class Batch:
         except TypeError:  # keys that Python cannot compare
             return self
 
-    def check_values(self, model: str) -> bool:
-        """Raise `TypeError` for an SQL expression. True where SQL's NULL is among the values, written `sa.null()`."""
-        has_null = False
+    def check_values(self, model: str) -> None:
+        """Raise `TypeError` for an SQL expression; `sa.null()` is a value."""
         for name, column in zip(self.names, self.columns, strict=True):
             for kind in set(map(type, column)):
-                if kind is sa.sql.elements.Null:
-                    has_null = True
-                elif is_sql(kind) or issubclass(kind, sa.ClauseElement):
+                if kind is not sa.sql.elements.Null and (is_sql(kind) or issubclass(kind, sa.ClauseElement)):
                     raise TypeError(
                         f"{model}.{name} is given an SQL expression; rows are values. Make it a default of the "
                         "column, or execute an insert() or update() of your own."
                     )
-        return has_null
 
     def chosen(self, indexes: Sequence[int]) -> Batch:
         """Those rows of it."""
         columns = [[column[index] for index in indexes] for column in self.columns]
         return Batch(self.names, columns, len(indexes), self.first, self.read)
+
+
+def has_null(columns: Sequence[Sequence[Any]]) -> bool:
+    """Whether SQL's NULL is among the values, written `sa.null()`."""
+    return any(sa.sql.elements.Null in set(map(type, column)) for column in columns)
 
 
 class RowReader:
@@ -109,6 +115,7 @@ class RowReader:
         self.total = len(rows) if isinstance(rows, Sized) else None
         self.is_held = isinstance(rows, (list, tuple))
         """Whether reading on runs no code of the caller's."""
+        self.columns = _columns_by_attribute(mapper)
         self.read = 0
         self._mapper = mapper
         self._rows = iter(rows)
@@ -164,8 +171,7 @@ class RowReader:
 
     def _learn(self, row: Mapping[Any, Any]) -> None:
         self._keys = frozenset(row)
-        known = columns_by_attribute(self._mapper)
-        names = tuple(key if key in known else attribute_named(self._mapper, key, "a row") for key in row)
+        names = tuple(key if key in self.columns else attribute_named(self._mapper, key, "a row") for key in row)
         for name, key in zip(names, row, strict=True):
             if names.count(name) > 1:
                 raise RowsDiffer(f"A row gives {self._mapper.class_.__name__}.{name} twice, once as {key!r}.")
@@ -191,7 +197,7 @@ class RowReader:
                 f"Row {self.read + number + 1} is a {state.mapper.class_.__name__}, which has other tables than "
                 f"{self._mapper.class_.__name__}: call it on {state.mapper.class_.__name__}."
             )
-        own = {self._mapper.get_property_by_column(column).key for column in self._mapper.primary_key}
+        own = attribute_names(self._mapper, self._mapper.primary_key)
         held = state.dict
         return {
             prop.key: held[prop.key] for prop in state.mapper.column_attrs
@@ -210,3 +216,48 @@ class RowReader:
                     "the same keys, or call once for each kind of row."
                 )
         raise AssertionError("no row differs")
+
+
+# -- two rows with one key --------------------------------------------------------------------------------------------
+
+
+def check_duplicates(duplicates: str) -> None:
+    if duplicates not in ("error", "last"):
+        raise ValueError(f'duplicates={duplicates!r}: expected "error" or "last".')
+
+
+def without_duplicates(
+    batches: Iterator[Batch], keys: Sequence[str], duplicates: Duplicates, seen: set[Any] | None = None
+) -> Iterator[Batch]:
+    """The batches, in each no key twice that Python can compare; `seen` remembers the keys of all."""
+    for batch in batches:
+        values = [batch.values(name) for name in keys]
+        by_row: Sequence[Any] = values[0] if len(values) == 1 else list(zip(*values, strict=True))
+        try:
+            last = {key: number for number, key in enumerate(by_row)}
+        except TypeError:  # lists and dicts; the database compares them
+            yield batch
+            continue
+        if len(last) < batch.size:
+            last = {key if _is_whole(key) else (number, key): number for number, key in enumerate(by_row)}
+        if duplicates == "error" and (len(last) < batch.size or seen is not None):
+            met = set() if seen is None else seen
+            for key in by_row:
+                if key in met and _is_whole(key):
+                    raise duplicate_rows(keys, key if len(keys) > 1 else (key,))
+                met.add(key)
+        yield batch if len(last) == batch.size else batch.chosen(sorted(last.values()))
+
+
+def _is_whole(key: Any) -> bool:
+    """Whether no part of the key is NULL, which is equal to nothing."""
+    return key is not None and not (isinstance(key, tuple) and None in key)
+
+
+def duplicate_rows(names: Iterable[str], key: Iterable[Any]) -> DuplicateRows:
+    shown = shown_key(names, key)
+    return DuplicateRows(f'Two rows have the key {shown}. Pass duplicates="last" for the last one to win.')
+
+
+def shown_key(names: Iterable[str], key: Iterable[Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in zip(names, key, strict=True))

@@ -16,7 +16,7 @@ from sqlalchemy.sql.expression import ClauseElement, Executable
 from .stored_values import as_stored, bound, images_differ, texts_differ
 from .unique_keys import conflict_target
 
-__all__ = ["EXCLUDED", "WAS_INSERTED", "CreateStaging", "DropStaging", "StagingTable", "Upsert", "insert_into",
+__all__ = ["EXCLUDED", "WAS_INSERTED", "CreateStaging", "StagingTable", "Upsert", "insert_into",
            "of_class", "on_conflict_update"]  # fmt: skip
 
 EXCLUDED: Any = object()
@@ -112,28 +112,15 @@ class CreateStaging(Executable, ClauseElement):
     inherit_cache = False
 
     def __init__(self, stage: StagingTable) -> None:
-        self.table = stage.table
+        self.name = stage.table.name
         columns = [sa.type_coerce(column, sa.types.NullType()).label(column.name) for column in stage.columns]
         self.select = sa.select(*columns, sa.cast(sa.null(), sa.BigInteger).label(stage.number.name))
-
-
-class DropStaging(Executable, ClauseElement):
-    inherit_cache = False
-
-    def __init__(self, stage: StagingTable) -> None:
-        self.table = stage.table
 
 
 @compiles(CreateStaging)
 def _create_staging(element: CreateStaging, compiler: Any, **kwargs: Any) -> str:
     select = compiler.process(element.select, **kwargs)
-    name = compiler.preparer.quote(element.table.name)
-    return f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {select} WITH NO DATA"
-
-
-@compiles(DropStaging)
-def _drop_staging(element: DropStaging, compiler: Any, **kwargs: Any) -> str:
-    return f"DROP TABLE pg_temp.{compiler.preparer.quote(element.table.name)}"
+    return f"CREATE TEMPORARY TABLE {element.name} ON COMMIT DROP AS {select} WITH NO DATA"
 
 
 # -- upserts and updates ----------------------------------------------------------------------------------------------
@@ -189,21 +176,22 @@ class Upsert:
     def _on_conflict(self, insert: Any) -> Any:
         target = conflict_target(self.table, self.key, self.dialect.name)
         deleted = [] if self.live is None else [self.live.is_not(None)]
-        if not self.update and not deleted:
-            return insert.on_conflict_do_nothing(**target)
-        setting = dict.fromkeys(self.update, EXCLUDED)
+        besides, only = self.besides, self.only
         if not self.update:
-            assert self.live is not None
-            return on_conflict_update(insert, target, {}, {self.live: self.live}, self.dialect, also_where=deleted)
+            if self.live is None:
+                return insert.on_conflict_do_nothing(**target)
+            besides, only = {self.live: self.live}, ()
+        setting = dict.fromkeys(self.update, EXCLUDED)
         return on_conflict_update(
-            insert, target, setting, self.besides, self.dialect, also_where=deleted, only_where=self.only
-        )
+            insert, target, setting, besides, self.dialect, also_where=deleted, only_where=only
+        )  # fmt: skip
 
-    def update_row(self, row: Mapping[sa.Column[Any], Any], by_row: Mapping[sa.Column[Any], Any]) -> Any:
-        """`UPDATE` of the row with this key."""
+    def update_row(self, row: Mapping[sa.Column[Any], Any], by_row: Sequence[Any]) -> Any:
+        """`UPDATE` of the row with this key, `by_row` the values of those columns."""
         where = [column == as_stored(row[column], column.type, self.dialect) for column in self.key]
         changed = [texts_differ(column, row[column], self.dialect) for column in self.update]
-        besides = {column: bound(value, column.type) for column, value in {**self.besides, **by_row}.items()}
+        setting = {**self.besides, **dict(zip(self.by_row, by_row, strict=True))}
+        besides = {column: bound(value, column.type) for column, value in setting.items()}
         values = {column: bound(row[column], column.type) for column in self.update}
         return sa.update(self.table).where(*where, *self.only).values(values | _if_changed(changed, besides))
 
