@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from ..drivers.copying import NotCopyable
-from .stored_values import database_type
+from .stored_values import array_text, database_type
 
 __all__ = ["CopyFormat", "escaped"]
 
@@ -254,27 +254,11 @@ def _array_rules(dialect: sa.Dialect, type_: sa.ARRAY[Any], driver_text: Callabl
     def texts(values: Sequence[list[Any]]) -> Iterable[str]:
         elements = [each for each in itertools.chain.from_iterable(values) if each is not None]
         kinds = set(map(type, elements))
-        if len(kinds) > 1:
+        if len(kinds) > 1 or not kinds <= rules.keys():
             raise NotCopyable
-        if not elements:
-            found: Any = iter(())
-        elif kinds == {str}:
-            found = iter(elements)
-        else:
-            (kind,) = kinds
-            if kind not in rules:
-                raise NotCopyable
-            if kind is float and not all(map(math.isfinite, elements)):
-                raise NotCopyable
-            found = iter(rules[kind](elements))
-        return escaped([_array_text(value, found) for value in values])
+        if kinds == {float} and not all(map(math.isfinite, elements)):
+            raise NotCopyable
+        found = iter(elements if kinds <= {str} else rules[kinds.pop()](elements))
+        return escaped([array_text(None if each is None else next(found) for each in value) for value in values])
 
     return {list: texts}
-
-
-def _array_text(value: Sequence[Any], texts: Any) -> str:
-    """An array literal (PostgreSQL documentation, "Array Input and Output Syntax")."""
-    parts = [
-        "NULL" if each is None else '"' + next(texts).replace("\\", "\\\\").replace('"', '\\"') + '"' for each in value
-    ]
-    return "{" + ",".join(parts) + "}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,8 +12,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.expression import ClauseElement
 
 __all__ = [
-    "PaddedText", "as_stored", "bound", "cut_to_length", "database_type", "images_differ", "is_exact", "is_sql",
-    "none_is_a_value", "stores_none", "texts_differ",
+    "PaddedText", "array_text", "as_stored", "bound", "cut_to_length", "database_type", "images_differ", "is_exact",
+    "is_sql", "none_is_a_value", "stores_none", "texts_differ",
 ]  # fmt: skip
 
 
@@ -58,6 +59,12 @@ def database_type(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> sa.ty
 def bound(value: Any, type_: sa.types.TypeEngine[Any]) -> Any:
     """`value` as a parameter of that type, which is asked about None too; an SQL expression is itself."""
     return value if is_sql(value) else sa.bindparam(None, value, type_, unique=True)
+
+
+def array_text(texts: Iterable[str | None]) -> str:
+    """An array of these texts, NULL for None (PostgreSQL documentation, "Array Input and Output Syntax")."""
+    quoted = ("NULL" if text is None else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' for text in texts)
+    return "{" + ",".join(quoted) + "}"
 
 
 def none_is_a_value(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> bool:
