@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
@@ -79,12 +78,9 @@ def insert_many(
     `progress`
         called with the number of rows sent and the total, or None, after each batch: see `fictive.rows.progress`.
 
-    Types, column defaults, server defaults, the discriminator of single-table inheritance and the version of a
-    versioned model work as in a flush; ORM events (`before_insert`) do not fire, as in SQLAlchemy's own bulk INSERT.
-
-    By COPY on PostgreSQL with psycopg2 and psycopg, from 20 rows on (PostgreSQL documentation, "COPY"); by INSERT
-    for fewer, with `returning`, with joined inheritance, with a default that is an SQL expression or is computed from
-    its row, and for a batch with a value that only the driver knows how to send.
+    What is stored is what a flush stores, defaults, discriminator and version included; ORM events (`before_insert`)
+    do not fire, as in SQLAlchemy's own bulk INSERT. By COPY from 20 rows on where it stores the same (PostgreSQL
+    documentation, "COPY"), which the page on bulk work says in full; else, and with `returning`, by INSERT.
 
     Raises `RowsDiffer`, `UnknownAttribute` or `TypeError` before anything of the batch is sent. 2 round trips for less
     than 20 rows outside on psycopg2, otherwise 3.
@@ -97,7 +93,7 @@ def insert_many(
         if not operation.is_single_table():
             for batch in operation.tracked(batches):
                 operation.session.execute(sa.insert(model), batch.mappings())
-        elif operation.is_small(COPY_FROM) or not copy_into_table(operation, batches):
+        elif operation.reader.is_fewer_than(COPY_FROM) or not copy_into_table(operation, batches):
             _insert_values(operation, batches)
 
     operation.run(work)
@@ -131,9 +127,8 @@ def upsert_many(
     The other arguments, and what is all or nothing, as in `insert_many`. Rows are written in the order of the key, so
     that two calls at the same time wait for each other instead of meeting in a deadlock.
 
-    Up to 500 rows are `INSERT … ON CONFLICT DO UPDATE`, 2 round trips outside. More go by COPY into a temporary table,
-    which one statement merges: 4 round trips. Inside, rows that are no list are a COPY for each batch. PostgreSQL and
-    SQLite; on SQLite it is one INSERT a batch, keys are remembered to tell duplicates, and all rows that are not
+    2 round trips outside for up to 500 rows, `INSERT … ON CONFLICT DO UPDATE`; 4 for more, by a temporary table.
+    Inside, rows that are no list are a COPY for each batch. PostgreSQL and SQLite, where all rows that are not
     inserted count as updated.
     """
     operation = BulkOperation(session, model, rows, "upsert_many()", batch_size, commit_every, progress)
@@ -150,17 +145,18 @@ def upsert_many(
     def work(batches: Iterator[Batch]) -> None:
         operation.need_names(keys, "key")
         operation.need_names(updates or (), "update")
-        setting = [name for name in operation.head.names if name not in keys] if updates is None else updates
+        setting = [name for name in operation.reader.names if name not in keys] if updates is None else updates
         upsert = operation.upsert(keys, setting)
         with operation.conflicts_explained(keys):
-            few = operation.is_small(STAGE_ABOVE + 1)
+            few = operation.reader.is_fewer_than(STAGE_ABOVE + 1)
             # PostgreSQL itself refuses to update a row twice, and only that
             if (duplicates == "last" or not upsert.update) and _may_hide_duplicates(upsert):
                 few = False
             if few or upsert.by_row or not operation.may_stage():
                 _upsert_from_values(operation, batches, upsert, keys, duplicates)
                 return
-            with staged(operation, without_duplicates(batches, keys, duplicates), upsert) as stage:
+            batches = without_duplicates(batches, keys, duplicates)
+            with staged(operation, batches, upsert, operation.insert_defaults) as stage:
                 if duplicates == "error" and not upsert.update:
                     operation.refuse_duplicates(upsert, stage)
                 statement = upsert.upsert_from(stage, last_wins=duplicates == "last")
@@ -194,9 +190,8 @@ def update_many(
     primary key, and a key that is not there is SQLAlchemy's `StaleDataError`. The other arguments, and the order in
     which rows are locked, as in `upsert_many`.
 
-    Up to 4 rows are an UPDATE each; more, and keys that their column rounds or pads, go by COPY into a temporary table
-    and are one UPDATE, 4 round trips outside.
-    Elsewhere than on PostgreSQL they are an UPDATE each.
+    Up to 4 rows, and all elsewhere than on PostgreSQL, are an UPDATE each; more, and keys that their column rounds or
+    pads, are one UPDATE from a temporary table, 4 round trips outside.
     """
     operation = BulkOperation(session, model, rows, "update_many()", batch_size, commit_every, progress)
     check_duplicates(duplicates)
@@ -207,10 +202,10 @@ def update_many(
 
     def work(batches: Iterator[Batch]) -> None:
         operation.need_names(keys, "key")
-        names = operation.head.names
-        others = [name for name in names if name not in keys]
+        given = operation.reader.names
+        others = [name for name in given if name not in keys]
         if not others:
-            raise ValueError(f"update_many(): the rows give {', '.join(names)}, which is the key, and nothing to set.")
+            raise ValueError(f"update_many(): the rows give {', '.join(given)}, which is the key, and nothing to set.")
         batches = without_duplicates(batches, keys, duplicates)
         if not operation.is_single_table():
             for batch in operation.tracked(batches):
@@ -218,8 +213,8 @@ def update_many(
                 operation.updated += batch.size
             return
         upsert = operation.upsert(keys, others)
-        hidden = _may_hide_duplicates(upsert) and not operation.is_small(2)
-        if (operation.is_small(UPDATE_EACH + 1) and not hidden) or not operation.may_stage():
+        hidden = _may_hide_duplicates(upsert) and not operation.reader.is_fewer_than(2)
+        if (operation.reader.is_fewer_than(UPDATE_EACH + 1) and not hidden) or not operation.may_stage():
             for batch in operation.tracked(batches):
                 _update_rows(operation, batch.sorted_by(keys), upsert)
             return
@@ -242,11 +237,8 @@ def _may_hide_duplicates(upsert: Upsert) -> bool:
 
 
 def _insert_values(operation: BulkOperation, batches: Iterator[Batch]) -> None:
-    fixed = operation.insert_defaults().fixed
     for batch in operation.tracked(batches):
-        columns = [*operation.columns(batch.names), *fixed]
-        values = [*batch.columns, *([value] * batch.size for value in fixed.values())]
-        insert_rows(operation.connection, operation.table, columns, values, batch.size)
+        insert_rows(operation.connection, operation.table, operation.with_fixed(batch), batch.size)
 
 
 def _insert_returning(operation: BulkOperation, model: Any, returning: str) -> list[Any]:
@@ -261,7 +253,7 @@ def _insert_returning(operation: BulkOperation, model: Any, returning: str) -> l
     def work(batches: Iterator[Batch]) -> None:
         for batch in operation.tracked(batches):
             rows = batch.mappings()
-            if has_null(batch.columns):  # NULL in a statement of its own for each row
+            if has_null(batch.columns.values()):  # NULL in a statement of its own for each row
                 one = sa.insert(model).returning(*wanted)
                 results = [operation.session.execute(one.values(**row)) for row in rows]
             else:
@@ -275,10 +267,9 @@ def _insert_returning(operation: BulkOperation, model: Any, returning: str) -> l
 
 def _update_rows(operation: BulkOperation, batch: Batch, upsert: Upsert) -> None:
     """An UPDATE for each row, in their order."""
-    columns = operation.columns(batch.names)
-    by_row = zip(*operation.by_row(upsert, batch), strict=True) if upsert.by_row else itertools.repeat(())
-    for row, besides in zip(zip(*batch.columns, strict=True), by_row, strict=False):
-        statement = upsert.update_row(dict(zip(columns, row, strict=True)), besides)
+    rows = operation.by_column(batch) | operation.by_row(upsert, batch)
+    for row in zip(*rows.values(), strict=True):
+        statement = upsert.update_row(dict(zip(rows, row, strict=True)))
         operation.updated += operation.connection.execute(statement).rowcount
 
 
@@ -286,15 +277,12 @@ def _upsert_from_values(
     operation: BulkOperation, batches: Iterator[Batch], upsert: Upsert, keys: list[str], duplicates: Duplicates
 ) -> None:
     connection, on_postgresql = operation.connection, upsert.dialect.name == "postgresql"
-    fixed = operation.insert_defaults().fixed
-    columns = [*operation.columns(operation.head.names), *fixed]
     seen: set[Any] | None = None if on_postgresql else set()
     for batch in operation.tracked(without_duplicates(batches, keys, duplicates, seen)):
         before = 0 if on_postgresql else _count(operation)
         written: list[Any] = []
         for each, part in operation.by_update_defaults(upsert, batch.sorted_by(keys)):
-            values = [*part.columns, *([value] * part.size for value in fixed.values())]
-            for statement, rows in statements_for(each.upsert(), columns, values):
+            for statement, rows in statements_for(each.upsert(), operation.with_fixed(part), part.size):
                 result = connection.execute(statement, rows)
                 written += result.all() if on_postgresql or upsert.live is not None else []
         if on_postgresql:

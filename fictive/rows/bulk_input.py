@@ -16,8 +16,8 @@ from .attributes import attribute_names, hybrid, mapped_property, table_columns,
 from .stored_values import is_sql
 
 __all__ = [
-    "Batch", "Duplicates", "RowReader", "attribute_named", "check_duplicates", "duplicate_rows", "has_null",
-    "shown_key", "without_duplicates",
+    "Batch", "Duplicates", "RowReader", "attribute_named", "by_row", "check_duplicates", "duplicate_rows",
+    "has_null", "shown_key", "without_duplicates",
 ]  # fmt: skip
 
 Duplicates = Literal["error", "last"]
@@ -53,10 +53,9 @@ def attribute_named(mapper: sa_orm.Mapper[Any], name: Any, where: str) -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows, by column: `columns` holds the values of each attribute in `names`."""
+    """Some rows, by column: the values of each attribute."""
 
-    names: tuple[str, ...]
-    columns: Sequence[Sequence[Any]]
+    columns: Mapping[str, Sequence[Any]]
     size: int
     first: int
     """How many rows came before."""
@@ -65,25 +64,19 @@ class Batch:
 
     def mappings(self) -> list[dict[str, Any]]:
         """The rows by attribute name."""
-        if not self.names:
-            return [{} for _ in range(self.size)]
-        return [dict(zip(self.names, row, strict=True)) for row in zip(*self.columns, strict=True)]
-
-    def values(self, name: str) -> Sequence[Any]:
-        """One column."""
-        return self.columns[self.names.index(name)]
+        return by_row(self.columns, self.size)
 
     def sorted_by(self, names: Sequence[str]) -> Batch:
         """The rows in the order of these attributes, so that two statements take their locks in the same order."""
         try:
-            keys = list(zip(*map(self.values, names), strict=True))
+            keys = list(zip(*(self.columns[name] for name in names), strict=True))
             return self.chosen(sorted(range(self.size), key=keys.__getitem__))
         except TypeError:  # keys that Python cannot compare
             return self
 
     def check_values(self, model: str) -> None:
         """Raise `TypeError` for an SQL expression; `sa.null()` is a value."""
-        for name, column in zip(self.names, self.columns, strict=True):
+        for name, column in self.columns.items():
             for kind in set(map(type, column)):
                 if kind is not sa.sql.elements.Null and (is_sql(kind) or issubclass(kind, sa.ClauseElement)):
                     raise TypeError(
@@ -93,11 +86,18 @@ class Batch:
 
     def chosen(self, indexes: Sequence[int]) -> Batch:
         """Those rows of it."""
-        columns = [[column[index] for index in indexes] for column in self.columns]
-        return Batch(self.names, columns, len(indexes), self.first, self.read)
+        columns = {name: [column[index] for index in indexes] for name, column in self.columns.items()}
+        return Batch(columns, len(indexes), self.first, self.read)
 
 
-def has_null(columns: Sequence[Sequence[Any]]) -> bool:
+def by_row(columns: Mapping[str, Sequence[Any]], size: int) -> list[dict[str, Any]]:
+    """So many rows by name, from values by column."""
+    if not columns:
+        return [{} for _ in range(size)]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def has_null(columns: Iterable[Sequence[Any]]) -> bool:
     """Whether SQL's NULL is among the values, written `sa.null()`."""
     return any(sa.sql.elements.Null in set(map(type, column)) for column in columns)
 
@@ -116,13 +116,14 @@ class RowReader:
         self.is_held = isinstance(rows, (list, tuple))
         """Whether reading on runs no code of the caller's."""
         self.columns = _columns_by_attribute(mapper)
+        self.names: tuple[str, ...] = ()
+        """The attributes that rows give, once the first one has been read."""
         self.read = 0
         self._mapper = mapper
         self._rows = iter(rows)
         self._size = size
         self._head: Batch | None = None
-        self._keys: frozenset[Any] = frozenset()
-        self._names: tuple[str, ...] | None = None
+        self._keys: frozenset[Any] | None = None
         self._getter: Any = None
 
     def head(self) -> Batch | None:
@@ -131,10 +132,10 @@ class RowReader:
             self._head = self._next(self._size)
         return self._head
 
-    def at_end_after_head(self) -> bool:
-        """Whether the next batch is known to be the last one."""
+    def is_fewer_than(self, many: int) -> bool:
+        """Whether there are fewer rows than that, as far as the next batch tells."""
         head = self.head()
-        return head is None or head.size < self._size or self.read == self.total
+        return head is None or (head.size < many and (head.size < self._size or self.read == self.total))
 
     def batches(self, most: int | None = None) -> Iterator[Batch]:
         """Read on, at most `most` rows; the caller sees to it that the head is not more than that."""
@@ -156,16 +157,15 @@ class RowReader:
             return None
         if set(map(type, part)) != {dict}:
             part = [row if type(row) is dict else self._as_dict(row, number) for number, row in enumerate(part)]
-        if self._names is None:
+        if self._keys is None:
             self._learn(part[0])
-        assert self._names is not None
-        if set(map(len, part)) != {len(self._names)}:
+        if set(map(len, part)) != {len(self.names)}:
             raise self._difference(part)
         try:
             columns = self._by_column(part)
         except KeyError:
             raise self._difference(part) from None
-        batch = Batch(self._names, columns, len(part), self.read, len(part))
+        batch = Batch(dict(zip(self.names, columns, strict=True)), len(part), self.read, len(part))
         self.read += len(part)
         return batch
 
@@ -175,14 +175,14 @@ class RowReader:
         for name, key in zip(names, row, strict=True):
             if names.count(name) > 1:
                 raise RowsDiffer(f"A row gives {self._mapper.class_.__name__}.{name} twice, once as {key!r}.")
-        self._names = names
+        self.names = names
         self._getter = operator.itemgetter(*row) if row else None
 
     def _by_column(self, part: list[Any]) -> Sequence[Sequence[Any]]:
         if self._getter is None:
             return []
         found = map(self._getter, part)
-        return [tuple(found)] if len(self._keys) == 1 else list(zip(*found, strict=True))
+        return [tuple(found)] if len(self.names) == 1 else list(zip(*found, strict=True))
 
     def _as_dict(self, row: Any, number: int) -> dict[Any, Any]:
         if isinstance(row, Mapping):
@@ -205,17 +205,14 @@ class RowReader:
         }  # fmt: skip
 
     def _difference(self, part: list[Any]) -> RowsDiffer:
-        for number, row in enumerate(part):
-            if row.keys() != self._keys:
-                missing, more = (
-                    ", ".join(sorted(map(str, keys))) for keys in (self._keys - row.keys(), row.keys() - self._keys)
-                )
-                parts = [f"it lacks {missing}"] * bool(missing) + [f"it also has {more}"] * bool(more)
-                return RowsDiffer(
-                    f"Row {self.read + number + 1} has not the keys of row 1: {' and '.join(parts)}. Give all rows "
-                    "the same keys, or call once for each kind of row."
-                )
-        raise AssertionError("no row differs")
+        known = self._keys or frozenset()
+        number, row = next((number, row) for number, row in enumerate(part) if row.keys() != known)
+        missing, more = (", ".join(sorted(map(str, keys))) for keys in (known - row.keys(), row.keys() - known))
+        parts = [f"it lacks {missing}"] * bool(missing) + [f"it also has {more}"] * bool(more)
+        return RowsDiffer(
+            f"Row {self.read + number + 1} has not the keys of row 1: {' and '.join(parts)}. Give all rows the same "
+            "keys, or call once for each kind of row."
+        )
 
 
 # -- two rows with one key --------------------------------------------------------------------------------------------
@@ -231,7 +228,7 @@ def without_duplicates(
 ) -> Iterator[Batch]:
     """The batches, in each no key twice that Python can compare; `seen` remembers the keys of all."""
     for batch in batches:
-        values = [batch.values(name) for name in keys]
+        values = [batch.columns[name] for name in keys]
         by_row: Sequence[Any] = values[0] if len(values) == 1 else list(zip(*values, strict=True))
         try:
             last = {key: number for number, key in enumerate(by_row)}

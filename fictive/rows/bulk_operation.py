@@ -21,7 +21,7 @@ from .bulk_input import Batch, RowReader, attribute_named, duplicate_rows, shown
 from .column_defaults import InsertDefaults, UpdateDefaults, discriminator, first_version, onupdate_of_each
 from .relations import forget_relations
 from .unique_keys import unique_keys
-from .upsert_sql import CreateStaging, StagingTable, Upsert, of_class
+from .upsert_sql import CreateStaging, Upsert, of_class, staging_table
 from .write_binding import asked_about_write, writing
 
 __all__ = ["BulkOperation", "Progress"]
@@ -95,19 +95,8 @@ class BulkOperation:
 
     # -- the rows -----------------------------------------------------------------------------------------------------
 
-    @property
-    def head(self) -> Batch:
-        """The next batch, which stays the next one; within `run` there is one at first."""
-        head = self.reader.head()
-        assert head is not None
-        return head
-
-    def is_small(self, few: int) -> bool:
-        """Whether there are fewer rows than that, as far as one batch tells."""
-        return self.head.size < few and self.reader.at_end_after_head()
-
     def need_names(self, needed: Sequence[str], where: str) -> None:
-        if missing := [name for name in needed if name not in self.head.names]:
+        if missing := [name for name in needed if name not in self.reader.names]:
             raise ValueError(f"{self.function}: the rows do not give {', '.join(missing)}, which {where} names.")
 
     def columns(self, names: Iterable[str]) -> list[sa.Column[Any]]:
@@ -115,7 +104,7 @@ class BulkOperation:
         return [self.reader.columns[name] for name in names]
 
     def by_column(self, batch: Batch) -> dict[sa.Column[Any], Sequence[Any]]:
-        return dict(zip(self.columns(batch.names), batch.columns, strict=True))
+        return {self.reader.columns[name]: values for name, values in batch.columns.items()}
 
     def tracked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches, of values only; each has been sent when the next one is asked for."""
@@ -129,22 +118,29 @@ class BulkOperation:
 
     # -- what is made of them -----------------------------------------------------------------------------------------
 
+    @functools.cached_property
     def insert_defaults(self) -> InsertDefaults:
-        given = set(self.columns(self.head.names))
+        given = set(self.columns(self.reader.names))
         return InsertDefaults(self.table, given, {**first_version(self.mapper), **discriminator(self.mapper)})
+
+    def with_fixed(self, batch: Batch) -> dict[sa.Column[Any], Sequence[Any]]:
+        """The rows for an INSERT of SQLAlchemy's, which makes the other defaults."""
+        fixed = self.insert_defaults.fixed
+        return self.by_column(batch) | {column: [value] * batch.size for column, value in fixed.items()}
 
     def upsert(self, keys: Sequence[str], updates: Sequence[str]) -> Upsert:
         """An upsert that shows deleted rows it meets, unless the rows say themselves what is to become of those."""
-        key, update = self.columns(keys), self.columns(updates)
-        row = {column: values[0] for column, values in self.by_column(self.head).items() if column in {*key, *update}}
+        head, key, update = self.reader.head(), self.columns(keys), self.columns(updates)
+        assert head is not None
+        row = {column: values[0] for column, values in self.by_column(head).items() if column in {*key, *update}}
         defaults = UpdateDefaults(self.mapper, row)
         name = live_attribute(self.mapper)
-        live = None if name is None or name in self.head.names else self.reader.columns[name]
+        live = None if name is None or name in self.reader.names else self.reader.columns[name]
         only = of_class(self.mapper)
         dialect = self.connection.dialect
         return Upsert(self.table, key, update, defaults.for_all, dialect, defaults.by_row, only, live)
 
-    def by_row(self, upsert: Upsert, batch: Batch) -> list[Sequence[Any]]:
+    def by_row(self, upsert: Upsert, batch: Batch) -> dict[sa.Column[Any], Sequence[Any]]:
         """The values of the columns in `upsert.by_row`."""
         given = {*upsert.key, *upsert.update}
         columns = {column: values for column, values in self.by_column(batch).items() if column in given}
@@ -156,8 +152,9 @@ class BulkOperation:
             yield upsert, batch
             return
         groups: dict[str, tuple[dict[Any, Any], list[int]]] = {}
-        for number, values in enumerate(zip(*self.by_row(upsert, batch), strict=True)):
-            besides = {**upsert.besides, **dict(zip(upsert.by_row, values, strict=True))}
+        by_row = self.by_row(upsert, batch)
+        for number, values in enumerate(zip(*by_row.values(), strict=True)):
+            besides = {**upsert.besides, **dict(zip(by_row, values, strict=True))}
             groups.setdefault(repr(values), (besides, []))[1].append(number)
         for besides, numbers in groups.values():
             yield dataclasses.replace(upsert, besides=besides), batch.chosen(numbers)
@@ -226,11 +223,11 @@ class BulkOperation:
     def may_stage(self) -> bool:
         return self.connection.dialect.name == "postgresql" and self.connection.engine not in _without_staging
 
-    def create_staging(self, columns: Sequence[sa.Column[Any]]) -> StagingTable:
+    def create_staging(self, columns: Sequence[sa.Column[Any]]) -> sa.Table:
         """Create a temporary table, in which rows of these columns wait; where the role may not, `run` begins anew."""
-        stage = StagingTable(self.table, columns)
+        stage = staging_table(columns)
         try:
-            self.connection.execute(CreateStaging(stage))
+            self.connection.execute(CreateStaging(stage, columns))
         except sa.exc.DBAPIError as error:
             if sqlstate(error) != _INSUFFICIENT_PRIVILEGE:
                 raise
@@ -263,7 +260,7 @@ class BulkOperation:
                 "unique_among_live(...)."
             )
 
-    def refuse_duplicates(self, upsert: Upsert, stage: StagingTable) -> None:
+    def refuse_duplicates(self, upsert: Upsert, stage: sa.Table) -> None:
         """Raise for a key that is staged twice."""
         for key in self.connection.execute(upsert.duplicate_in(stage)):
             raise duplicate_rows(attribute_names(self.mapper, upsert.key), key)

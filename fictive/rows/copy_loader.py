@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,83 +12,75 @@ from sqlalchemy import event
 from ..drivers import driver_for
 from ..drivers.copying import CopyWriter, NotCopyable
 from ..session import private
-from .bulk_input import Batch, has_null
+from .bulk_input import Batch, by_row, has_null
 from .bulk_operation import BulkOperation
+from .column_defaults import InsertDefaults
 from .copy_format import CopyFormat
-from .relations import relation_of, table_name
-from .upsert_sql import StagingTable, Upsert
+from .relations import can_copy_into, table_name
+from .upsert_sql import Upsert
 
 __all__ = ["copy_into_table", "insert_rows", "staged", "statements_for"]
 
 Values = Sequence[Sequence[Any]]
-"""Rows, by column."""
+Rows = Mapping[sa.Column[Any], Sequence[Any]]
+"""Both by column."""
 
 
 def copy_into_table(operation: BulkOperation, batches: Iterator[Batch]) -> bool:
     """Send all batches to the model's table by COPY. False, and nothing is sent, where COPY is not the way: a default
     is SQL, a type wraps its values in SQL, or the relation does not take COPY as it takes INSERT."""
-    defaults = operation.insert_defaults()
-    columns = [*operation.columns(operation.head.names), *defaults.columns]
+    defaults = operation.insert_defaults
+    columns = [*operation.columns(operation.reader.names), *defaults.columns]
     if defaults.in_sql or not columns or not _can_copy(operation.connection, columns):
         return False
-    relation = relation_of(operation.connection, operation.table, anew=operation.is_alone)
-    if relation is None or not relation.can_copy(columns):
+    if not can_copy_into(operation.connection, operation.table, columns, anew=operation.is_alone):
         return False
 
     def values(batch: Batch) -> Values:
-        return [*batch.columns, *defaults.values(operation.by_column(batch), batch.size)]
+        return list(defaults.values(operation.by_column(batch), batch.size).values())
 
     _send(operation, operation.table, columns, batches, values)
     return True
 
 
 @contextlib.contextmanager
-def staged(operation: BulkOperation, batches: Iterator[Batch], upsert: Upsert) -> Iterator[StagingTable]:
-    """A staging table with all batches in it, and with what they leave out: for an UPDATE the columns of `by_row`,
-    else those that Python has defaults for. It is dropped at the end; with the transaction, where that is alone."""
-    insert = None if operation.function == "update_many()" else operation.insert_defaults()
-    more = upsert.by_row if insert is None else insert.columns
-    stage = operation.create_staging([*operation.columns(operation.head.names), *more])
+def staged(
+    operation: BulkOperation, batches: Iterator[Batch], upsert: Upsert, defaults: InsertDefaults | None = None
+) -> Iterator[sa.Table]:
+    """A staging table with all batches in it, and with what they leave out: the `defaults` of new rows; without them,
+    for an UPDATE, the columns of `by_row`. It is dropped at the end; with the transaction, where that is alone."""
+    more = upsert.by_row if defaults is None else defaults.columns
+    stage = operation.create_staging([*operation.columns(operation.reader.names), *more])
 
     def values(batch: Batch) -> Values:
-        if insert is None:
-            made = operation.by_row(upsert, batch)
-        else:
-            made = insert.values(operation.by_column(batch), batch.size)
-        return [*batch.columns, *made, range(batch.first, batch.first + batch.size)]
+        rows = operation.by_column(batch)
+        rows = rows | operation.by_row(upsert, batch) if defaults is None else defaults.values(rows, batch.size)
+        return [*rows.values(), range(batch.first, batch.first + batch.size)]
 
-    _send(operation, stage.table, list(stage.table.columns), batches, values)
+    _send(operation, stage, list(stage.columns), batches, values)
     yield stage
     if not operation.is_alone:
-        operation.connection.execute(sa.schema.DropTable(stage.table))
+        operation.connection.execute(sa.schema.DropTable(stage))
 
 
-def insert_rows(
-    connection: sa.Connection, table: sa.Table, columns: Sequence[sa.Column[Any]], values: Values, size: int
-) -> None:
-    """INSERT of these rows; SQLAlchemy adds the defaults of other columns."""
+def insert_rows(connection: sa.Connection, table: sa.Table, rows: Rows, size: int) -> None:
+    """INSERT of so many rows; SQLAlchemy adds the defaults of other columns."""
     statement: Any = sa.insert(table).inline()
     if connection.dialect.driver == "psycopg":  # which sends rows one by one unless they return something
         statement = statement.returning(sa.literal_column("1"))
-    if not columns:
-        connection.execute(statement, [{}] * size)
-        return
-    for each, rows in statements_for(statement, columns, values):
-        connection.execute(each, rows)
+    for each, parameters in statements_for(statement, rows, size):
+        connection.execute(each, parameters)
 
 
-def statements_for(
-    statement: Any, columns: Sequence[sa.Column[Any]], values: Values
-) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
+def statements_for(statement: Any, rows: Rows, size: int) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
     """An INSERT and its parameters: several where `sa.null()` is among the values, which is no parameter."""
-    keys = [column.key for column in columns]
-    rows = [dict(zip(keys, row, strict=True)) for row in zip(*values, strict=True)]
-    if not has_null(values):
-        yield statement, rows
+    parameters = by_row({column.key: values for column, values in rows.items()}, size)
+    if not has_null(rows.values()):
+        yield statement, parameters
         return
     null = sa.null()
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in parameters:
         nulls = tuple(key for key, value in row.items() if value is null)
         groups.setdefault(nulls, []).append({key: value for key, value in row.items() if value is not null})
     for nulls, group in groups.items():
@@ -112,7 +104,7 @@ def _send(
             try:
                 block = text_of(rows)
             except NotCopyable:
-                insert_rows(connection, table, columns, rows, batch.size)
+                insert_rows(connection, table, dict(zip(columns, rows, strict=True)), batch.size)
             else:
                 yield block
 

@@ -1,13 +1,11 @@
-"""The rows between the two sides of a many-to-many relationship, and the statements on them.
+"""The rows between the two sides of a many-to-many relationship, and the statements on them. Pure.
 
-Pure: nothing here sends. Keys go as arrays (`unnested`), so that a statement has the same text for one link and for
-ten thousand.
+Keys go as arrays (`unnested`), so that a statement has the same text for one link and for ten thousand.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import operator
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -61,14 +59,13 @@ class Links:
 
     def insert(self, dialect: sa.Dialect, owner: Key, wanted: Columns, *, ignore_conflicts: bool) -> sa.Executable:
         """INSERT of links, returning the related side of those that are new."""
-        rows, for_all = self._wanted(dialect, owner, wanted)
-        insert = self._insert(owner, rows, for_all, ignore_conflicts=ignore_conflicts)
+        singly, for_all = self._rows(owner, wanted)
+        insert = self._insert(unnested(dialect, singly), singly, for_all, ignore_conflicts=ignore_conflicts)
         return insert.returning(*self.related)
 
     def delete(self, dialect: sa.Dialect, owner: Key, wanted: Columns) -> sa.Executable:
         """DELETE of links, returning the related side of those that were there."""
-        rows = unnested(dialect, "wanted", self._own_values(wanted))
-        is_one_of = self._is_one_of(sa.select(*rows.c))
+        is_one_of = self._is_one_of(sa.select(*unnested(dialect, self._own_values(wanted)).c))
         return sa.delete(self.table).where(self._of(owner), is_one_of).returning(*self.related)
 
     def clear(self, owner: Key) -> sa.Executable:
@@ -82,7 +79,8 @@ class Links:
         The differences are found in one pass over both; each row is written at most once (PostgreSQL documentation,
         "Data-Modifying Statements in WITH").
         """
-        rows, for_all = self._wanted(dialect, owner, wanted)
+        singly, for_all = self._rows(owner, wanted)
+        rows = unnested(dialect, singly)
         linked = {column: f"fictive_linked_{number}" for number, column in enumerate(self.related)}
         named = [column.label(name) for column, name in linked.items()]
         own = [column.label(linked[column]) for column in self.own]
@@ -105,7 +103,7 @@ class Links:
             is_removed = self._is_one_of(old)
         removed = sa.delete(self.table).where(self._of(owner), is_removed).returning(*named).cte("removed")
         is_added = different.c.fictive_there.is_(None)
-        insert = self._insert(owner, different, for_all, is_added, ignore_conflicts=self.unique_key() is not None)
+        insert = self._insert(different, singly, for_all, is_added, ignore_conflicts=True)
         added = insert.returning(*named).cte("added")
         return sa.union_all(
             sa.select(sa.true().label("is_new"), *added.c), sa.select(sa.false().label("is_new"), *removed.c)
@@ -113,56 +111,48 @@ class Links:
 
     # -- their parts --------------------------------------------------------------------------------------------------
 
-    def _literals(self, owner: Key) -> list[sa.ColumnElement[Any]]:
-        return [
-            sa.bindparam(None, value, column.type, unique=True)
-            for column, value in zip(self.owner, owner, strict=True)
-        ]
-
     def _of(self, owner: Key) -> sa.ColumnElement[bool]:
-        return sa.and_(*map(operator.eq, self.owner, self._literals(owner)))
+        return sa.and_(*(column == value for column, value in self._owner_values(owner).items()))
 
-    def _is_one_of(self, keys: sa.Select[Any]) -> sa.ColumnElement[bool]:
-        return self.own[0].in_(keys) if len(self.own) == 1 else sa.tuple_(*self.own).in_(keys)
+    def _owner_values(self, owner: Key) -> dict[sa.Column[Any], Any]:
+        return {column: bound(value, column.type) for column, value in zip(self.owner, owner, strict=True)}
 
     def _own_values(self, wanted: Columns) -> dict[sa.Column[Any], Sequence[Any]]:
         sides = zip(self.related, wanted, strict=True)
         return {column: values for column, values in sides if column not in self.owner}
 
-    def _wanted(
-        self, dialect: sa.Dialect, owner: Key, wanted: Columns
-    ) -> tuple[sa.FromClause, dict[sa.Column[Any], Any]]:
-        """The keys, and beside each what Python makes for the other columns of its row; and the values that all rows
-        have: constants, and arrays, of which an array would be taken apart to its last element."""
-        columns = self._own_values(wanted)
+    def _is_one_of(self, keys: sa.Select[Any]) -> sa.ColumnElement[bool]:
+        return self.own[0].in_(keys) if len(self.own) == 1 else sa.tuple_(*self.own).in_(keys)
+
+    def _rows(self, owner: Key, wanted: Columns) -> tuple[dict[sa.Column[Any], Sequence[Any]], dict[Any, Any]]:
+        """The values that differ from row to row, the keys and what Python makes for each; and those that all rows
+        have: SQL, constants, and arrays, of which an array would be taken apart to its last element."""
+        size = len(wanted[0])
         given: dict[Any, Sequence[Any]] = dict(zip(self.related, wanted, strict=True))
-        given |= {column: [value] * len(wanted[0]) for column, value in zip(self.owner, owner, strict=True)}
-        defaults = self._defaults()
-        for_all: dict[sa.Column[Any], Any] = {}
-        for column, values in zip(defaults.columns, defaults.values(given, len(wanted[0])), strict=True):
+        given |= {column: [value] * size for column, value in zip(self.owner, owner, strict=True)}
+        defaults = InsertDefaults(self.table, given)
+        singly, for_all = self._own_values(wanted), self._owner_values(owner) | defaults.sql_values()
+        made = defaults.values(given, size)
+        for column in defaults.columns:
             if column.default.is_callable and not isinstance(column.type, sa.ARRAY):  # type: ignore[union-attr]
-                columns[column] = values
+                singly[column] = made[column]
             else:
-                for_all[column] = bound(values[0] if values else None, column.type)
-        return unnested(dialect, "wanted", columns), for_all
+                for_all[column] = bound(made[column][0] if size else None, column.type)
+        return singly, for_all
 
     def _insert(
-        self, owner: Key, wanted: sa.FromClause, for_all: Mapping[Any, Any], *where: Any, ignore_conflicts: bool
+        self,
+        source: sa.FromClause,
+        singly: Iterable[Any],
+        for_all: Mapping[Any, Any],
+        *where: Any,
+        ignore_conflicts: bool,
     ) -> postgresql.Insert:
-        filled: dict[sa.Column[Any], sa.ColumnElement[Any]] = dict(zip(self.owner, self._literals(owner), strict=True))
-        defaults = self._defaults()
-        for column in (*self.own, *defaults.columns):
-            filled[column] = for_all[column] if column in for_all else wanted.c[column.key]
-        filled |= defaults.sql_values()
-        statement = postgresql.insert(self.table).from_select(
-            list(filled), sa.select(*filled.values()).select_from(wanted).where(*where), include_defaults=False
-        )
+        filled = {**for_all, **{column: source.c[column.key] for column in singly}}
+        select = sa.select(*filled.values()).select_from(source).where(*where)
+        statement = postgresql.insert(self.table).from_select(list(filled), select, include_defaults=False)
         key = self.unique_key() if ignore_conflicts else None
         return statement.on_conflict_do_nothing(**key.target) if key is not None else statement
-
-    def _defaults(self) -> InsertDefaults:
-        """Of the columns beside the two sides, those whose default SQLAlchemy knows; the server knows the others."""
-        return InsertDefaults(self.table, {*self.owner, *self.related})
 
 
 def linked_by(attribute: object) -> Links:
@@ -218,12 +208,12 @@ def _is_plain(condition: sa.ColumnElement[bool], number: int) -> bool:
 # -- many values in one parameter -------------------------------------------------------------------------------------
 
 
-def unnested(dialect: sa.Dialect, name: str, columns: Mapping[sa.Column[Any], Sequence[Any]]) -> sa.TableValuedAlias:
-    """A table called `name` of values by column, all of one length. One array is one parameter, whatever its length
-    (PostgreSQL documentation, "Set Returning Functions")."""
+def unnested(dialect: sa.Dialect, columns: Mapping[sa.Column[Any], Sequence[Any]]) -> sa.TableValuedAlias:
+    """A table of values by column, all of one length. One array is one parameter, whatever its length (PostgreSQL
+    documentation, "Set Returning Functions")."""
     arrays = [_array(dialect, column.type, values) for column, values in columns.items()]
     names = [sa.column(column.key, column.type) for column in columns]
-    return sa.func.unnest(*arrays).table_valued(*names).render_derived(name=name)
+    return sa.func.unnest(*arrays).table_valued(*names).render_derived(name="wanted")
 
 
 def _array(dialect: sa.Dialect, type_: sa.types.TypeEngine[Any], values: Sequence[Any]) -> sa.ColumnElement[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -75,8 +76,7 @@ def m2m_add(
         )
     if not related:
         return ()
-    insert = functools.partial(operation.links.insert, operation.dialect, ignore_conflicts=ignore_conflicts)
-    return operation.keys(operation.run(insert))
+    return operation.keys(operation.run(operation.links.insert, ignore_conflicts=ignore_conflicts))
 
 
 @also_named(rel_attr="relationship")
@@ -90,7 +90,7 @@ def m2m_remove(
     operation = LinkOperation("m2m_remove()", session, instance, relationship, related)
     if not related:
         return ()
-    return operation.keys(operation.run(functools.partial(operation.links.delete, operation.dialect)))
+    return operation.keys(operation.run(operation.links.delete))
 
 
 @also_named(rel_attr="relationship")
@@ -108,8 +108,8 @@ def m2m_set(
     that matters. Arguments, errors and price as in `m2m_add`.
     """
     operation = LinkOperation("m2m_set()", session, instance, relationship, related)
-    rows = operation.run(functools.partial(operation.links.replace, operation.dialect), skip=1)
-    added, removed = (operation.keys(row[1:] for row in rows if row[0] is is_new) for is_new in (True, False))
+    rows = operation.run(operation.links.replace)
+    added, removed = (operation.keys(row for row in rows if row[0] is is_new) for is_new in (True, False))
     return LinkChanges(added, removed)
 
 
@@ -120,7 +120,7 @@ def m2m_clear(session: object, instance: object, relationship: sa_orm.QueryableA
     Errors and price as in `m2m_add`.
     """
     operation = LinkOperation("m2m_clear()", session, instance, relationship, ())
-    return operation.keys(operation.run(lambda owner, _: operation.links.clear(owner)))
+    return operation.keys(operation.run(lambda dialect, owner, wanted: operation.links.clear(owner)))
 
 
 class LinkOperation:
@@ -150,31 +150,30 @@ class LinkOperation:
         else:
             self._keys = [self._key_of(each) for each in related]
 
-    def run(self, build: Callable[[Key, Columns], sa.Executable], *, skip: int = 0) -> list[Any]:
+    def run(self, build: Callable[..., sa.Executable], **options: Any) -> list[Any]:
         """Send what `build` makes of the owner's and the related keys, and expire what is loaded of them.
 
-        In the rows that come back the related key begins at column `skip`.
+        The rows that come back end with the related key.
         """
-        if self._must_flush():
-            with together(self.session, self._what):
+        links, must_flush = self.links, self._must_flush()
+        with together(self.session, self._what) if must_flush else contextlib.nullcontext():
+            if must_flush:
                 self.session.flush()
-                return self._send(build, skip)
-        return self._send(build, skip)
-
-    def _send(self, build: Callable[[Key, Columns], sa.Executable], skip: int) -> list[Any]:
-        links = self.links
-        owner = _reader(links.owner_mapper, links.owner.values())(sa.inspect(self._instance))
-        wanted = self._wanted()
-        self._check_shared(owner, wanted)
-        result = execute_write(self.session, build(owner, wanted), links.related_mapper, table=links.table)
-        rows = [tuple(row) for row in result]
-        self._expire(itertools.chain(zip(*wanted, strict=True), (row[skip:] for row in rows)))
-        return rows
+            owner = _reader(links.owner_mapper, links.owner.values())(sa.inspect(self._instance))
+            wanted = self._wanted()
+            self._check_shared(owner, wanted)
+            statement = build(self.dialect, owner, wanted, **options)
+            result = execute_write(self.session, statement, links.related_mapper, table=links.table)
+            rows = [tuple(row) for row in result]
+            width = len(links.related)
+            self._expire(itertools.chain(zip(*wanted, strict=True), [row[-width:] for row in rows]))
+            return rows
 
     def keys(self, rows: Iterable[Key]) -> tuple[Any, ...]:
-        """Keys as users give them: a value, or a tuple of several."""
-        found = dict.fromkeys(rows)
-        return tuple(found) if len(self.links.related) > 1 else tuple(value for (value,) in found)
+        """The related keys as users give them: a value, or a tuple of several."""
+        width = len(self.links.related)
+        found = dict.fromkeys([row[-width:] for row in rows])
+        return tuple(found) if width > 1 else tuple([value for (value,) in found])
 
     # -- arguments --------------------------------------------------------------------------------------------------
 

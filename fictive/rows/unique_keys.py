@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import decimal
-import operator
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import AsBoolean, BooleanClauseList, Label, TextClause, UnaryExpression
 
-__all__ = ["UniqueKey", "conflict_target", "key_for", "key_over", "unique_keys"]
+__all__ = ["UniqueKey", "key_for", "key_over", "unique_keys"]
 
 Values = Mapping[Any, Any]
 """What a lookup says of columns."""
@@ -80,17 +79,11 @@ def key_over(table: sa.Table, columns: Collection[sa.Column[Any]], dialect_name:
     return whole[0] if whole else found[0] if len(found) == 1 else None
 
 
-def conflict_target(table: sa.Table, columns: Sequence[sa.Column[Any]], dialect_name: str) -> dict[str, Any]:
-    """The arguments of ON CONFLICT for the unique key over these columns, or over one that only the database knows."""
-    return (key_over(table, columns, dialect_name) or UniqueKey(tuple(columns))).target
-
-
 def key_for(tables: Collection[Any], values: Values, expressions: Expressions, dialect_name: str) -> UniqueKey | None:
     """The unique key that two rows of a lookup would both have, so that there can be no two; None without one.
 
-    Its columns are all in the lookup, and none of its parts is NULL, as NULLs are distinct unless the key says
-    otherwise. A partial index serves where the lookup implies its condition. Of several, the one that uses the most
-    of the lookup.
+    Its columns are all in the lookup, none of its parts is NULL unless NULLs are not distinct, and the lookup implies
+    the condition of a partial index. Of several, the one that uses the most of the lookup.
     """
     fitting = [
         key
@@ -145,9 +138,8 @@ def _fits(element: Any, values: Values, expressions: Expressions, nulls_distinct
     for expression, value in expressions:
         if _sql(expression) == _sql(element):
             return value is not None or not nulls_distinct
-    if not all(column in values for column in _columns_in(element)):
-        return False
-    return not nulls_distinct or _is_never_null(element, values)
+    known = all(column in values for column in _columns_in(element))
+    return known and (not nulls_distinct or _is_never_null(element, values))
 
 
 def _sql(element: Any) -> str:
@@ -181,14 +173,7 @@ def _is_never_null(element: Any, values: Values) -> bool:
 _NULL_TEST = re.compile(r'\(*\s*"?(\w+)"?\s+is\s+(not\s+)?null\s*\)*', re.IGNORECASE)
 _FLAG = re.compile(r'\(*\s*(not\s+)?"?(\w+)"?(?:\s+(?:is|=)\s+(true|false))?\s*\)*', re.IGNORECASE)
 _ORDERED = (int, float, decimal.Decimal, datetime.date, datetime.timedelta)
-_COMPARISONS: dict[Any, Callable[[Any, Any], bool]] = {
-    operators.eq: operator.eq,
-    operators.ne: operator.ne,
-    operators.lt: operator.lt,
-    operators.le: operator.le,
-    operators.gt: operator.gt,
-    operators.ge: operator.ge,
-}
+_COMPARISONS = (operators.eq, operators.ne, operators.lt, operators.le, operators.gt, operators.ge)  # Python's own
 
 
 def _implies(values: Values, condition: Any) -> bool:
@@ -226,7 +211,7 @@ def _implies_comparison(value: Any, compare: Any, right: Any) -> bool:
     if compare is not operators.eq and not (isinstance(value, _ORDERED) and isinstance(other, _ORDERED)):
         return False  # of text the database may think otherwise
     try:
-        return bool(_COMPARISONS[compare](value, other))
+        return bool(compare(value, other))
     except TypeError:
         return False
 

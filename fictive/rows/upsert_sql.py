@@ -14,10 +14,10 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ClauseElement, Executable
 
 from .stored_values import as_stored, bound, images_differ, texts_differ
-from .unique_keys import conflict_target
+from .unique_keys import UniqueKey, key_over
 
-__all__ = ["EXCLUDED", "WAS_INSERTED", "CreateStaging", "StagingTable", "Upsert", "insert_into",
-           "of_class", "on_conflict_update"]  # fmt: skip
+__all__ = ["EXCLUDED", "WAS_INSERTED", "CreateStaging", "Upsert", "insert_into", "of_class",
+           "on_conflict_update", "staging_table"]  # fmt: skip
 
 EXCLUDED: Any = object()
 """Instead of a value: what the row to insert has for the column."""
@@ -85,25 +85,18 @@ def on_conflict_update(
 _numbers = itertools.count(1)
 
 
-class StagingTable:
-    """A temporary table with some columns of another one, of exactly their types, and the number of each row.
+def staging_table(columns: Sequence[sa.Column[Any]]) -> sa.Table:
+    """A temporary table with these columns of another one, of exactly their types, and last the number of each row.
 
     It goes with its transaction; names are never used twice in a process, since a transaction may have several.
     """
-
-    def __init__(self, table: sa.Table, columns: Sequence[sa.Column[Any]]) -> None:
-        self.columns = list(columns)
-        own = [sa.Column(column.name, column.type, key=column.key) for column in columns]
-        number = "fictive_row"
-        while number in {column.name for column in columns}:
-            number += "_"
-        self.number: sa.Column[int] = sa.Column(number, sa.BigInteger)
-        # with the schema's name, so that no `schema_translate_map` takes it for the model's
-        name = f"fictive_stage_{next(_numbers)}"
-        self.table = sa.Table(name, sa.MetaData(), *own, self.number, schema="pg_temp")
-
-    def __getitem__(self, column: sa.Column[Any]) -> sa.Column[Any]:
-        return self.table.c[column.key]
+    number = "fictive_row"
+    while number in {column.name for column in columns}:
+        number += "_"
+    own = [sa.Column(column.name, column.type, key=column.key) for column in columns]
+    # with the schema's name, so that no `schema_translate_map` takes it for the model's
+    name = f"fictive_stage_{next(_numbers)}"
+    return sa.Table(name, sa.MetaData(), *own, sa.Column(number, sa.BigInteger), schema="pg_temp")
 
 
 class CreateStaging(Executable, ClauseElement):
@@ -111,10 +104,11 @@ class CreateStaging(Executable, ClauseElement):
 
     inherit_cache = False
 
-    def __init__(self, stage: StagingTable) -> None:
-        self.name = stage.table.name
-        columns = [sa.type_coerce(column, sa.types.NullType()).label(column.name) for column in stage.columns]
-        self.select = sa.select(*columns, sa.cast(sa.null(), sa.BigInteger).label(stage.number.name))
+    def __init__(self, stage: sa.Table, columns: Sequence[sa.Column[Any]]) -> None:
+        self.name = stage.name
+        own = [sa.type_coerce(column, sa.types.NullType()).label(column.name) for column in columns]
+        *_, number = stage.columns
+        self.select = sa.select(*own, sa.cast(sa.null(), sa.BigInteger).label(number.name))
 
 
 @compiles(CreateStaging)
@@ -149,14 +143,15 @@ class Upsert:
         returned = self.deleted_key() if self.dialect.name == "sqlite" else [WAS_INSERTED, *self.deleted_key()]
         return upsert.returning(*returned) if returned else upsert
 
-    def upsert_from(self, stage: StagingTable, *, last_wins: bool) -> Any:
+    def upsert_from(self, stage: sa.Table, *, last_wins: bool) -> Any:
         """The counts (inserted, written) of an upsert of what is staged.
 
         In the order of the key, so that two of them at the same time wait for each other and do not deadlock.
         """
-        source: Any = self._last_of_each(stage).subquery("last") if last_wins else stage.table
-        select = sa.select(*(source.c[column.key] for column in stage.columns)).order_by(*self._order(source))
-        insert = postgresql.insert(self.table).from_select([column.key for column in stage.columns], select)
+        source: Any = self._last_of_each(stage).subquery("last") if last_wins else stage
+        names = stage.columns.keys()[:-1]
+        select = sa.select(*(source.c[name] for name in names)).order_by(*self._order(source))
+        insert = postgresql.insert(self.table).from_select(names, select)
         done = self._on_conflict(insert).returning(WAS_INSERTED.label("fresh"), *self.deleted_key()).cte("done")
         counts = [sa.func.count().filter(done.c.fresh), sa.func.count()]
         for column in list(done.c)[1:]:  # none, or those of deleted_key()
@@ -174,7 +169,8 @@ class Upsert:
         return [self.live.label("fictive_live"), *(c.label(f"fictive_key_{n}") for n, c in enumerate(self.key))]
 
     def _on_conflict(self, insert: Any) -> Any:
-        target = conflict_target(self.table, self.key, self.dialect.name)
+        known = key_over(self.table, self.key, self.dialect.name)  # or one that only the database knows
+        target = (known or UniqueKey(tuple(self.key))).target
         deleted = [] if self.live is None else [self.live.is_not(None)]
         besides, only = self.besides, self.only
         if not self.update:
@@ -186,19 +182,19 @@ class Upsert:
             insert, target, setting, besides, self.dialect, also_where=deleted, only_where=only
         )  # fmt: skip
 
-    def update_row(self, row: Mapping[sa.Column[Any], Any], by_row: Sequence[Any]) -> Any:
-        """`UPDATE` of the row with this key, `by_row` the values of those columns."""
+    def update_row(self, row: Mapping[sa.Column[Any], Any]) -> Any:
+        """`UPDATE` of the row with this key."""
         where = [column == as_stored(row[column], column.type, self.dialect) for column in self.key]
         changed = [texts_differ(column, row[column], self.dialect) for column in self.update]
-        setting = {**self.besides, **dict(zip(self.by_row, by_row, strict=True))}
-        besides = {column: bound(value, column.type) for column, value in setting.items()}
+        besides = {**self.besides, **{column: row[column] for column in self.by_row}}
+        besides = {column: bound(value, column.type) for column, value in besides.items()}
         values = {column: bound(row[column], column.type) for column in self.update}
         return sa.update(self.table).where(*where, *self.only).values(values | _if_changed(changed, besides))
 
-    def update_from(self, stage: StagingTable, *, last_wins: bool) -> Any:
+    def update_from(self, stage: sa.Table, *, last_wins: bool) -> Any:
         """`UPDATE … FROM` what is staged. It locks the rows in the order of the key before it writes the first, so
         that two of them at the same time wait for each other and do not deadlock."""
-        source: Any = self._last_of_each(stage).cte("last") if last_wins else stage.table
+        source: Any = self._last_of_each(stage).cte("last") if last_wins else stage
         same = [column == source.c[column.key] for column in self.key]
         joined = self.table.join(source, sa.and_(*same))
         locking: Any = sa.select(sa.literal_column("1").label("one")).select_from(joined)
@@ -218,21 +214,21 @@ class Upsert:
 
     # -- duplicates ---------------------------------------------------------------------------------------------------
 
-    def duplicate_in(self, stage: StagingTable) -> Any:
+    def duplicate_in(self, stage: sa.Table) -> Any:
         """A key that is staged twice."""
-        keys = [stage[column] for column in self.key]
+        keys = [stage.c[column.key] for column in self.key]
         given = [key.is_not(None) for key in keys]
         return sa.select(*keys).where(*given).group_by(*keys).having(sa.func.count() > 1).limit(1)
 
-    def _last_of_each(self, stage: StagingTable) -> Any:
+    def _last_of_each(self, stage: sa.Table) -> Any:
         """What is staged, without rows whose key comes again; a key with a NULL in it is like no other."""
-        keys = [stage[column] for column in self.key]
-        rank = sa.func.row_number().over(partition_by=keys, order_by=stage.number.desc()).label("fictive_rank")
-        ranked = sa.select(*(stage[column] for column in stage.columns), rank).subquery("ranked")
+        *columns, number = stage.columns
+        keys = [stage.c[column.key] for column in self.key]
+        rank = sa.func.row_number().over(partition_by=keys, order_by=number.desc()).label("fictive_rank")
+        ranked = sa.select(*columns, rank).subquery("ranked")
         nullable = [ranked.c[column.key].is_(None) for column in self.key if column.nullable]
-        return sa.select(*(ranked.c[column.key] for column in stage.columns)).where(
-            sa.or_(ranked.c.fictive_rank == 1, *nullable)
-        )
+        is_last = sa.or_(ranked.c.fictive_rank == 1, *nullable)
+        return sa.select(*(ranked.c[column.key] for column in columns)).where(is_last)
 
     def _order(self, source: Any) -> list[Any]:
         """By the key; texts by code point, as Python sorts, so that a statement with values takes its locks in the
