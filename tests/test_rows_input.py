@@ -90,7 +90,6 @@ def test_d8_rows_are_read_a_batch_at_a_time() -> None:
     found = list(reader.batches())
     assert found[0] is head
     assert [batch.size for batch in found] == [2, 2, 1]
-    assert [batch.first for batch in found] == [0, 2, 4]
     assert {name: list(values) for name, values in found[1].columns.items()} == {
         "name": ["pet 2", "pet 3"],
         "age": [2, 3],

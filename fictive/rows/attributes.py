@@ -109,11 +109,11 @@ def foreign_key_of(prop: sa_orm.RelationshipProperty[Any], related: object, wher
         raise UnsavedObject(
             f"{name} in {where} is a {prop.mapper.class_.__name__} that is not saved and has no key. Flush it first."
         )
-    found = {}
-    for local, remote in pairs:
-        if isinstance(local, sa.Column) and isinstance(remote, sa.Column):
-            found[local] = getattr(related, state.mapper.get_property_by_column(remote).key)
-    return found
+    return {
+        local: getattr(related, state.mapper.get_property_by_column(remote).key)
+        for local, remote in pairs
+        if isinstance(local, sa.Column) and isinstance(remote, sa.Column)
+    }
 
 
 # -- primary keys as callers write them -------------------------------------------------------------------------------

@@ -91,10 +91,11 @@ def insert_many(
 
     def work(batches: Iterator[Batch]) -> None:
         if not operation.is_single_table():
-            for batch in operation.tracked(batches):
+            for batch in batches:
                 operation.session.execute(sa.insert(model), batch.mappings())
         elif operation.reader.is_fewer_than(COPY_FROM) or not copy_into_table(operation, batches):
-            _insert_values(operation, batches)
+            for batch in batches:
+                insert_rows(operation.connection, operation.table, operation.with_fixed(batch), batch.size)
 
     operation.run(work)
     return operation.done
@@ -208,14 +209,14 @@ def update_many(
             raise ValueError(f"update_many(): the rows give {', '.join(given)}, which is the key, and nothing to set.")
         batches = without_duplicates(batches, keys, duplicates)
         if not operation.is_single_table():
-            for batch in operation.tracked(batches):
+            for batch in batches:
                 operation.session.execute(sa.update(model), batch.mappings())
                 operation.updated += batch.size
             return
         upsert = operation.upsert(keys, others)
         hidden = _may_hide_duplicates(upsert) and not operation.reader.is_fewer_than(2)
         if (operation.reader.is_fewer_than(UPDATE_EACH + 1) and not hidden) or not operation.may_stage():
-            for batch in operation.tracked(batches):
+            for batch in batches:
                 _update_rows(operation, batch.sorted_by(keys), upsert)
             return
         with staged(operation, batches, upsert) as stage:
@@ -236,11 +237,6 @@ def _may_hide_duplicates(upsert: Upsert) -> bool:
     )
 
 
-def _insert_values(operation: BulkOperation, batches: Iterator[Batch]) -> None:
-    for batch in operation.tracked(batches):
-        insert_rows(operation.connection, operation.table, operation.with_fixed(batch), batch.size)
-
-
 def _insert_returning(operation: BulkOperation, model: Any, returning: str) -> list[Any]:
     if returning not in ("keys", "objects"):
         raise ValueError(f'insert_many(): returning={returning!r}: expected "keys", "objects" or None.')
@@ -251,7 +247,7 @@ def _insert_returning(operation: BulkOperation, model: Any, returning: str) -> l
     found: list[Any] = []
 
     def work(batches: Iterator[Batch]) -> None:
-        for batch in operation.tracked(batches):
+        for batch in batches:
             rows = batch.mappings()
             if has_null(batch.columns.values()):  # NULL in a statement of its own for each row
                 one = sa.insert(model).returning(*wanted)
@@ -278,7 +274,7 @@ def _upsert_from_values(
 ) -> None:
     connection, on_postgresql = operation.connection, upsert.dialect.name == "postgresql"
     seen: set[Any] | None = None if on_postgresql else set()
-    for batch in operation.tracked(without_duplicates(batches, keys, duplicates, seen)):
+    for batch in without_duplicates(batches, keys, duplicates, seen):
         before = 0 if on_postgresql else _count(operation)
         written: list[Any] = []
         for each, part in operation.by_update_defaults(upsert, batch.sorted_by(keys)):

@@ -57,17 +57,13 @@ class Batch:
 
     columns: Mapping[str, Sequence[Any]]
     size: int
-    first: int
-    """How many rows came before."""
-    read: int
-    """How many rows it was, before some of them were left out."""
 
     def mappings(self) -> list[dict[str, Any]]:
         """The rows by attribute name."""
         return by_row(self.columns, self.size)
 
     def sorted_by(self, names: Sequence[str]) -> Batch:
-        """The rows in the order of these attributes, so that two statements take their locks in the same order."""
+        """The rows in the order of these attributes, in which statements take their locks."""
         try:
             keys = list(zip(*(self.columns[name] for name in names), strict=True))
             return self.chosen(sorted(range(self.size), key=keys.__getitem__))
@@ -87,7 +83,7 @@ class Batch:
     def chosen(self, indexes: Sequence[int]) -> Batch:
         """Those rows of it."""
         columns = {name: [column[index] for index in indexes] for name, column in self.columns.items()}
-        return Batch(columns, len(indexes), self.first, self.read)
+        return Batch(columns, len(indexes))
 
 
 def by_row(columns: Mapping[str, Sequence[Any]], size: int) -> list[dict[str, Any]]:
@@ -165,9 +161,8 @@ class RowReader:
             columns = self._by_column(part)
         except KeyError:
             raise self._difference(part) from None
-        batch = Batch(dict(zip(self.names, columns, strict=True)), len(part), self.read, len(part))
         self.read += len(part)
-        return batch
+        return Batch(dict(zip(self.names, columns, strict=True)), len(part))
 
     def _learn(self, row: Mapping[Any, Any]) -> None:
         self._keys = frozenset(row)

@@ -106,12 +106,12 @@ class BulkOperation:
     def by_column(self, batch: Batch) -> dict[sa.Column[Any], Sequence[Any]]:
         return {self.reader.columns[name]: values for name, values in batch.columns.items()}
 
-    def tracked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, of values only; each has been sent when the next one is asked for."""
-        for batch in batches:
+    def _batches(self) -> Iterator[Batch]:
+        """Those of one transaction, of values only; each has been sent when the next one is asked for."""
+        for batch in self.reader.batches(self.commit_every):
             batch.check_values(self.mapper.class_.__name__)
             yield batch
-            self.done += batch.read
+            self.done += batch.size
             self.batches_sent += 1
             if self._progress is not None:
                 self._progress(self.done, self.reader.total)
@@ -174,7 +174,7 @@ class BulkOperation:
                 with contextlib.suppress(_StagingRefused):  # nothing is read by then: the same rows go another way
                     try:
                         with self._atomic():
-                            work(self.reader.batches(self.commit_every))
+                            work(self._batches())
                     except sa.exc.DBAPIError as error:
                         if transactions or not self._begins_anew(error):
                             raise

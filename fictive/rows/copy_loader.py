@@ -55,7 +55,7 @@ def staged(
     def values(batch: Batch) -> Values:
         rows = operation.by_column(batch)
         rows = rows | operation.by_row(upsert, batch) if defaults is None else defaults.values(rows, batch.size)
-        return [*rows.values(), range(batch.first, batch.first + batch.size)]
+        return [*rows.values(), range(operation.done, operation.done + batch.size)]
 
     _send(operation, stage, list(stage.columns), batches, values)
     yield stage
@@ -99,7 +99,7 @@ def _send(
         text_of = CopyFormat(connection.dialect, columns, driver_text).block
 
     def blocks() -> Iterator[str]:
-        for batch in operation.tracked(batches):
+        for batch in batches:
             rows = values(batch)
             try:
                 block = text_of(rows)

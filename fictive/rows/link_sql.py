@@ -17,7 +17,7 @@ from sqlalchemy.sql import operators
 
 from .attributes import attribute_names
 from .column_defaults import InsertDefaults
-from .stored_values import PaddedText, array_text, bound, database_type
+from .stored_values import PADDED_TEXT, array_text, bound, database_type
 from .unique_keys import UniqueKey, key_over
 
 __all__ = ["Columns", "Key", "Links", "linked_by"]
@@ -244,4 +244,4 @@ def _without_length(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> sa.
     stored: Any = database_type(type_, dialect)
     if not isinstance(stored, sa.String) or isinstance(stored, sa.Enum) or not (stored.length or stored.collation):
         return type_
-    return PaddedText() if isinstance(stored, sa.CHAR) else sa.Text()
+    return PADDED_TEXT if isinstance(stored, sa.CHAR) else sa.Text()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import operator
 from collections.abc import Callable, Collection, Iterable
@@ -149,6 +148,8 @@ class LinkOperation:
             self._values = related
         else:
             self._keys = [self._key_of(each) for each in related]
+        self._owner_collections = self._collections(links.owner_mapper, set(links.owner))
+        self._related_collections = self._collections(links.related_mapper, set(links.related))
 
     def run(self, build: Callable[..., sa.Executable], **options: Any) -> list[Any]:
         """Send what `build` makes of the owner's and the related keys, and expire what is loaded of them.
@@ -254,14 +255,6 @@ class LinkOperation:
         for state in loaded:
             if state is not None and not self._has_changes(state, collections):
                 self._expire_loaded(state, collections)
-
-    @functools.cached_property
-    def _owner_collections(self) -> list[str]:
-        return self._collections(self.links.owner_mapper, set(self.links.owner))
-
-    @functools.cached_property
-    def _related_collections(self) -> list[str]:
-        return self._collections(self.links.related_mapper, set(self.links.related))
 
     def _collections(self, mapper: sa_orm.Mapper[Any], side: set[sa.Column[Any]]) -> list[str]:
         """The relationships of `mapper` and its subclasses over the same link table, with these columns for its own

@@ -12,30 +12,27 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.expression import ClauseElement
 
 __all__ = [
-    "PaddedText", "array_text", "as_stored", "bound", "cut_to_length", "database_type", "images_differ", "is_exact",
+    "PADDED_TEXT", "array_text", "as_stored", "bound", "cut_to_length", "database_type", "images_differ", "is_exact",
     "is_sql", "none_is_a_value", "stores_none", "texts_differ",
 ]  # fmt: skip
 
 
-class PaddedText(sa.types.UserDefinedType[Any]):
-    """`char(n)` of any length: it compares without trailing blanks, which text does not."""
+class _Named(sa.types.UserDefinedType[Any]):
+    """A type of PostgreSQL's that SQLAlchemy has none for."""
 
     cache_ok = True
 
-    def get_col_spec(self, **_: Any) -> str:
-        return "bpchar"
-
-
-class _Record(sa.types.UserDefinedType[Any]):
-    """PostgreSQL's type for any row (PostgreSQL documentation, "Composite Type Comparison")."""
-
-    cache_ok = True
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def get_col_spec(self, **_: Any) -> str:
-        return "record"
+        return self.name
 
 
-_RECORD = _Record()
+PADDED_TEXT = _Named("bpchar")
+"""`char(n)` of any length: it compares without trailing blanks, which text does not."""
+_RECORD = _Named("record")
+"""Any row (PostgreSQL documentation, "Composite Type Comparison")."""
 
 
 def is_sql(value: object) -> bool:
@@ -121,7 +118,7 @@ def as_stored(value: Any, type_: sa.types.TypeEngine[Any], dialect: sa.Dialect, 
     stored: Any = database_type(type_, dialect)
     if isinstance(stored, sa.String) and not isinstance(stored, sa.Enum):
         if isinstance(stored, sa.CHAR):
-            return sa.cast(bound(value, type_), PaddedText())
+            return sa.cast(bound(value, type_), PADDED_TEXT)
         is_text = issubclass(kind, str) if kind else isinstance(value, str) or is_sql(value)
         given = bound(cut_to_length(value, type_, dialect), type_)
         # another type's text may differ from what a cast to citext makes of it
@@ -144,9 +141,5 @@ def texts_differ(column: sa.ColumnElement[Any], value: Any, dialect: sa.Dialect)
     value comes that is no column's."""
     if dialect.name != "postgresql":
         return column.is_distinct_from(bound(value, column.type))
-    return sa.cast(_plain(column), sa.Text).is_distinct_from(sa.cast(as_stored(value, column.type, dialect), sa.Text))
-
-
-def _plain(column: sa.ColumnElement[Any]) -> Any:
-    """A column without what its type does to it in a SELECT."""
-    return sa.type_coerce(column, sa.types.NullType())
+    plain = sa.type_coerce(column, sa.types.NullType())  # without what its type does to it in a SELECT
+    return sa.cast(plain, sa.Text).is_distinct_from(sa.cast(as_stored(value, column.type, dialect), sa.Text))

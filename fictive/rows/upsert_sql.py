@@ -144,10 +144,7 @@ class Upsert:
         return upsert.returning(*returned) if returned else upsert
 
     def upsert_from(self, stage: sa.Table, *, last_wins: bool) -> Any:
-        """The counts (inserted, written) of an upsert of what is staged.
-
-        In the order of the key, so that two of them at the same time wait for each other and do not deadlock.
-        """
+        """The counts (inserted, written) of an upsert of what is staged, and `deleted_key` where it met one."""
         source: Any = self._last_of_each(stage).subquery("last") if last_wins else stage
         names = stage.columns.keys()[:-1]
         select = sa.select(*(source.c[name] for name in names)).order_by(*self._order(source))
@@ -171,46 +168,41 @@ class Upsert:
     def _on_conflict(self, insert: Any) -> Any:
         known = key_over(self.table, self.key, self.dialect.name)  # or one that only the database knows
         target = (known or UniqueKey(tuple(self.key))).target
-        deleted = [] if self.live is None else [self.live.is_not(None)]
-        besides, only = self.besides, self.only
-        if not self.update:
-            if self.live is None:
-                return insert.on_conflict_do_nothing(**target)
-            besides, only = {self.live: self.live}, ()
+        if not self.update and self.live is None:
+            return insert.on_conflict_do_nothing(**target)
         setting = dict.fromkeys(self.update, EXCLUDED)
-        return on_conflict_update(
-            insert, target, setting, besides, self.dialect, also_where=deleted, only_where=only
-        )  # fmt: skip
+        besides: Any = self.besides if self.update else {self.live: self.live}
+        only = self.only if self.update else ()
+        deleted = [] if self.live is None else [self.live.is_not(None)]
+        return on_conflict_update(insert, target, setting, besides, self.dialect, also_where=deleted, only_where=only)
 
     def update_row(self, row: Mapping[sa.Column[Any], Any]) -> Any:
         """`UPDATE` of the row with this key."""
+        given = {column: bound(row[column], column.type) for column in (*self.update, *self.by_row)}
         where = [column == as_stored(row[column], column.type, self.dialect) for column in self.key]
-        changed = [texts_differ(column, row[column], self.dialect) for column in self.update]
-        besides = {**self.besides, **{column: row[column] for column in self.by_row}}
-        besides = {column: bound(value, column.type) for column, value in besides.items()}
-        values = {column: bound(row[column], column.type) for column in self.update}
-        return sa.update(self.table).where(*where, *self.only).values(values | _if_changed(changed, besides))
+        return self._update(where, given, [texts_differ(column, row[column], self.dialect) for column in self.update])
 
     def update_from(self, stage: sa.Table, *, last_wins: bool) -> Any:
-        """`UPDATE … FROM` what is staged. It locks the rows in the order of the key before it writes the first, so
-        that two of them at the same time wait for each other and do not deadlock."""
+        """`UPDATE … FROM` what is staged. It locks the rows in their order before it writes the first."""
         source: Any = self._last_of_each(stage).cte("last") if last_wins else stage
+        given = {column: source.c[column.key] for column in (*self.update, *self.by_row)}
         same = [column == source.c[column.key] for column in self.key]
-        joined = self.table.join(source, sa.and_(*same))
-        locking: Any = sa.select(sa.literal_column("1").label("one")).select_from(joined)
-        locked = (
-            locking.where(*self.only)
-            .order_by(*self._order(source))
-            .with_for_update(key_share=True, of=self.table)
-            .cte("locked")
+        joined: Any = sa.select(sa.literal_column("1").label("one")).select_from(
+            self.table.join(source, sa.and_(*same))
         )
-        there = [source.c[column.key] for column in self.update]
-        besides: dict[Any, Any] = {column: bound(value, column.type) for column, value in self.besides.items()}
-        besides |= {column: source.c[column.key] for column in self.by_row}
-        values = dict(zip(self.update, there, strict=True))
+        ordered = joined.where(*self.only).order_by(*self._order(source))
+        locked = ordered.with_for_update(key_share=True, of=self.table).cte("locked")
         first = sa.select(sa.func.count()).select_from(locked).scalar_subquery() >= 0
-        update = sa.update(self.table).where(first, *same, *self.only)
-        return update.values(values | _if_changed([images_differ(self.update, there)], besides))
+        changed = images_differ(self.update, [given[column] for column in self.update])
+        return self._update([first, *same], given, [changed])
+
+    def _update(self, where: Iterable[Any], given: Mapping[sa.Column[Any], Any], changed: Iterable[Any]) -> Any:
+        """`UPDATE` of all that is found to what is `given`; what else is set only where a value is `changed`."""
+        besides = {column: bound(value, column.type) for column, value in self.besides.items()}
+        besides |= {column: given[column] for column in self.by_row}
+        setting = {column: given[column] for column in self.update}
+        setting |= {column: sa.case((sa.or_(*changed), value), else_=column) for column, value in besides.items()}
+        return sa.update(self.table).where(*where, *self.only).values(setting)
 
     # -- duplicates ---------------------------------------------------------------------------------------------------
 
@@ -231,16 +223,11 @@ class Upsert:
         return sa.select(*(ranked.c[column.key] for column in columns)).where(is_last)
 
     def _order(self, source: Any) -> list[Any]:
-        """By the key; texts by code point, as Python sorts, so that a statement with values takes its locks in the
-        same order."""
+        """By the key, so that two statements at the same time wait for each other and do not deadlock; texts by code
+        point, as Python sorts, for a statement with values takes its locks in the same order."""
         order = []
         for column in self.key:
             stored = column.type.impl_instance if isinstance(column.type, sa.types.TypeDecorator) else column.type
             is_text = isinstance(stored, sa.String) and not isinstance(stored, sa.Enum)
             order.append(sa.collate(source.c[column.key], "C") if is_text else source.c[column.key])
         return order
-
-
-def _if_changed(changed: Sequence[Any], besides: Mapping[Any, Any]) -> dict[Any, Any]:
-    """`besides` for a row that gets another value than it has; the row is counted as updated in any case."""
-    return {column: sa.case((sa.or_(*changed), value), else_=column) for column, value in besides.items()}

@@ -25,12 +25,7 @@ def writing(mapper: sa_orm.Mapper[Any], table: Any = None) -> dict[str, Any]:
 
 
 def execute_write(
-    session: sa_orm.Session,
-    statement: sa.Executable,
-    mapper: sa_orm.Mapper[Any],
-    *,
-    table: Any = None,
-    what: str = "",
+    session: sa_orm.Session, statement: sa.Executable, mapper: sa_orm.Mapper[Any], *, table: Any = None, what: str = ""
 ) -> Any:
     """Run a statement that writes rows of `mapper`, or of `table` for it: an upsert that reads back what it wrote is a
     SELECT, and a session that sends those to a replica is asked about an UPDATE instead.
