@@ -79,8 +79,8 @@ def insert_many(
         called with the number of rows sent and the total, or None, after each batch: see `fictive.rows.progress`.
 
     What is stored is what a flush stores, defaults, discriminator and version included; ORM events (`before_insert`)
-    do not fire, as in SQLAlchemy's own bulk INSERT. By COPY from 20 rows on where it stores the same (PostgreSQL
-    documentation, "COPY"), which the page on bulk work says in full; else, and with `returning`, by INSERT.
+    do not fire, as in SQLAlchemy's own bulk INSERT. By COPY from 20 rows on, on psycopg2 and psycopg, where it stores
+    the same (PostgreSQL documentation, "COPY"); else, and with `returning` or joined inheritance, by INSERT.
 
     Raises `RowsDiffer`, `UnknownAttribute` or `TypeError` before anything of the batch is sent. 2 round trips for less
     than 20 rows outside on psycopg2, otherwise 3.
@@ -129,8 +129,8 @@ def upsert_many(
     that two calls at the same time wait for each other instead of meeting in a deadlock.
 
     2 round trips outside for up to 500 rows, `INSERT … ON CONFLICT DO UPDATE`; 4 for more, by a temporary table.
-    Inside, rows that are no list are a COPY for each batch. PostgreSQL and SQLite, where all rows that are not
-    inserted count as updated.
+    Inside, rows that are no list are a COPY for each batch. PostgreSQL, and SQLite, where keys are remembered to tell
+    duplicates, and all rows that are not inserted count as updated.
     """
     operation = BulkOperation(session, model, rows, "upsert_many()", batch_size, commit_every, progress)
     dialect = dialect_of(operation.session, operation.mapper)
@@ -263,7 +263,7 @@ def _insert_returning(operation: BulkOperation, model: Any, returning: str) -> l
 
 def _update_rows(operation: BulkOperation, batch: Batch, upsert: Upsert) -> None:
     """An UPDATE for each row, in their order."""
-    rows = operation.by_column(batch) | operation.by_row(upsert, batch)
+    rows = operation.by_column(batch) | operation.row_defaults(upsert, batch)
     for row in zip(*rows.values(), strict=True):
         statement = upsert.update_row(dict(zip(rows, row, strict=True)))
         operation.updated += operation.connection.execute(statement).rowcount

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from .attributes import attribute_names, hybrid, mapped_property, table_columns,
 from .stored_values import is_sql
 
 __all__ = [
-    "Batch", "Duplicates", "RowReader", "attribute_named", "by_row", "check_duplicates", "duplicate_rows",
+    "Batch", "Duplicates", "RowReader", "as_mappings", "attribute_named", "check_duplicates", "duplicate_rows",
     "has_null", "shown_key", "without_duplicates",
 ]  # fmt: skip
 
@@ -60,7 +61,7 @@ class Batch:
 
     def mappings(self) -> list[dict[str, Any]]:
         """The rows by attribute name."""
-        return by_row(self.columns, self.size)
+        return as_mappings(self.columns, self.size)
 
     def sorted_by(self, names: Sequence[str]) -> Batch:
         """The rows in the order of these attributes, in which statements take their locks."""
@@ -86,7 +87,7 @@ class Batch:
         return Batch(columns, len(indexes))
 
 
-def by_row(columns: Mapping[str, Sequence[Any]], size: int) -> list[dict[str, Any]]:
+def as_mappings(columns: Mapping[str, Sequence[Any]], size: int) -> list[dict[str, Any]]:
     """So many rows by name, from values by column."""
     if not columns:
         return [{} for _ in range(size)]
@@ -135,16 +136,10 @@ class RowReader:
 
     def batches(self, most: int | None = None) -> Iterator[Batch]:
         """Read on, at most `most` rows; the caller sees to it that the head is not more than that."""
-        while most is None or most > 0:
-            if self._head is not None:
-                batch, self._head = self._head, None
-            else:
-                found = self._next(self._size if most is None else min(most, self._size))
-                if found is None:
-                    return
-                batch = found
-            if most is not None:
-                most -= batch.size
+        left = sys.maxsize if most is None else most
+        while left and (batch := self._head or self._next(min(left, self._size))) is not None:
+            self._head = None
+            left -= batch.size
             yield batch
 
     def _next(self, size: int) -> Batch | None:

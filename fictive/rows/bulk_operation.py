@@ -140,7 +140,7 @@ class BulkOperation:
         dialect = self.connection.dialect
         return Upsert(self.table, key, update, defaults.for_all, dialect, defaults.by_row, only, live)
 
-    def by_row(self, upsert: Upsert, batch: Batch) -> dict[sa.Column[Any], Sequence[Any]]:
+    def row_defaults(self, upsert: Upsert, batch: Batch) -> dict[sa.Column[Any], Sequence[Any]]:
         """The values of the columns in `upsert.by_row`."""
         given = {*upsert.key, *upsert.update}
         columns = {column: values for column, values in self.by_column(batch).items() if column in given}
@@ -152,9 +152,9 @@ class BulkOperation:
             yield upsert, batch
             return
         groups: dict[str, tuple[dict[Any, Any], list[int]]] = {}
-        by_row = self.by_row(upsert, batch)
-        for number, values in enumerate(zip(*by_row.values(), strict=True)):
-            besides = {**upsert.besides, **dict(zip(by_row, values, strict=True))}
+        defaults = self.row_defaults(upsert, batch)
+        for number, values in enumerate(zip(*defaults.values(), strict=True)):
+            besides = {**upsert.besides, **dict(zip(defaults, values, strict=True))}
             groups.setdefault(repr(values), (besides, []))[1].append(number)
         for besides, numbers in groups.values():
             yield dataclasses.replace(upsert, besides=besides), batch.chosen(numbers)

@@ -12,7 +12,7 @@ from sqlalchemy import event
 from ..drivers import driver_for
 from ..drivers.copying import CopyWriter, NotCopyable
 from ..session import private
-from .bulk_input import Batch, by_row, has_null
+from .bulk_input import Batch, as_mappings, has_null
 from .bulk_operation import BulkOperation
 from .column_defaults import InsertDefaults
 from .copy_format import CopyFormat
@@ -54,7 +54,7 @@ def staged(
 
     def values(batch: Batch) -> Values:
         rows = operation.by_column(batch)
-        rows = rows | operation.by_row(upsert, batch) if defaults is None else defaults.values(rows, batch.size)
+        rows = rows | operation.row_defaults(upsert, batch) if defaults is None else defaults.values(rows, batch.size)
         return [*rows.values(), range(operation.done, operation.done + batch.size)]
 
     _send(operation, stage, list(stage.columns), batches, values)
@@ -74,7 +74,7 @@ def insert_rows(connection: sa.Connection, table: sa.Table, rows: Rows, size: in
 
 def statements_for(statement: Any, rows: Rows, size: int) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
     """An INSERT and its parameters: several where `sa.null()` is among the values, which is no parameter."""
-    parameters = by_row({column.key: values for column, values in rows.items()}, size)
+    parameters = as_mappings({column.key: values for column, values in rows.items()}, size)
     if not has_null(rows.values()):
         yield statement, parameters
         return

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import operator
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -139,15 +139,11 @@ class LinkOperation:
         if state.identity is None or state.deleted or state.was_deleted:
             raise UnsavedObject(f"{what}: {instance!r} is not saved. Add it to the session and flush or commit first.")
         self._types = python_types(list(links.related))
-        self._values: tuple[Any, ...] | None = None
-        """The keys, if they are of one column and no object is among them. A tuple for each of ten thousand would make
+        self._plain = links.whole_key and len(self._types) == 1 and {*map(type, related)} <= {self._types[0]}
+        """Whether the keys are of one column and no object is among them. A tuple for each of ten thousand would make
         the garbage collector look through all that the process has."""
-        self._keys: list[Any] = []
-        """Otherwise keys; and the states of objects, whose keys are looked up later, after the flush."""
-        if links.whole_key and len(self._types) == 1 and {*map(type, related)} <= {self._types[0]}:
-            self._values = related
-        else:
-            self._keys = [self._key_of(each) for each in related]
+        self._keys: Sequence[Any] = related if self._plain else [self._key_of(each) for each in related]
+        """Values where it is so; else tuples, and the states of objects, whose keys are looked up after the flush."""
         self._owner_collections = self._collections(links.owner_mapper, set(links.owner))
         self._related_collections = self._collections(links.related_mapper, set(links.related))
 
@@ -180,8 +176,8 @@ class LinkOperation:
 
     def _wanted(self) -> Columns:
         """The related keys, each once."""
-        if self._values is not None:
-            return [list(dict.fromkeys(self._values))]
+        if self._plain:
+            return [list(dict.fromkeys(self._keys))]
         read = _reader(self.links.related_mapper, self.links.related.values())
         keys = dict.fromkeys([key if isinstance(key, tuple) else read(key) for key in self._keys])
         return list(zip(*keys, strict=True)) or [()] * len(self.links.related)
@@ -227,10 +223,9 @@ class LinkOperation:
         if self._has_changes(sa.inspect(self._instance), self._owner_collections):
             return True
         collections = self._related_collections
-        given: Iterable[Any] = self._keys if self._values is None else zip(self._values)
-        if not collections:
-            given = [each for each in self._keys if not isinstance(each, tuple)]
-        for each in given:
+        if self._plain and not collections:
+            return False
+        for each in zip(self._keys) if self._plain else self._keys:
             state = self._loaded(each) if isinstance(each, tuple) else each
             if state is not None and (state.key is None or self._has_changes(state, collections)):
                 return True
@@ -270,6 +265,8 @@ class LinkOperation:
 
     def _loaded(self, key: Key) -> sa_orm.InstanceState[Any] | None:
         """The state of the related object, if the session has it; without loading what is expired of it."""
+        if not self._related_collections:
+            return None
         found = self.session.identity_map.get(self.links.related_mapper.identity_key_from_primary_key(key))
         return None if found is None else sa.inspect(found)
 
