@@ -85,8 +85,8 @@ class Links:
         named = [column.label(name) for column, name in linked.items()]
         own = [column.label(linked[column]) for column in self.own]
         there = sa.select(*own, sa.true().label("fictive_there")).where(self._of(owner)).subquery("there")
-        same = sa.and_(*(rows.c[column.key] == there.c[linked[column]] for column in self.own))
-        is_new, is_old = there.c.fictive_there.is_(None), rows.c[self.own[0].key].is_(None)
+        same = sa.and_(*(rows.c[column.name] == there.c[linked[column]] for column in self.own))
+        is_new, is_old = there.c.fictive_there.is_(None), rows.c[self.own[0].name].is_(None)
         different = (
             sa.select(*rows.c, *there.c)
             .select_from(rows.join(there, same, full=True))
@@ -94,7 +94,7 @@ class Links:
             .cte("different")
         )
         old = sa.select(*(different.c[name] for name in there.c.keys()[:-1]))
-        old = old.where(different.c[self.own[0].key].is_(None))
+        old = old.where(different.c[self.own[0].name].is_(None))
         if len(self.own) == 1:
             # Looked up in the primary key whatever the statistics say; joined, a table that has just grown was
             # compared with every difference.
@@ -148,7 +148,7 @@ class Links:
         *where: Any,
         ignore_conflicts: bool,
     ) -> postgresql.Insert:
-        filled = {**for_all, **{column: source.c[column.key] for column in singly}}
+        filled = {**for_all, **{column: source.c[column.name] for column in singly}}
         select = sa.select(*filled.values()).select_from(source).where(*where)
         statement = postgresql.insert(self.table).from_select(list(filled), select, include_defaults=False)
         key = self.unique_key() if ignore_conflicts else None
@@ -212,7 +212,7 @@ def unnested(dialect: sa.Dialect, columns: Mapping[sa.Column[Any], Sequence[Any]
     """A table of values by column, all of one length. One array is one parameter, whatever its length (PostgreSQL
     documentation, "Set Returning Functions")."""
     arrays = [_array(dialect, column.type, values) for column, values in columns.items()]
-    names = [sa.column(column.key, column.type) for column in columns]
+    names = [sa.column(column.name, column.type) for column in columns]
     return sa.func.unnest(*arrays).table_valued(*names).render_derived(name="wanted")
 
 
