@@ -45,10 +45,7 @@ class _StagingRefused(Exception):
 
 
 class BulkOperation:
-    """One call of these functions: its arguments, checked, and how far it has come.
-
-    Within `run` it has a `connection`; `is_alone` says that this and its transaction are for the call only.
-    """
+    """The call. Within `run` it has a `connection`; `is_alone` says that this and its transaction are for it only."""
 
     connection: sa.Connection
     is_alone: bool
