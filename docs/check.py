@@ -14,6 +14,7 @@ import http.server
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from urllib.parse import quote, unquote, urldefrag, urljoin
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Error, Page, sync_playwright
 
+DOCS = "http://docs.invalid/"  # urljoin knows what is relative in the schemes of the web only
 WIDTHS = (1280, 390)
 SCHEMES = ("light", "dark")
 # What readers search for, and a page that has to be among the results.
@@ -42,6 +44,11 @@ LINKS = """() => ({
         .map(each => each.getAttribute("href") ?? each.getAttribute("src")),
     ids: [...document.querySelectorAll("[id]")].map(each => each.id),
 })"""
+# A page with one fault of each kind, and the words by which they are reported.
+PLANTED = """<!doctype html><html lang="en"><title>Planted</title><main><h1>Planted</h1>
+<div class="system-message">an error</div><div style="width: 3000px">wide</div><img src="planted.html">
+<p style="color: #999; background: #aaa">grey on grey</p><a href="gone.html">a link</a></main></html>"""
+SEEN = ("error box: an error", "px wider", "axe image-alt", "axe color-contrast", "dead link: gone.html")
 
 
 class Trouble(list[str]):
@@ -75,6 +82,11 @@ def check(page: Page, name: str, url: str, screenshots: Path, trouble: Trouble) 
         for scheme in SCHEMES:
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             place = f"{name} ({width} px, {scheme})"
+            found = page.evaluate(FOUND)
+            for error in found["errors"]:
+                trouble.add(place, f"error box: {error}")
+            if found["overflow"] > 0:
+                trouble.add(place, f"{found['overflow']} px wider than the window")
             for violation in Axe().run(page, *axe_options(name, width, scheme)).response["violations"]:
                 for node in violation["nodes"][:3]:
                     line = f"axe {violation['id']}: {node['html'][:120]}"
@@ -103,10 +115,10 @@ def axe_options(name: str, width: int, scheme: str) -> tuple[dict[str, Any], dic
 def check_links(pages: dict[str, dict[str, list[str]]], directory: Path, trouble: Trouble) -> None:
     for name, found in pages.items():
         for link in found["links"]:
-            target, anchor = urldefrag(urljoin(f"docs:///{name}", link))
-            if not target.startswith("docs:///"):
+            target, anchor = urldefrag(urljoin(f"{DOCS}{name}", link))
+            if not target.startswith(DOCS):
                 continue
-            target = unquote(target.removeprefix("docs:///").partition("?")[0]) or name
+            target = unquote(target.removeprefix(DOCS).partition("?")[0]) or name
             if not (directory / target).exists():
                 trouble.add(name, f"dead link: {link}")
             elif anchor and target in pages and unquote(anchor) not in pages[target]["ids"]:
@@ -129,6 +141,20 @@ def check_searches(page: Page, url: str, trouble: Trouble) -> None:
             trouble.add("search.html", f"{words!r} does not find {wanted}")
 
 
+def check_itself(page: Page, screenshots: Path, trouble: Trouble) -> None:
+    """A fault of each kind must be seen, or that nothing is wrong would mean nothing."""
+    found = Trouble()
+    with tempfile.TemporaryDirectory() as directory:
+        planted = Path(directory, "planted.html")
+        planted.write_text(PLANTED, encoding="utf-8")
+        with served(planted.parent) as url:
+            links = check(page, planted.name, url, screenshots, found)
+        check_links({planted.name: links}, planted.parent, found)
+    for words in SEEN:
+        if not any(words in line for line in found):
+            trouble.add("docs/check.py", f"does not see what is planted: {words}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="./run check-docs", description=__doc__)
     parser.add_argument("html", type=Path, help="the directory of the built docs")
@@ -146,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with served(options.html) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page()
+        check_itself(page, screenshots, trouble)
         chosen = [name for name in names if not options.names or name.removesuffix(".html") in options.names]
         pages = {name: check(page, name, url, screenshots, trouble) for name in chosen}
         check_links(pages, options.html, trouble)

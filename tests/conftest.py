@@ -68,8 +68,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         exceptions.choose(config, items)
 
 
-def pytest_collection_finish() -> None:
-    """Take what is there for good out of the garbage collector's sight: a test that collects is 10 times as fast."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Take what earlier tests made out of the garbage collector's sight: one that collects is 10 times as fast."""
     gc.collect()
     gc.freeze()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -53,6 +54,27 @@ ENDS: dict[str, Callable[[], Any]] = {
     "commit() of the connection": lambda: db.session.connection().commit(),
     "invalidate()": lambda: db.session.connection().invalidate(),
 }
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("fails", [False, True], ids=["commits", "rolls back"])
+@pytest.mark.parametrize("nested", [False, True], ids=["whole", "savepoint"])
+@pytest.mark.parametrize("first", [False, True], ids=["first", "after a statement"])
+def test_a24_a_statement_on_the_drivers_connection_is_part_of_the_block(
+    first: bool, nested: bool, fails: bool, look: Look
+) -> None:
+    with contextlib.suppress(ZeroDivisionError), db.session.begin():
+        if first:
+            db.session.execute(sa.insert(Item).values(name="before"))
+        with db.session.begin_nested() if nested else contextlib.nullcontext():
+            with raw().cursor() as cursor:
+                cursor.execute("insert into item (name) values ('by hand')")
+            db.session.execute(sa.insert(Item).values(name="after"))
+            if fails:
+                raise ZeroDivisionError
+    wanted = [] if fails else ["before"] * first + ["by hand", "after"]
+    assert look("select name from item order by id") == wanted
+    assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("app")

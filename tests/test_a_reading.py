@@ -61,6 +61,52 @@ def test_a33_attributes_that_the_row_does_not_bring_stay(item: Item, look: Look)
     assert item.__dict__["children"] is children
 
 
+LOOKUPS: dict[str, Callable[[], Any]] = {
+    "get": lambda: db.session.get(Item, 1),
+    "many-to-one": lambda: db.session.get(Child, 1).item,  # type: ignore[union-attr]
+    "immediateload": lambda: db.session.scalars(
+        sa.select(Child).where(Child.id == 1).options(sa_orm.immediateload(Child.item))
+    ).one(),
+    "merge": lambda: db.session.merge(Item(id=1)),
+    "identity map": lambda: db.session.identity_map.get(sa_orm.util.identity_key(Item, 1)),
+}
+
+
+@pytest.mark.parametrize("lookup", LOOKUPS.values(), ids=LOOKUPS)
+def test_a33_an_object_that_is_in_no_result_is_not_touched(
+    lookup: Callable[[], Any], item: Item, look: Look, wire: Any
+) -> None:
+    """Another object of its class was read, and then it is looked up in the session: nothing is sent for it."""
+    look("insert into item (id, name) values (2, 'b')")
+    look("insert into child (id, item_id, size) values (1, 1, 1), (2, 2, 1)")
+    child = db.session.scalars(sa.select(Child).where(Child.id == 1)).one()
+    db.session.scalars(sa.select(Item).where(Item.id == 2)).one()
+    with wire.record() as log:
+        assert lookup() in (item, child)
+        assert (item.id, item.name, item.note) == (1, "a", "v0")
+    assert log.round_trips == (1 if lookup is LOOKUPS["immediateload"] else 0)
+
+
+def test_a33_results_are_read_in_another_order_than_asked_for(item: Item, look: Look) -> None:
+    look("insert into item (id, name) values (2, 'b')")
+    look("insert into child (id, item_id, size) values (1, 1, 1)")
+    child = db.session.scalars(sa.select(Child)).one()
+    look("update item set note = 'v1'")
+    look("update child set size = 2")
+    items = db.session.scalars(sa.select(Item).order_by(Item.id))
+    children = db.session.scalars(sa.select(Child))
+    assert [each.note for each in items] == ["v1", "v1"]
+    assert [each.size for each in children] == [2]
+    look("update item set note = 'v2'")
+    older = db.session.scalars(sa.select(Item).where(Item.id == 1))
+    look("update item set note = 'v3'")
+    newer = db.session.scalars(sa.select(Item).where(Item.id == 1))
+    assert newer.one() is item
+    assert item.note == "v3"
+    assert older.one().note == "v3"
+    assert child.size == 2
+
+
 def test_a33_in_a_block_what_was_loaded_before_it(item: Item, look: Look) -> None:
     look("update item set note = 'v1'")
     with db.session.begin():

@@ -31,6 +31,12 @@ class Owner(Base):
     coded: Mapped[set[Kid]] = relationship("Kid", foreign_keys="Kid.owner_code", viewonly=True)
     badge: Mapped[Badge | None] = relationship("Badge", uselist=False)
     tags: Mapped[list[Tag]] = relationship("Tag", secondary="owner_mark")
+    marks: Mapped[list[Tag]] = relationship("Tag", secondary="owner_mark", viewonly=True)
+    signed: Mapped[list[Tag]] = relationship("Tag", secondary="signature", viewonly=True)
+    elders: Mapped[list[Kid]] = relationship(
+        "Kid", primaryjoin="and_(Owner.id == foreign(Kid.owner_id), Kid.name == 'elder')", viewonly=True
+    )
+    namesakes: Mapped[list[Kid]] = relationship("Kid", primaryjoin="Owner.code == foreign(Kid.name)", viewonly=True)
 
 
 class Kid(Base):
@@ -46,6 +52,11 @@ class Kid(Base):
 
 class Toddler(Kid):
     __mapper_args__ = {"polymorphic_identity": "toddler"}
+
+
+Owner.number = sa_orm.column_property(  # type: ignore[attr-defined]
+    sa.select(sa.func.count(Kid.id)).where(Kid.owner_id == Owner.id).correlate(Owner).scalar_subquery()
+)
 
 
 class Badge(Base):
@@ -65,6 +76,14 @@ sa.Table(
     sa.Column("owner_id", sa.ForeignKey("owner.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("tag_id", sa.ForeignKey("mark.id", ondelete="CASCADE"), primary_key=True),
 )
+
+
+class Signature(Base):
+    """An association object: a link with a row of its own."""
+
+    __tablename__ = "signature"
+    owner_id: Mapped[int] = mapped_column(sa.ForeignKey("owner.id"), primary_key=True)
+    tag_id: Mapped[int] = mapped_column(sa.ForeignKey("mark.id"), primary_key=True)
 
 
 @pytest.fixture
@@ -208,6 +227,92 @@ def test_a34_the_collection_of_a_foreign_key_that_was_not_loaded(
     assert (two.kids, two.coded) == ([kid], {kid})
 
 
+@way
+@pytest.mark.parametrize("value", [sa.select(Owner.id).where(Owner.code == "two").scalar_subquery(), sa.null()])
+def test_a34_a_foreign_key_that_the_server_computes(session: OptInSession, way: Way, value: Any) -> None:
+    one, two = owners(session)
+    with way(session):
+        session.add(kid := Kid(name="k", owner_id=1))
+    owners(session)
+    assert kid.owner is one
+    with way(session):
+        kid.owner_id = value
+    moved = [kid] if kid.owner_id == 2 else []
+    assert (kid.owner, one.kids, two.kids) == (two if moved else None, [], moved)
+    with way(session):
+        session.add(other := Kid(name="o", owner_id=value))
+    assert two.kids == ([kid, other] if moved else [])
+
+
+@way
+def test_a34_the_owner_is_expired(session: OptInSession, way: Way) -> None:
+    one, two = owners(session)
+    with way(session):
+        session.add(kid := Kid(owner_id=1))
+    assert kid.owner is one
+    session.expire(one)
+    with way(session):
+        kid.owner_id = 2
+    assert (kid.owner, one.kids, two.kids) == (two, [], [kid])
+
+
+@way
+def test_a34_the_owner_is_new_too(session: OptInSession, way: Way) -> None:
+    new = Owner(id=50, kids=[Kid(name="a")], badge=None)
+    with way(session):
+        session.add_all([new, Kid(name="b", owner_id=50), Badge(id=5, owner_id=50)])
+    assert [kid.name for kid in new.kids] == ["a", "b"]
+    assert new.badge is session.get_one(Badge, 5)
+
+
+@way
+def test_a34_a_deleted_object_whose_row_another_takes(session: OptInSession, way: Way) -> None:
+    """SQLAlchemy makes one UPDATE of a DELETE and an INSERT with the same key."""
+    one, two = owners(session)
+    with way(session):
+        session.add(kid := Kid(id=5, owner_id=1))
+    assert one.kids == [kid]
+    with way(session):
+        session.delete(kid)
+        session.add(other := Kid(id=5, owner_id=2))
+    assert (one.kids, two.kids) == ([], [other])
+
+
+@way
+def test_a34_a_many_to_many_by_another_relationship_or_by_an_association_object(
+    session: OptInSession, way: Way
+) -> None:
+    one, two = owners(session)
+    tag = session.get_one(Tag, 1)
+    with way(session):
+        one.tags.append(tag)
+        session.add(link := Signature(owner_id=2, tag_id=1))
+    assert (one.marks, two.signed) == ([tag], [tag])
+    with way(session):
+        one.tags.clear()
+        link.owner_id = 1
+    assert (one.marks, one.signed, two.signed) == ([], [tag], [])
+    with way(session):
+        session.delete(link)
+    assert one.signed == []
+
+
+@way
+def test_a34_what_is_loaded_under_further_conditions_or_by_a_subquery(session: OptInSession, way: Way) -> None:
+    one, two = owners(session)
+    assert (one.number, two.number) == (0, 0)  # type: ignore[attr-defined]
+    with way(session):
+        session.add(kid := Kid(name="k", owner_id=1))
+    assert (one.elders, one.number) == ([], 1)  # type: ignore[attr-defined]
+    owners(session)
+    with way(session):
+        kid.name, two.code = "elder", "elder"
+    assert (one.elders, two.namesakes) == ([kid], [kid])
+    with way(session):
+        session.delete(kid)
+    assert (one.elders, two.namesakes, one.number) == ([], [], 0)  # type: ignore[attr-defined]
+
+
 def test_a34_what_is_right_already_is_not_loaded_again(session: OptInSession, database_url: str) -> None:
     one, _ = owners(session)
     one.kids.append(Kid(name="k"))
@@ -217,7 +322,7 @@ def test_a34_what_is_right_already_is_not_loaded_again(session: OptInSession, da
     sent: list[str] = []
     sa.event.listen(session.get_bind(), "before_cursor_execute", lambda *args: sent.append(args[2]))
     assert len(one.kids) == 1
-    assert one.badge is None
+    assert (one.badge, one.tags, one.marks, one.signed) == (None, [], [], [])
     assert sent == []
 
 

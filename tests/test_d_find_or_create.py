@@ -54,6 +54,13 @@ class Hidden(sa.types.TypeDecorator[Any]):
     cache_ok = True
 
 
+class Numbered(db.Model):  # type: ignore[name-defined, misc]
+    id: Mapped[int] = mapped_column(primary_key=True)
+    fictive_0: Mapped[int | None]
+    fictive_1: Mapped[str | None]
+    fictive_2: Mapped[int] = mapped_column(unique=True)
+
+
 class Color(enum.Enum):
     RED = "red"
     BLUE = "blue"
@@ -596,6 +603,24 @@ def test_d6_kinds_of_columns(create: Any, wire: Wire) -> None:
     assert created
     assert (second.key, second.price, second.version) == ("blue", 5, 1)
     assert Kitchen.get_or_create(double=4, color=Color.RED) == (kitchen, False)
+
+
+def test_d6_one_statement_for_all_rows_of_a_lookup(create: Any, wire: Wire, look: Look) -> None:
+    """Also where columns have the names that its parameters would have, and where one value is an SQL expression."""
+    create(Numbered)
+    for number in range(3):
+        for text in ("a", sa.func.upper("b"), None):
+            row = Numbered.find_or_create({"fictive_1": text}, fictive_2=number)
+            found = Numbered.find_or_create(fictive_2=number)
+            assert row is found
+            db.session.delete(row)
+            db.session.commit()
+            Numbered.find_or_create({"fictive_1": text, "fictive_0": 7}, fictive_2=number + 100 * len(str(text)))
+    assert look("select fictive_0, fictive_1, fictive_2 from numbered order by id") == [
+        (7, text, number + size)
+        for number in range(3)
+        for text, size in (("a", 100), ("B", 100 * len("upper(:upper_1)")), (None, 400))
+    ]
 
 
 @one_driver

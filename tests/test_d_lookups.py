@@ -11,7 +11,7 @@ from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, composite, mapped_column, relationship, synonym
 
 from fictive.errors import UnknownAttribute, UnsavedObject
-from fictive.rows import lookups, unique_keys
+from fictive.rows import lookups
 from fictive.rows.get_or_create_sql import insert_unless_there, lock_lookup, upsert
 from fictive.rows.lookups import Lookup
 from fictive.rows.new_objects import check_names
@@ -32,7 +32,7 @@ def lookup_of(mapper: Any, filter_by: dict[str, Any]) -> Lookup:
 
 
 def key_for(lookup: Lookup) -> UniqueKey | None:
-    return unique_keys.key_for(lookup.mapper.tables, lookup.columns, lookup.expressions, "postgresql")
+    return lookup.key("postgresql")
 
 
 class Point:
@@ -107,6 +107,8 @@ sa.Index("ux_z_state", sa.func.coalesce(table.c.state, ""), table.c.title, uniqu
 def target(**lookup: Any) -> list[str] | None:
     """The conflict target of a lookup, as SQL."""
     key = key_for(lookup_of(sa.inspect(Place), lookup))
+    plan = lookups.plan_of(sa.inspect(Place), lookup, DIALECT)
+    assert plan is None or plan.key(lookup) == key
     if key is None:
         return None
     parts = [*key.elements, *([] if key.where is None else [key.where])]

@@ -169,6 +169,15 @@ def test_i3_a_keyset_page_shows_nothing_twice(items: Items) -> None:
     assert names(items.keyset_page(3, after=page.next, order_by=Item.name).items) == "def"
 
 
+def test_i3_an_unsaved_change_moves_no_cursor(items: Items) -> None:
+    """The last object of the page was changed and not saved: the next page is the one after its row."""
+    page = items.keyset_page(3, order_by=Item.name)
+    page.items[-1].name = "z"
+    again = items.keyset_page(3, order_by=Item.name)
+    assert again.next == page.next
+    db.session.expire_all()
+
+
 def test_i3_an_index_answers_a_keyset_page(items: Items, look: Any) -> None:
     order = keyset.order_of(sa.inspect(Item), [Item.name], db.engine.dialect)
     statement = order.page(3, has_cursor=True, backwards=False)

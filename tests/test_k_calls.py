@@ -29,8 +29,6 @@ LEAST = {
     "get x 20": 1.15,
     "get_or_404": 1.15,
     "find_or_create, found": 1.1,
-    # One statement in two round trips, where plain has three in four; docs/benchmarks.rst says which calls it costs.
-    "find_or_create, made": 0.63,
 }
 
 

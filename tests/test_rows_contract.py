@@ -14,13 +14,14 @@ import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.dialects import postgresql as pg
+from sqlalchemy.ext.declarative import ConcreteBase
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fictive.errors import ConfigurationError, DuplicateRows
 from fictive.models import Repository
 from fictive.rows.bulk import Upserted, insert_many, update_many, upsert_many
 from fictive.rows.find_or_create import get_or_create, update_or_create
-from fictive.rows.many_to_many import m2m_add, m2m_set
+from fictive.rows.many_to_many import m2m_add, m2m_remove, m2m_set
 from fictive.session.session import OptInSession
 
 Look = Callable[..., list[Any]]
@@ -278,6 +279,58 @@ def test_a30_two_keys_that_are_one_in_the_database(db: OptInSession, engine: sa.
     assert db.scalar(sa.select(Priced.v).where(Priced.price == decimal.Decimal("1"))) == "a"
 
 
+class Folded(sa.types.TypeDecorator[Any]):
+    """Two values that Python tells apart are one in the database."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else ",".join(value).lower()
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else value.split(",")
+
+
+@pytest.mark.parametrize("count", [2, 600])
+@pytest.mark.parametrize("key", [["tags"], ["a", "b"]])
+def test_d8_keys_that_only_the_database_compares(
+    db: OptInSession, engine: sa.Engine, key: list[str], count: int
+) -> None:
+    """By a decorator's type, of lists besides, and by a key in which NULLs are one."""
+
+    class Keys(DeclarativeBase):
+        pass
+
+    class Tagged(Keys):
+        __tablename__ = "contract_tagged"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        tags: Mapped[Any] = mapped_column(Folded, unique=True, nullable=True)
+        a: Mapped[int | None]
+        b: Mapped[int | None]
+        v: Mapped[str]
+        __table_args__ = (sa.UniqueConstraint("a", "b", postgresql_nulls_not_distinct=True),)
+
+    Keys.metadata.create_all(engine)
+    rows = [{"tags": [str(n)], "a": n, "b": n, "v": "m"} for n in range(count - 2)]
+    rows += [{"tags": ["X"], "a": -1, "b": None, "v": "1"}, {"tags": ["x"], "a": -1, "b": None, "v": "2"}]
+    if key == ["a", "b"]:
+        rows = [{**row, "tags": None} for row in rows]
+    else:
+        rows = [{**row, "a": n, "b": n} for n, row in enumerate(rows)]
+    for update in (None, []):
+        with pytest.raises(DuplicateRows):
+            upsert_many(db, Tagged, rows, key=key, update=update)
+    assert upsert_many(db, Tagged, rows, key=key, duplicates="last") == Upserted(count - 1, 0, 1)
+    assert db.scalars(sa.select(Tagged.v).where(Tagged.v != "m")).all() == ["2"]
+    if key == ["tags"]:
+        for given, wanted in ((rows, "2"), (rows[::-1], "1")):
+            update_many(db, Tagged, given, key=key, duplicates="last")
+            assert db.scalars(sa.select(Tagged.v).where(Tagged.v != "m")).all() == [wanted]
+        with pytest.raises(DuplicateRows):
+            update_many(db, Tagged, rows, key=key)
+
+
 def test_a31_writes_go_where_a_routing_session_writes(engine: sa.Engine, look: Look) -> None:
     replica = sa.create_engine(engine.url.update_query_dict({"options": "-c default_transaction_read_only=on"}))
 
@@ -369,3 +422,164 @@ def test_a18_a_value_that_the_driver_refuses_costs_no_connection(
         with pytest.raises((TypeError, sa.exc.StatementError)):
             write(db, Blob, _rows(count, body="text"))
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_d7_columns_of_any_name(db: OptInSession, engine: sa.Engine) -> None:
+    """As long as PostgreSQL's may be, and called as one of our own."""
+
+    class Named(DeclarativeBase):
+        pass
+
+    class Long(Named):
+        __tablename__ = "contract_long"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        k: Mapped[int] = mapped_column("k" * 63, unique=True)
+        v: Mapped[str] = mapped_column("fictive_created")
+
+    Named.metadata.create_all(engine)
+    found = [update_or_create(db, Long, {"k": 1}, {"v": v}) for v in "aabb"]
+    assert [created for _, created in found] == [True, False, False, False]
+    assert (found[0][0].k, found[0][0].v) == (1, "b")
+
+
+def test_d6_a_class_that_an_expression_tells(db: OptInSession, engine: sa.Engine) -> None:
+    """The discriminator is no column of the table: CASE, or a literal of a union."""
+
+    class Kinds(DeclarativeBase):
+        pass
+
+    class Shape(Kinds):
+        __tablename__ = "contract_shape"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        k: Mapped[int] = mapped_column(unique=True)
+        v: Mapped[str]
+        round: Mapped[bool] = mapped_column(default=False)
+        __mapper_args__ = {
+            "polymorphic_on": sa.case((round, "circle"), else_="shape"), "polymorphic_identity": "shape"
+        }  # fmt: skip
+
+    class Circle(Shape):
+        __mapper_args__ = {"polymorphic_identity": "circle"}
+
+    class Part(ConcreteBase, Kinds):
+        __tablename__ = "contract_part"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        k: Mapped[int] = mapped_column(unique=True)
+        v: Mapped[str]
+        __mapper_args__ = {"polymorphic_identity": "part", "concrete": True}
+
+    class Wheel(Part):
+        __tablename__ = "contract_wheel"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        k: Mapped[int] = mapped_column(unique=True)
+        v: Mapped[str]
+        __mapper_args__ = {"polymorphic_identity": "wheel", "concrete": True}
+
+    Kinds.metadata.create_all(engine)
+    for model, given in ((Shape, {}), (Circle, {"round": True}), (Part, {}), (Wheel, {})):
+        k = 2 if model is Circle else 1
+        assert [get_or_create(db, model, {"k": k}, {"v": "a", **given})[1] for _ in range(2)] == [True, False]
+        found, created = get_or_create(db, model, {"v": "b"}, {"k": k + 10, **given})
+        assert (type(found), created) == (model, True)
+        if model is not Part:  # whose SELECT is a union, which cannot be locked
+            changes = [{"v": v, **given} for v in "cd"]
+            updated = [update_or_create(db, model, {"k": k + 20}, each) for each in changes]
+            assert [(each.v, created) for each, created in updated] == [("d", True), ("d", False)]
+
+
+def test_d7_a_hierarchy_that_loads_its_subclasses(db: OptInSession, engine: sa.Engine) -> None:
+    """`with_polymorphic="*"` joins their tables, whose rows are not locked."""
+
+    class Kinds(DeclarativeBase):
+        pass
+
+    class Staff(Kinds):
+        __tablename__ = "contract_staff"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
+        k: Mapped[int]
+        v: Mapped[str]
+        __mapper_args__ = {
+            "polymorphic_on": "kind", "polymorphic_identity": "staff", "with_polymorphic": "*"
+        }  # fmt: skip
+
+    class Cook(Staff):
+        __tablename__ = "contract_cook"
+        id: Mapped[int] = mapped_column(sa.ForeignKey(Staff.id), primary_key=True)
+        w: Mapped[str | None]
+        __mapper_args__ = {"polymorphic_identity": "cook"}
+
+    Kinds.metadata.create_all(engine)
+    assert [update_or_create(db, Staff, {"k": 1}, {"v": v})[1] for v in "ab"] == [True, False]
+    assert [update_or_create(db, Cook, {"k": 2}, {"v": v, "w": v})[1] for v in "ab"] == [True, False]
+    cook, created = update_or_create(db, Staff, {"k": 2}, {"v": "c"})
+    assert (type(cook), cook.v, cook.w, created) == (Cook, "c", "b", False)
+
+
+def test_d7_an_update_that_a_trigger_cancels(db: OptInSession, look: Look) -> None:
+    """The row after it is still one that was inserted, in the same statement and in a later one."""
+    look("create function contract_cancel() returns trigger language plpgsql as 'begin return null; end'")
+    look(
+        "create trigger cancel before update on contract_person for each row when (new.y = 0)"
+        " execute function contract_cancel()"
+    )
+    try:
+        for count in (1, 600):
+            names = [f"{count} {n:04}" for n in range(2 * count)]
+            insert_many(db, Person, [{"name": name, "y": 1} for name in names[:count]])
+            rows = [{"name": name, "y": 0} for name in names]
+            assert upsert_many(db, Person, rows, key="name") == Upserted(count, 0, count)
+        with db.begin():
+            made = [update_or_create(db, Person, {"name": name}, {"y": 0})[1] for name in ("1 0000", "a", "b")]
+            made.append(update_or_create(db, Person, {"name": "b"}, {"y": 2})[1])
+            assert made == [False, True, True, False]
+    finally:
+        look("drop function contract_cancel() cascade")
+
+
+class Reversed(sa.types.TypeDecorator[str]):
+    """Stored as an SQL function makes it, as with encryption on the server."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def bind_expression(self, bindparam: Any) -> Any:
+        return sa.func.reverse(bindparam)
+
+    def column_expression(self, column: Any) -> Any:
+        return sa.func.reverse(column)
+
+
+def test_e3_keys_that_sql_makes(db: OptInSession, engine: sa.Engine, look: Look) -> None:
+    class Sides(DeclarativeBase):
+        pass
+
+    links = sa.Table(
+        "contract_words", Sides.metadata,
+        sa.Column("one", sa.ForeignKey("contract_word.name"), primary_key=True),
+        sa.Column("other", sa.ForeignKey("contract_word.name"), primary_key=True),
+        sa.Column("note", Reversed, default=lambda: "made"),
+    )  # fmt: skip
+
+    class Word(Sides):
+        __tablename__ = "contract_word"
+        name: Mapped[str] = mapped_column(Reversed, primary_key=True)
+        others: Mapped[list["Word"]] = sa_orm.relationship(  # noqa: UP037
+            secondary=links,
+            primaryjoin=lambda: Word.name == links.c.one,
+            secondaryjoin=lambda: Word.name == links.c.other,
+        )
+
+    Sides.metadata.create_all(engine)
+    words = [Word(name=name) for name in ("ab", "cd", "ef")]
+    db.add_all(words)
+    db.commit()
+    assert set(m2m_add(db, words[0], Word.others, "ab", words[1])) == {"ab", "cd"}
+    assert look("select one, other, note from contract_words order by 2") == [
+        ("ba", "ba", "edam"),
+        ("ba", "dc", "edam"),
+    ]
+    changes = m2m_set(db, words[0], Word.others, "cd", "ef")
+    assert (changes.added, changes.removed) == (("ef",), ("ab",))
+    assert m2m_remove(db, words[0], Word.others, "ef", "ab") == ("ef",)
+    assert words[0].others == [words[1]]

@@ -64,7 +64,7 @@ class Psycopg2Driver(PostgreSQLDriver):
         # psycopg2 begins by itself with whatever comes next; the server answers with a warning and changes nothing
         dbapi.autocommit = False
         before = list(dbapi.notices)
-        _Cursor(bare(dbapi)).execute(";")
+        _Cursor(bare(dbapi)).execute("SELECT")  # an empty query is an error for psycopg2
         dbapi.notices[:] = before
 
     def transaction_status(self, dbapi: Any) -> int:

@@ -232,7 +232,10 @@ _parse = json.JSONDecoder().raw_decode
 
 def encode(keys: Sequence[Key], instance: object) -> str:
     """A cursor: where `instance` stands in the order, as text for a URL."""
-    packed = ",".join([encode_basestring_ascii(str(getattr(instance, key.name))) for key in keys])
+    # what was changed on the object and not yet written does not move its row
+    changed = sa_orm.attributes.instance_state(instance).committed_state
+    values = [changed[key.name] if key.name in changed else getattr(instance, key.name) for key in keys]
+    packed = ",".join([encode_basestring_ascii(str(value)) for value in values])
     coded = binascii.b2a_base64(f"[{packed}]".encode(), newline=False)
     return coded.translate(_URL_SAFE).rstrip(b"=").decode()
 

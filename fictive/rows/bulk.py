@@ -231,10 +231,11 @@ def update_many(
 
 
 def _may_hide_duplicates(upsert: Upsert) -> bool:
-    """Whether two keys that Python tells apart may be one in the database, as 1.005 and 1.01 of two places are."""
-    return upsert.dialect.name == "postgresql" and not all(
-        is_exact(column.type, upsert.dialect) for column in upsert.key
-    )
+    """Whether two keys that Python tells apart may be one in the database, as 1.005 and 1.01 of two places are, or two
+    with NULL."""
+    if upsert.dialect.name != "postgresql":
+        return False
+    return upsert.nulls_are_one or not all(is_exact(column.type, upsert.dialect) for column in upsert.key)
 
 
 def _insert_returning(operation: BulkOperation, model: Any, returning: str) -> list[Any]:

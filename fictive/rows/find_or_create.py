@@ -32,6 +32,7 @@ from .new_objects import (
     split,
     written_columns,
 )
+from .stored_values import is_sql
 from .unique_keys import UniqueKey
 from .write_binding import execute_write, writing
 
@@ -96,10 +97,12 @@ class LookupOperation:
     @functools.cached_property
     def key(self) -> UniqueKey | None:
         """The unique key that the lookup goes by; looked for on a miss only."""
+        if self._plan is not None:
+            return self._plan.key(self._filter_by)
         return self.lookup.key(self.dialect.name)
 
-    def _write(self, statement: sa.Executable, what: str = "") -> Any:
-        return execute_write(self.session, statement, self.mapper, what=what)
+    def _write(self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None, *, what: str = "") -> Any:
+        return execute_write(self.session, statement, self.mapper, parameters, what=what)
 
     # -- outside and inside -------------------------------------------------------------------------------------------
 
@@ -162,7 +165,10 @@ class LookupOperation:
             if not lacks(self.mapper.local_table, columns):
                 return self._update_or_create_by_key(changes, values, columns, self.key)
         with self._alone_with_lookup() as (aside, level):
-            locking = self.lookup.select().with_for_update(key_share=True, of=self.mapper.class_)
+            # of=class_ would be the tables of subclasses too, where `with_polymorphic` joins them; a concrete class
+            # may be a subquery of its table, which has no other name to lock by
+            of = None if self.mapper.concrete else list(self.mapper.tables)
+            locking = self.lookup.select().with_for_update(key_share=True, of=of)
             for left in reversed(range(_ROUNDS)):
                 rows = aside.scalars(locking).unique()
                 found = rows.one_or_none() if left else rows.one()
@@ -184,14 +190,21 @@ class LookupOperation:
             given = defaults() if callable(defaults) else defaults
             if callable(defaults):
                 check_names(self.mapper, given or {}, "defaults", self._filter_by)
-            self._made = {**self.lookup.assigned, **self.lookup.related, **evaluated(given or {})}
+            looked_up: Mapping[str, Any]
+            if self._plan is not None:
+                looked_up = self._plan.assigned(self._filter_by)
+            else:
+                looked_up = {**self.lookup.assigned, **self.lookup.related}
+            self._made = {**looked_up, **evaluated(given or {})}
         return self._made
 
     def _is_plain(self, *events: str) -> bool:
-        """Whether one INSERT is all there is to creating: one table, and nobody listens."""
+        """Whether one INSERT is all there is to creating: one table, which tells the class, and nobody listens."""
+        mapper = self.mapper
         return (
-            isinstance(self.mapper.local_table, sa.Table)
-            and len(self.mapper.tables) == 1
+            isinstance(mapper.local_table, sa.Table)
+            and len(mapper.tables) == 1
+            and (mapper.polymorphic_on is None or mapper.polymorphic_on in set(mapper.local_table.columns))
             and not private.has_listeners(self.mapper, *events)
         )
 
@@ -199,20 +212,34 @@ class LookupOperation:
         return new_object(self.mapper, *split(self.mapper, values))
 
     def _columns(self, values: Mapping[str, Any]) -> dict[sa.Column[Any], Any]:
-        given = columns_of(self.mapper, self._new(values), self.lookup, self.dialect)
+        nulls = self.lookup.nulls if self._plan is None else self._plan.nulls
+        given = columns_of(self.mapper, self._new(values), nulls, self.dialect)
         return written_columns(self.mapper, given, self.dialect)
 
     def _create_by_key(self, values: Mapping[str, Any], key: UniqueKey) -> tuple[Any, bool]:
         columns = self._columns(values)
-        unless_there = get_or_create_sql.insert_unless_there(self.mapper, columns, key, self.dialect.name)
+        unless_there, parameters = self._insert_unless_there(columns, key)
         for _ in range(_ROUNDS):
-            created = self._write(unless_there).scalars().one_or_none()
+            created = self._write(unless_there, parameters).scalars().one_or_none()
             if created is not None:
                 return self._with_related(created, values), True
             if (found := self.find()) is not None:
                 return found, False
             self._refuse_key_of_deleted(key)
         return self._insist(columns, values), True
+
+    def _insert_unless_there(
+        self, columns: Mapping[sa.Column[Any], Any], key: UniqueKey
+    ) -> tuple[sa.Executable, Mapping[str, Any] | None]:
+        """The statement and its parameters; the plan keeps it, unless the values are in it."""
+        if self._plan is None or any(map(is_sql, columns.values())):
+            return get_or_create_sql.insert_unless_there(self.mapper, columns, key, self.dialect.name), None
+        kept = self._plan.inserts.get((key, *columns))
+        if kept is None:
+            kept = get_or_create_sql.prepared_insert(self.mapper, columns, key, self.dialect.name)
+            self._plan.inserts[(key, *columns)] = kept
+        statement, names = kept
+        return statement, dict(zip(names, columns.values(), strict=True))
 
     def _refuse_key_of_deleted(self, key: UniqueKey) -> None:
         """Raise where what keeps the row from being made is one that is deleted: it would be in the way for ever."""
@@ -245,7 +272,7 @@ class LookupOperation:
         setting = set_columns(self.mapper, split(self.mapper, changes)[0])
         statement = get_or_create_sql.upsert(self.lookup, columns, setting, key, self.dialect)
         for _ in range(_ROUNDS):
-            row = self._write(statement, self.what).unique().one_or_none()
+            row = self._write(statement, what=self.what).unique().one_or_none()
             if row is not None:
                 return self._with_related(row[0], values if row[1] else changes), bool(row[1])
             if (found := self.find(populate_existing=True)) is not None:  # unchanged, and not seen by that statement

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.dialects import postgresql
 
+from ..session import private
 from .attributes import WITH_DELETED
 from .column_defaults import UpdateDefaults
 from .lookups import Lookup
 from .stored_values import as_stored, database_type, texts_differ
 from .unique_keys import UniqueKey
-from .upsert_sql import EXCLUDED, WAS_INSERTED, insert_into, of_class, on_conflict_update
+from .upsert_sql import EXCLUDED, insert_into, of_class, on_conflict_update, was_inserted
 
 __all__ = [
     "committed_elsewhere",
@@ -23,6 +24,7 @@ __all__ = [
     "insert",
     "insert_unless_there",
     "lock_lookup",
+    "prepared_insert",
     "serialization_failure",
     "upsert",
     "write_lock",
@@ -45,8 +47,24 @@ def insert_unless_there(mapper: sa_orm.Mapper[Any], values: Values, key: UniqueK
     It waits for a transaction that has inserted the same key and is not over (PostgreSQL documentation, "Transaction
     Isolation: Read Committed Isolation Level").
     """
-    statement = insert_into(mapper.local_table, dialect).values(dict(values))
-    return _loading(mapper, statement.on_conflict_do_nothing(**key.target))
+    return _loading(mapper, _unless_there(mapper, values, key, dialect))
+
+
+def _unless_there(mapper: sa_orm.Mapper[Any], values: Values, key: UniqueKey, dialect: str) -> Any:
+    return insert_into(mapper.local_table, dialect).values(dict(values)).on_conflict_do_nothing(**key.target)
+
+
+def prepared_insert(
+    mapper: sa_orm.Mapper[Any], columns: Iterable[sa.Column[Any]], key: UniqueKey, dialect: str
+) -> tuple[sa.Executable, list[str]]:
+    """As `insert_unless_there`, for any values of these columns: the statement, and the parameters' names."""
+    prefix = "fictive_"
+    while any(name.startswith(prefix) for name in mapper.local_table.columns.keys()):  # noqa: SIM118 - no mapping
+        prefix += "_"  # a column's name as a parameter would be a value of that column
+    names = {column: f"{prefix}{number}" for number, column in enumerate(columns)}
+    values = {column: sa.bindparam(name, type_=column.type) for column, name in names.items()}
+    statement = private.cached_as_it_is(_unless_there(mapper, values, key, dialect))
+    return _loading(mapper, statement), [*names.values()]
 
 
 def _loading(mapper: sa_orm.Mapper[Any], statement: Any) -> sa.Executable:
@@ -92,9 +110,11 @@ def upsert(lookup: Lookup, values: Values, changes: Values, key: UniqueKey, dial
         dialect,
         only_where=[*beyond_key, *of_class(mapper)],
     )
-    written = statement.returning(*table.columns, WAS_INSERTED.label(_CREATED)).cte("fictive_written")
+    # SQLAlchemy would cut a long name outside of the CTE and not within
+    columns = [column.label(f"fictive_{n}") for n, column in enumerate(table.columns)]
+    written = statement.returning(*columns, was_inserted(key.target).label(_CREATED)).cte("fictive_written")
     there = [~texts_differ(column, value, dialect) for column, value in changes.items()]
-    unchanged = sa.select(*table.columns, sa.false().label(_CREATED)).where(
+    unchanged = sa.select(*columns, sa.false().label(_CREATED)).where(
         *lookup.criteria, *there, ~sa.exists(sa.select(sa.literal_column("1")).select_from(written))
     )
     found = sa.union_all(sa.select(*written.columns), unchanged).subquery("fictive_found")

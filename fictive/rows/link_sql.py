@@ -208,12 +208,21 @@ def _is_plain(condition: sa.ColumnElement[bool], number: int) -> bool:
 # -- many values in one parameter -------------------------------------------------------------------------------------
 
 
-def unnested(dialect: sa.Dialect, columns: Mapping[sa.Column[Any], Sequence[Any]]) -> sa.TableValuedAlias:
+def unnested(dialect: sa.Dialect, columns: Mapping[sa.Column[Any], Sequence[Any]]) -> sa.FromClause:
     """A table of values by column, all of one length. One array is one parameter, whatever its length (PostgreSQL
     documentation, "Set Returning Functions")."""
     arrays = [_array(dialect, column.type, values) for column, values in columns.items()]
-    names = [sa.column(column.name, column.type) for column in columns]
-    return sa.func.unnest(*arrays).table_valued(*names).render_derived(name="wanted")
+    names: list[Any] = [sa.column(column.name, column.type) for column in columns]
+    table = sa.func.unnest(*arrays).table_valued(*names)
+    # what a type does to a parameter in SQL, it does here to the elements
+    elements = [element.type.bind_expression(element) for element in names]
+    if all(element is None for element in elements):
+        return table.render_derived(name="wanted")
+    stored = [
+        own.label(own.name) if element is None else sa.type_coerce(element, own.type).label(own.name)
+        for own, element in zip(names, elements, strict=True)
+    ]
+    return sa.select(*stored).select_from(table.render_derived(name="wanted_raw")).subquery("wanted")
 
 
 def _array(dialect: sa.Dialect, type_: sa.types.TypeEngine[Any], values: Sequence[Any]) -> sa.ColumnElement[Any]:

@@ -21,7 +21,7 @@ from .attributes import (
     unknown_attribute,
 )
 from .stored_values import as_stored, cut_to_length, is_sql, none_is_a_value
-from .unique_keys import UniqueKey, key_for
+from .unique_keys import UniqueKey, key_for, keys_within
 
 __all__ = ["Lookup", "LookupPlan", "lookup_of", "plan_of"]
 
@@ -46,7 +46,13 @@ class Lookup:
 
     def key(self, dialect_name: str) -> UniqueKey | None:
         """The unique key that it goes by; None where there is none over it."""
-        return key_for(self.mapper.tables, self.columns, self.expressions, dialect_name)
+        keys = keys_within(self.mapper.tables, self.columns, self.expressions, dialect_name)
+        return key_for(keys, self.columns)
+
+    @property
+    def nulls(self) -> list[sa.Column[Any]]:
+        """The columns that it asks NULL of."""
+        return [column for column, value in self.columns.items() if value is None]
 
     def select(self) -> sa.Select[Any]:
         """The statement that finds the row; of two rows it shows that there are several."""
@@ -59,16 +65,33 @@ class Lookup:
 
 @dataclasses.dataclass(frozen=True)
 class LookupPlan:
-    """The statement of lookups by the same columns and classes of values, made once: most find their row, and building
-    it would take as long as running it."""
+    """What lookups by the same columns and classes of values have in common, made once: building their statements
+    would take as long as running them."""
 
     statement: sa.Select[Any]
-    columns: tuple[sa.Column[Any], ...]
+    columns: tuple[tuple[sa.Column[Any], ...], ...]
+    """The columns of each attribute: several where joined inheritance repeats a key."""
+    nulls: tuple[sa.Column[Any], ...]
     dialect: sa.Dialect
+    keys: tuple[UniqueKey, ...]
+    inserts: dict[tuple[Any, ...], tuple[sa.Executable, list[str]]] = dataclasses.field(default_factory=dict)
+    """By key and columns, the statement that makes the row unless another one has the key, and its parameters."""
 
     def parameters(self, filter_by: Mapping[str, Any]) -> dict[str, Any]:
         values = zip(self.columns, filter_by.values(), strict=True)
-        return {f"fictive_{n}": cut_to_length(v, c.type, self.dialect) for n, (c, v) in enumerate(values)}
+        return {f"fictive_{n}": cut_to_length(v, c[0].type, self.dialect) for n, (c, v) in enumerate(values)}
+
+    def key(self, filter_by: Mapping[str, Any]) -> UniqueKey | None:
+        """As a lookup's."""
+        values: dict[sa.Column[Any], Any] = dict.fromkeys(self.nulls)
+        for columns, value in zip(self.columns, filter_by.values(), strict=True):
+            values |= dict.fromkeys(columns, value)
+        return key_for(self.keys, values)
+
+    def assigned(self, filter_by: Mapping[str, Any]) -> dict[str, Any]:
+        """Attributes to set on a new object."""
+        given = zip(self.columns, filter_by.items(), strict=True)
+        return {name: value for columns, (name, value) in given if columns[0].computed is None}
 
 
 _plans: weakref.WeakKeyDictionary[sa_orm.Mapper[Any], dict[Any, LookupPlan | None]] = weakref.WeakKeyDictionary()
@@ -89,7 +112,7 @@ def plan_of(mapper: sa_orm.Mapper[Any], filter_by: Mapping[str, Any], dialect: s
 def _plan(mapper: sa_orm.Mapper[Any], filter_by: Mapping[str, Any], dialect: sa.Dialect) -> LookupPlan | None:
     live = live_attribute(mapper)
     criteria: list[Any] = []
-    columns: list[sa.Column[Any]] = []
+    columns: list[tuple[sa.Column[Any], ...]] = []
     for number, (name, value) in enumerate(filter_by.items()):
         found = table_columns(mapped_property(mapper, name))
         if not found or value is None or is_sql(value) or name == live:
@@ -97,12 +120,17 @@ def _plan(mapper: sa_orm.Mapper[Any], filter_by: Mapping[str, Any], dialect: sa.
         type_ = found[0].type
         parameter = sa.bindparam(f"fictive_{number}", type_=type_)
         criteria.append(getattr(mapper.class_, name) == as_stored(parameter, type_, dialect, type(value)))
-        columns.append(found[0])
-    if live is not None:
-        criteria.append(getattr(mapper.class_, live).is_(None))
+        columns.append(found)
     if not columns:
         return None
-    return LookupPlan(Lookup(mapper, tuple(criteria), {}, (), {}, {}, live).select(), tuple(columns), dialect)
+    nulls: tuple[sa.Column[Any], ...] = ()
+    if live is not None:
+        criteria.append(getattr(mapper.class_, live).is_(None))
+        nulls = table_columns(mapped_property(mapper, live))
+    fixed: dict[sa.Column[Any], Any] = {column: True for each in columns for column in each} | dict.fromkeys(nulls)
+    keys = keys_within(mapper.tables, fixed, (), dialect.name)
+    select = Lookup(mapper, tuple(criteria), {}, (), {}, {}, live).select()
+    return LookupPlan(select, tuple(columns), nulls, dialect, tuple(keys))
 
 
 def lookup_of(mapper: sa_orm.Mapper[Any], filter_by: Mapping[str, Any], dialect: sa.Dialect) -> Lookup:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,7 +12,6 @@ import sqlalchemy.orm as sa_orm
 from ..errors import UnknownAttribute
 from .attributes import foreign_key_of, hybrid, live_attribute, mapped_property, table_columns, unknown_attribute
 from .column_defaults import InsertDefaults, first_version
-from .lookups import Lookup
 from .stored_values import none_is_a_value, stores_none
 
 __all__ = [
@@ -94,10 +93,10 @@ def new_object(mapper: sa_orm.Mapper[Any], assigned: Mapping[str, Any], related:
 
 
 def columns_of(
-    mapper: sa_orm.Mapper[Any], created: Any, nulls: Lookup, dialect: sa.Dialect
+    mapper: sa_orm.Mapper[Any], created: Any, nulls: Iterable[sa.Column[Any]], dialect: sa.Dialect
 ) -> dict[sa.Column[Any], Any]:
     """What an INSERT of `created` would say, as the ORM's does: None stands for a column's default, except where the
-    lookup asks for NULL."""
+    lookup asks for NULL, in the columns `nulls`."""
     given = sa.inspect(created).dict
     values: dict[sa.Column[Any], Any] = {}
     for prop in mapper.column_attrs:
@@ -106,8 +105,8 @@ def columns_of(
                 value = given[prop.key]
                 if value is not None or column.type.should_evaluate_none:
                     values[column] = value
-    for column, value in nulls.columns.items():
-        if value is None and column.computed is None:
+    for column in nulls:
+        if column.computed is None:
             values[column] = None if none_is_a_value(column.type, dialect) else sa.null()
     return values
 

@@ -91,8 +91,12 @@ _EXACT: tuple[tuple[type, frozenset[type]], ...] = (
 
 
 def is_exact(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> bool:
-    """Whether values that Python tells apart are stored as values that PostgreSQL tells apart."""
-    stored: Any = database_type(type_, dialect)
+    """Whether values that Python tells apart are stored as values that PostgreSQL tells apart. A decorator may make
+    one of two, or take values that Python cannot compare."""
+    found: Any = type_
+    if isinstance(found._variant_mapping.get(dialect.name, found), sa.types.TypeDecorator):
+        return False
+    stored = database_type(type_, dialect)
     if isinstance(stored, sa.String):
         return not isinstance(stored, (sa.CHAR, postgresql.CITEXT)) and stored.collation is None
     return isinstance(stored, tuple(kind for kind, _ in _EXACT))

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import decimal
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import AsBoolean, BooleanClauseList, Label, TextClause, UnaryExpression
 
-__all__ = ["UniqueKey", "key_for", "key_over", "unique_keys"]
+__all__ = ["UniqueKey", "key_for", "key_over", "keys_within", "unique_keys"]
 
 Values = Mapping[Any, Any]
 """What a lookup says of columns."""
@@ -79,11 +79,12 @@ def key_over(table: sa.Table, columns: Collection[sa.Column[Any]], dialect_name:
     return whole[0] if whole else found[0] if len(found) == 1 else None
 
 
-def key_for(tables: Collection[Any], values: Values, expressions: Expressions, dialect_name: str) -> UniqueKey | None:
-    """The unique key that two rows of a lookup would both have, so that there can be no two; None without one.
+def keys_within(
+    tables: Collection[Any], values: Values, expressions: Expressions, dialect_name: str
+) -> list[UniqueKey]:
+    """The unique keys whose columns are all in a lookup, the one that uses the most of it first.
 
-    Its columns are all in the lookup, none of its parts is NULL unless NULLs are not distinct, and the lookup implies
-    the condition of a partial index. Of several, the one that uses the most of the lookup.
+    None of their parts is NULL, as NULLs are distinct unless the key says otherwise. No other value matters.
     """
     fitting = [
         key
@@ -91,9 +92,14 @@ def key_for(tables: Collection[Any], values: Values, expressions: Expressions, d
         if isinstance(table, sa.Table)
         for key in unique_keys(table, dialect_name)
         if all(_fits(element, values, expressions, key.nulls_distinct) for element in key.elements)
-        and (key.where is None or _implies(values, key.where))
     ]
-    return max(fitting, key=lambda key: len(key.columns), default=None)
+    return sorted(fitting, key=lambda key: len(key.columns), reverse=True)
+
+
+def key_for(keys: Iterable[UniqueKey], values: Values) -> UniqueKey | None:
+    """The first of these that two rows of a lookup would both have, so that there can be no two; None without one. A
+    partial index serves where the lookup implies its condition."""
+    return next((key for key in keys if key.where is None or _implies(values, key.where)), None)
 
 
 def _nulls_distinct(item: Any, dialect_name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,20 +17,31 @@ from sqlalchemy.sql.expression import ClauseElement, Executable
 from .stored_values import as_stored, bound, images_differ, texts_differ
 from .unique_keys import UniqueKey, key_over
 
-__all__ = ["EXCLUDED", "WAS_INSERTED", "CreateStaging", "Upsert", "insert_into", "of_class",
-           "on_conflict_update", "staging_table"]  # fmt: skip
+__all__ = ["EXCLUDED", "CreateStaging", "Upsert", "insert_into", "of_class", "on_conflict_update",
+           "staging_table", "was_inserted"]  # fmt: skip
 
 EXCLUDED: Any = object()
 """Instead of a value: what the row to insert has for the column."""
 
 # Whether a row that comes back was inserted. `xmax` would tell, but a partitioned table, a view, and a role with
-# privileges on some columns have none. So an update leaves a mark for the RETURNING of its row, which takes it off.
-_MARK: Any = sa.literal_column("set_config('fictive.met', '1', true) = '1'", sa.Boolean)
-WAS_INSERTED: sa.ColumnElement[bool] = sa.literal_column(
-    "CASE WHEN current_setting('fictive.met', true) = '1'"
-    " THEN set_config('fictive.met', '', true) <> '' ELSE true END",
-    sa.Boolean,
-)
+# privileges on some columns have none. So an update leaves its key as a mark for the RETURNING of its row, which takes
+# it off; where a trigger cancels the update, the mark is no other row's.
+_NAME: Any = sa.literal_column("'fictive.met'", sa.Text)
+_TAKEN_OFF: Any = sa.literal_column("set_config('fictive.met', '', true) <> ''", sa.Boolean)  # false
+
+
+def _key_text(target: Mapping[str, Any]) -> Any:
+    return sa.cast(sa.func.row(*target["index_elements"]), sa.Text)
+
+
+def _leaves_mark(target: Mapping[str, Any]) -> sa.ColumnElement[bool]:
+    return sa.func.set_config(_NAME, _key_text(target), sa.true()).is_not(None)
+
+
+def was_inserted(target: Mapping[str, Any]) -> sa.ColumnElement[bool]:
+    """For RETURNING: whether the row was inserted, or else updated, by a statement with this ON CONFLICT target."""
+    marked = sa.func.current_setting(_NAME, sa.true()) == _key_text(target)
+    return sa.case((marked, _TAKEN_OFF), else_=sa.true())
 
 
 def insert_into(table: Any, dialect_name: str) -> Any:
@@ -76,7 +88,7 @@ def on_conflict_update(
     values |= {column: bound(value, column.type) for column, value in besides.items()}
     changes = sa.and_(sa.or_(*differences, *also_where), *only_where)
     if dialect.name == "postgresql":
-        changes = sa.case((changes, _MARK), else_=sa.false())
+        changes = sa.case((changes, _leaves_mark(target)), else_=sa.false())
     return insert.on_conflict_do_update(**target, set_=values, where=changes)
 
 
@@ -140,7 +152,8 @@ class Upsert:
         """`INSERT … ON CONFLICT`, its values not yet given. On PostgreSQL a row comes back for each that was written:
         whether it was inserted, and `deleted_key`."""
         upsert = self._on_conflict(insert_into(self.table, self.dialect.name))
-        returned = self.deleted_key() if self.dialect.name == "sqlite" else [WAS_INSERTED, *self.deleted_key()]
+        inserted = [] if self.dialect.name == "sqlite" else [was_inserted(self._target)]
+        returned = [*inserted, *self.deleted_key()]
         return upsert.returning(*returned) if returned else upsert
 
     def upsert_from(self, stage: sa.Table, *, last_wins: bool) -> Any:
@@ -149,7 +162,8 @@ class Upsert:
         names = stage.columns.keys()[:-1]
         select = sa.select(*(source.c[name] for name in names)).order_by(*self._order(source))
         insert = postgresql.insert(self.table).from_select(names, select)
-        done = self._on_conflict(insert).returning(WAS_INSERTED.label("fresh"), *self.deleted_key()).cte("done")
+        fresh = was_inserted(self._target).label("fresh")
+        done = self._on_conflict(insert).returning(fresh, *self.deleted_key()).cte("done")
         counts = [sa.func.count().filter(done.c.fresh), sa.func.count()]
         for column in list(done.c)[1:]:  # none, or those of deleted_key()
             texts: Any = sa.func.array_agg(sa.cast(column, sa.Text)).filter(done.c.fictive_live.is_not(None))
@@ -165,9 +179,22 @@ class Upsert:
             return []
         return [self.live.label("fictive_live"), *(c.label(f"fictive_key_{n}") for n, c in enumerate(self.key))]
 
+    @functools.cached_property
+    def _known_key(self) -> UniqueKey | None:
+        return key_over(self.table, self.key, self.dialect.name)
+
+    @functools.cached_property
+    def _target(self) -> dict[str, Any]:
+        """Of ON CONFLICT: the unique key, or one that only the database knows."""
+        return (self._known_key or UniqueKey(tuple(self.key))).target
+
+    @property
+    def nulls_are_one(self) -> bool:
+        """Whether two keys with NULL are one, by NULLS NOT DISTINCT."""
+        return self._known_key is not None and not self._known_key.nulls_distinct
+
     def _on_conflict(self, insert: Any) -> Any:
-        known = key_over(self.table, self.key, self.dialect.name)  # or one that only the database knows
-        target = (known or UniqueKey(tuple(self.key))).target
+        target = self._target
         if not self.update and self.live is None:
             return insert.on_conflict_do_nothing(**target)
         setting = dict.fromkeys(self.update, EXCLUDED)
@@ -209,17 +236,17 @@ class Upsert:
     def duplicate_in(self, stage: sa.Table) -> Any:
         """A key that is staged twice."""
         keys = [stage.c[column.key] for column in self.key]
-        given = [key.is_not(None) for key in keys]
+        given = [] if self.nulls_are_one else [key.is_not(None) for key in keys]
         return sa.select(*keys).where(*given).group_by(*keys).having(sa.func.count() > 1).limit(1)
 
     def _last_of_each(self, stage: sa.Table) -> Any:
-        """What is staged, without rows whose key comes again; a key with a NULL in it is like no other."""
+        """What is staged, without rows whose key comes again; a key with a NULL in it is like no other, as a rule."""
         *columns, number = stage.columns
         keys = [stage.c[column.key] for column in self.key]
         rank = sa.func.row_number().over(partition_by=keys, order_by=number.desc()).label("fictive_rank")
         ranked = sa.select(*columns, rank).subquery("ranked")
-        nullable = [ranked.c[column.key].is_(None) for column in self.key if column.nullable]
-        is_last = sa.or_(ranked.c.fictive_rank == 1, *nullable)
+        nullable = [] if self.nulls_are_one else [column for column in self.key if column.nullable]
+        is_last = sa.or_(ranked.c.fictive_rank == 1, *(ranked.c[column.key].is_(None) for column in nullable))
         return sa.select(*(ranked.c[column.key] for column in columns)).where(is_last)
 
     def _order(self, source: Any) -> list[Any]:

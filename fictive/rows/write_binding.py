@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,7 +25,13 @@ def writing(mapper: sa_orm.Mapper[Any], table: Any = None) -> dict[str, Any]:
 
 
 def execute_write(
-    session: sa_orm.Session, statement: sa.Executable, mapper: sa_orm.Mapper[Any], *, table: Any = None, what: str = ""
+    session: sa_orm.Session,
+    statement: sa.Executable,
+    mapper: sa_orm.Mapper[Any],
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    table: Any = None,
+    what: str = "",
 ) -> Any:
     """Run a statement that writes rows of `mapper`, or of `table` for it: an upsert that reads back what it wrote is a
     SELECT, and a session that sends those to a replica is asked about an UPDATE instead.
@@ -40,7 +46,7 @@ def execute_write(
         else:
             around = together(session, what)
     with around, asked_about_write(session, writing(mapper, table)):
-        return session.execute(statement, bind_arguments={"mapper": mapper}, execution_options=options)
+        return session.execute(statement, parameters, bind_arguments={"mapper": mapper}, execution_options=options)
 
 
 @functools.cache

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +30,7 @@ __all__ = [
     "IdentityMapBase",
     "as_single_insert",
     "bind_parameters",
+    "cached_as_it_is",
     "commit_as_is",
     "connections_of",
     "connects_in_autocommit",
@@ -44,6 +47,7 @@ __all__ = [
     "join_events",
     "key_of",
     "load_numbers",
+    "load_of_row",
     "load_run",
     "loaded_as",
     "locks_rows",
@@ -110,6 +114,17 @@ def load_numbers() -> Any:
     cells = getattr(sa_loading._new_runid, "__closure__", None) or ()
     found = [cell.cell_contents for cell in cells if isinstance(cell.cell_contents, itertools.count)]
     return found[0] if found else iter(sa_loading._new_runid, object())
+
+
+_ROW_PROCESSOR = next(
+    each for each in sa_loading._instance_processor.__code__.co_consts if getattr(each, "co_name", None) == "_instance"
+)
+"""The code by which SQLAlchemy makes an object of a row, or finds it in the session."""
+
+
+def load_of_row(caller: types.FrameType) -> Any:
+    """The `QueryContext` of the row that `caller` reads; None where it is other code, which reads none."""
+    return caller.f_locals["context"] if caller.f_code is _ROW_PROCESSOR else None
 
 
 def in_identity_map(session: sa_orm.Session, mapper: Any, ident: Any, options: Mapping[str, Any]) -> bool:
@@ -451,6 +466,25 @@ class _Instead:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cursor, name)
+
+
+def cached_as_it_is(statement: Any) -> Any:
+    """An INSERT that is kept, has its values as parameters and nobody changes: compiled once.
+
+    SQLAlchemy 2.0 compiles one with ON CONFLICT at each execution: its class has no key in the cache of statements.
+    """
+    if statement._generate_cache_key() is None:
+        made_by: Any = type(statement)
+        statement.__class__ = _with_itself_as_key(made_by)
+    return statement
+
+
+@functools.cache
+def _with_itself_as_key(class_: type) -> type:
+    def key(self: Any, anon_map: Any, bindparams: list[Any]) -> tuple[Any, ...]:
+        return (self,)
+
+    return type(class_.__name__, (class_,), {"inherit_cache": False, "_gen_cache_key": key})
 
 
 def load_run(state: sa_orm.InstanceState[Any]) -> int:

@@ -8,6 +8,7 @@ pending change, and SQLAlchemy fills them from the row as it fills expired ones.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,7 +16,7 @@ import sqlalchemy.orm as sa_orm
 
 from . import private
 
-__all__ = ["IdentityMap", "LoadedColumns", "columns_of", "load_numbers", "prepared_get"]
+__all__ = ["IdentityMap", "load_numbers", "prepared_get"]
 
 
 class IdentityMap(private.IdentityMapBase):  # type: ignore[misc]
@@ -23,8 +24,6 @@ class IdentityMap(private.IdentityMapBase):  # type: ignore[misc]
 
     stale_before = 0
     """Objects of loads before this one are renewed; the numbers are SQLAlchemy's `runid` of loads. 0: none are."""
-    columns: LoadedColumns | None = None
-    """What the statement whose rows are read loads."""
 
     def get(self, key: Any, default: Any = None) -> Any:
         if key not in self._dict:
@@ -36,9 +35,12 @@ class IdentityMap(private.IdentityMapBase):  # type: ignore[misc]
         instance = state.obj()
         if instance is None:
             return default
-        if self.stale_before and (state.runid is None or state.runid < self.stale_before) and self.columns is not None:
-            self.columns.renew(state)
-            state.runid = self.stale_before
+        if self.stale_before and (state.runid is None or state.runid < self.stale_before):
+            # `get()`, `merge()` and lazy loads come here too, and have no row to fill the object from
+            load = private.load_of_row(sys._getframe(1))
+            if load is not None and (state.runid is None or state.runid < load.runid - 1):
+                columns_of(load.compile_state).renew(state)
+                state.runid = load.runid - 1  # not again by this load's rows, nor by those of an earlier one
         return instance
 
 
@@ -69,16 +71,12 @@ class LoadedColumns:
                 state.expired_attributes.add(key)
 
 
-def columns_of(result: Any) -> LoadedColumns | None:
-    """What the statement of an ORM result loads; kept with the compiled statement, which SQLAlchemy caches."""
+def columns_of(compile_state: Any) -> LoadedColumns:
+    """What a compiled ORM statement loads; kept with it, which SQLAlchemy caches."""
     try:
-        compiled = result.raw.context.compiled
-    except AttributeError:  # a result of Core's, or of a handler's
-        return None
-    try:
-        return compiled._fictive_columns  # type: ignore[no-any-return]
+        return compile_state._fictive_columns  # type: ignore[no-any-return]
     except AttributeError:
-        found = compiled._fictive_columns = LoadedColumns(compiled.compile_state)
+        found = compile_state._fictive_columns = LoadedColumns(compile_state)
         return found
 
 

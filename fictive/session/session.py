@@ -33,7 +33,7 @@ from .hooks import Hook, HookKind, check_hook
 from .local_settings import LocalSettings
 from .options import BlockOptions, block_options, refuse_options_of_begin
 from .private import ACTIVE
-from .reading import IdentityMap, columns_of, load_numbers, prepared_get
+from .reading import IdentityMap, load_numbers, prepared_get
 from .scope import EMPTY, Scope, needs_a_transaction, refused
 from .transaction import Joined, Kind, Transaction, drop_left, ended_error, innermost, is_enclosed
 from .unentered import needs_with
@@ -341,14 +341,8 @@ class OptInSession(sa_orm.Session):
             identity_map.stale_before = next(load_numbers)
         else:
             identity_map.stale_before = transaction.began_before_load
-        identity_map.columns = None
         # SQLAlchemy's: ours has led here, and would again.
-        result: Any = super().execute(statement, params, execution_options=options, **kwargs)
-        try:
-            identity_map.columns = result.raw.context.compiled._fictive_columns
-        except AttributeError:
-            identity_map.columns = columns_of(result)
-        return result
+        return super().execute(statement, params, execution_options=options, **kwargs)
 
     def get(self, entity: Any, ident: Any, **options: Any) -> Any:
         """As SQLAlchemy's. One round trip, or none for an object that is in the session; a statement that is built

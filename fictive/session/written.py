@@ -3,17 +3,20 @@
 SQLAlchemy writes foreign keys, and leaves relationships that are loaded as they are until their object is expired, as
 a plain session's commit does. Here a flush finds the few that it has made stale, and expires those alone: a
 many-to-one whose foreign key is another one now, a collection that lacks what was added or moved by its foreign key,
-or holds what was deleted. They are loaded when they are looked at next.
+or holds what was deleted. What reads a table in another way (a secondary table, further conditions, a subquery) is
+expired wherever it is loaded, as a commit of SQLAlchemy's does. All is loaded when it is looked at next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import attributes, collections
+from sqlalchemy.sql import visitors
 
 from . import private
 
@@ -32,6 +35,17 @@ class _Relation(NamedTuple):
     pairs: _Pairs
 
 
+class _Reader(NamedTuple):
+    """An attribute that is loaded from rows of a mapper in a way that is not followed row by row."""
+
+    owner: sa_orm.Mapper[Any]
+    key: str
+    by_rows: bool
+    """Whether a row that is added or deleted may change it."""
+    columns: frozenset[str]
+    """The mapper's attributes whose change may."""
+
+
 class _Relations(NamedTuple):
     """The relationships that a row of a mapper has a say in."""
 
@@ -40,6 +54,11 @@ class _Relations(NamedTuple):
     """Its many-to-ones."""
     incoming: tuple[_Relation, ...]
     """The collections, and scalars, of others that its foreign keys put it in."""
+    local: tuple[tuple[str, frozenset[str]], ...]
+    """Its collections, with the attributes by which they are its own."""
+    links: tuple[tuple[str, tuple[_Reader, ...]], ...]
+    """Its many-to-manys, and what else is loaded from their secondary table."""
+    readers: tuple[_Reader, ...]
 
 
 _generation = 0
@@ -57,22 +76,41 @@ def note_written(session: Any, context: Any) -> None:
         return
     stale: list[tuple[Any, str]] = []
     deleted = []
+    owners: _Owners | None = None
+    doomed: Any = None
+    readers: set[_Reader] = set()
     for state, (is_delete, only_looked_at) in context.states.items():
-        if only_looked_at:
-            continue
         if is_delete:
-            deleted.append(state)
+            if only_looked_at and doomed is None:
+                doomed = session.deleted
+            if not only_looked_at or state.obj() in doomed:
+                deleted.append(state)  # also one whose row is another object's now
+                readers.update(each for each in _relations(state).readers if each.by_rows)
+            continue
+        if only_looked_at:
             continue
         known = state.manager.info
         relations = known[_RELATIONS] if _RELATIONS in known else None  # noqa: SIM401 - without a call
         if relations is None or relations.generation != _generation:
-            relations = known[_RELATIONS] = _relations_of(state.manager.mapper)
+            relations = _relations(state)
         if relations.own:
-            stale += [(state, each.key) for each in relations.own if _is_other(state.dict, each)]
+            stale += [(state, each.key) for each in relations.own if _is_other(state, each)]
         if relations.incoming:
-            stale += _moved(session, state, relations.incoming)
+            if owners is None:
+                owners = _Owners(session, context.states)
+            stale += _moved(owners, state, relations.incoming)
+        if relations.local and state.key is not None:
+            stale += [(state, key) for key, columns in relations.local if key in state.dict and _wrote(state, columns)]
+        for key, others in relations.links:
+            if key in state.committed_state:
+                readers.update(others)
+        for each in relations.readers:
+            if (state.key is None and each.by_rows) or (state.key is not None and _wrote(state, each.columns)):
+                readers.add(each)
     if deleted:
         stale += _holding(session, deleted)
+    if readers:
+        stale += _loaded(session, readers)
     if stale:
         session._fictive.stale = stale
 
@@ -87,18 +125,91 @@ def expire_stale(session: Any) -> None:
             private.expire_with_savepoint(session, state)
 
 
+def _relations(state: Any) -> _Relations:
+    known = state.manager.info
+    found: _Relations | None = known.get(_RELATIONS)
+    if found is None or found.generation != _generation:
+        found = known[_RELATIONS] = _relations_of(state.manager.mapper)
+    return found
+
+
 def _relations_of(mapper: sa_orm.Mapper[Any]) -> _Relations:
-    own, incoming = [], []
+    own, incoming, local, links, readers = [], [], [], [], []
     for relation in mapper.relationships:
         if relation.direction is sa_orm.MANYTOONE and (pairs := _pairs(mapper, relation.mapper, relation)):
             own.append(_Relation(mapper, relation.key, pairs))
+        elif relation.direction is not sa_orm.MANYTOONE:
+            local.append((relation.key, _attributes_of(mapper, relation.local_columns)))
+        if relation.direction is sa_orm.MANYTOMANY and not relation.viewonly:
+            links.append((relation.key, tuple(_others_of(relation))))
     for owner in mapper.registry.mappers:
         for relation in owner.relationships:
-            if relation.direction is sa_orm.ONETOMANY and relation.parent is owner and mapper.isa(relation.mapper):
+            if relation.parent is not owner:
+                continue
+            if relation.direction is sa_orm.ONETOMANY and mapper.isa(relation.mapper):
                 pairs = tuple((fk, key) for key, fk in _pairs(owner, mapper, relation))
                 if pairs:
                     incoming.append(_Relation(owner, relation.key, pairs))
-    return _Relations(_generation, tuple(own), tuple(incoming))
+            if (reader := _reader(mapper, owner, relation)) is not None:
+                readers.append(reader)
+        readers += _subqueries(mapper, owner)
+    return _Relations(_generation, tuple(own), tuple(incoming), tuple(local), tuple(links), tuple(readers))
+
+
+def _reader(mapper: sa_orm.Mapper[Any], owner: sa_orm.Mapper[Any], relation: Any) -> _Reader | None:
+    """How a relationship is loaded from rows of a mapper, beyond its foreign keys and theirs."""
+    joins = [join for join in (relation.primaryjoin, relation.secondaryjoin) if join is not None]
+    read = {each for join in joins for each in visitors.iterate(join) if isinstance(each, sa.Column)}
+    if relation.secondary is not None:
+        tables = {each for each in visitors.iterate(relation.secondary) if isinstance(each, sa.Table)}
+        if not tables.isdisjoint(mapper.tables):
+            return _Reader(owner, relation.key, True, _attributes_of(mapper, read))
+        read -= set(mapper.primary_key)
+        by_rows = True
+    else:
+        read -= {each for pair in relation.local_remote_pairs for each in pair}
+        by_rows = False  # these come by their foreign keys
+    columns = _attributes_of(mapper, read) if mapper.isa(relation.mapper) else frozenset()
+    return _Reader(owner, relation.key, by_rows, columns) if columns else None
+
+
+def _subqueries(mapper: sa_orm.Mapper[Any], owner: sa_orm.Mapper[Any]) -> Iterator[_Reader]:
+    """A mapper's `column_property()` with a subquery over rows of another one."""
+    for attribute in owner.column_attrs:
+        found = list(visitors.iterate(attribute.columns[0]))
+        if attribute.parent is owner and any(isinstance(each, sa.ScalarSelect) for each in found):
+            read = {each for each in found if isinstance(each, sa.Column)} - set(owner.primary_key)
+            if columns := _attributes_of(mapper, read):
+                yield _Reader(owner, attribute.key, True, columns)
+
+
+def _others_of(relation: Any) -> Iterator[_Reader]:
+    """The other relationships that are loaded from a many-to-many's secondary table."""
+    for owner in relation.mapper.registry.mappers:
+        for other in owner.relationships:
+            is_same = other is relation or other in relation._reverse_property
+            if other.parent is owner and other.secondary is relation.secondary and not is_same:
+                yield _Reader(owner, other.key, True, frozenset())
+
+
+def _attributes_of(mapper: sa_orm.Mapper[Any], columns: Iterable[Any]) -> frozenset[str]:
+    found = set()
+    for column in columns:
+        with contextlib.suppress(sa_orm.exc.UnmappedColumnError):
+            found.add(mapper.get_property_by_column(column).key)
+    return frozenset(found)
+
+
+def _wrote(state: Any, keys: frozenset[str]) -> bool:
+    """Whether the flush has changed one of these attributes, or the server has."""
+    return not (keys.isdisjoint(state.committed_state) and keys.isdisjoint(state.expired_attributes))
+
+
+def _loaded(session: Any, readers: Iterable[_Reader]) -> Iterator[tuple[Any, str]]:
+    for state in session.identity_map.all_states():
+        for reader in readers:
+            if reader.key in state.dict and state.manager.mapper.isa(reader.owner):
+                yield state, reader.key
 
 
 def _pairs(local: sa_orm.Mapper[Any], remote: sa_orm.Mapper[Any], relation: Any) -> _Pairs:
@@ -112,56 +223,92 @@ def _pairs(local: sa_orm.Mapper[Any], remote: sa_orm.Mapper[Any], relation: Any)
         return ()
 
 
-def _is_other(values: Mapping[str, Any], relation: _Relation) -> bool:
-    """Whether a loaded many-to-one is another object than the foreign key says."""
+def _is_other(state: Any, relation: _Relation) -> bool:
+    """Whether a loaded many-to-one is another object than the foreign key says, or may be."""
+    values = state.dict
     if relation.key not in values:
         return False
-    target = values[relation.key]
+    target, expired = values[relation.key], state.expired_attributes
     if target is None:
-        return all(values.get(fk) is not None for fk, _ in relation.pairs)
+        return all(fk in expired or values.get(fk) is not None for fk, _ in relation.pairs)
     found = attributes.instance_dict(target)
-    return any(fk in values and key in found and values[fk] != found[key] for fk, key in relation.pairs)
+    for fk, key in relation.pairs:
+        if fk in values and key in found:
+            if values[fk] != found[key]:
+                return True
+        elif fk in expired or (fk in state.committed_state and key not in found):
+            return True
+    return False
 
 
-def _moved(session: Any, state: Any, relations: Sequence[_Relation]) -> Iterator[tuple[Any, str]]:
+def _moved(owners: _Owners, state: Any, relations: Sequence[_Relation]) -> Iterator[tuple[Any, str]]:
     """Collections that an object is in by its foreign key, or was, and which do not show it."""
     obj, values, before = state.obj(), state.dict, state.committed_state
     is_new = state.key is None
     for relation in relations:
         foreign_keys = [fk for fk, _ in relation.pairs]
+        if not state.expired_attributes.isdisjoint(foreign_keys):
+            # the server has computed it, and what it was before is forgotten
+            yield from ((owner, relation.key) for owner in owners.all(relation) if relation.key in owner.dict)
+            continue
         if not is_new and not any(fk in before for fk in foreign_keys):
             continue
-        owners = list(_owners(session, relation, [values.get(fk) for fk in foreign_keys]))
-        former = () if is_new else _owners(session, relation, [before.get(fk, values.get(fk)) for fk in foreign_keys])
-        for owner in {*owners, *former}:
+        now = list(owners.of(relation, [values.get(fk) for fk in foreign_keys]))
+        former = () if is_new else owners.of(relation, [before.get(fk, values.get(fk)) for fk in foreign_keys])
+        for owner in {*now, *former}:
             if relation.key in owner.dict:
                 shows = any(member is obj for member in _members(owner.dict[relation.key]))
-                if shows != (owner in owners):
+                if shows != (owner in now):
                     yield owner, relation.key
 
 
-def _owners(session: Any, relation: _Relation, values: Sequence[Any]) -> Iterator[Any]:
-    """The states, among the session's, of what these foreign keys refer to. One that was set without being loaded may
-    have been any: SQLAlchemy does not ask for the old value."""
-    if None in values:
-        return
-    wanted = {
-        key: value
-        for (_, key), value in zip(relation.pairs, values, strict=True)
-        if value is not sa_orm.LoaderCallableStatus.NO_VALUE
-    }
-    primary = [relation.owner.get_property_by_column(column).key for column in relation.owner.primary_key]
-    if set(primary) == set(wanted):
-        identity = relation.owner.identity_key_from_primary_key(tuple(wanted[key] for key in primary))
-        found = session.identity_map.get(identity)
-        if found is not None:
-            yield sa.inspect(found)
-        return
-    for each in session.identity_map.values():
-        if isinstance(each, relation.owner.class_):
-            found = attributes.instance_dict(each)
-            if all(key in found and found[key] == value for key, value in wanted.items()):
-                yield sa.inspect(each)
+class _Owners:
+    """The objects that foreign keys refer to: those of the session, and those that the same flush has added."""
+
+    def __init__(self, session: Any, flushed: Mapping[Any, tuple[bool, bool]]) -> None:
+        self._session = session
+        self._flushed = flushed
+        self._new: dict[Any, Any] | None = None
+
+    def all(self, relation: _Relation) -> Iterator[Any]:
+        for state in [*self._session.identity_map.all_states(), *self._added().values()]:
+            if state.manager.mapper.isa(relation.owner):
+                yield state
+
+    def of(self, relation: _Relation, values: Sequence[Any]) -> Iterator[Any]:
+        """The states of what these foreign keys refer to. One that was set without being loaded may have been any:
+        SQLAlchemy does not ask for the old value."""
+        if None in values:
+            return
+        wanted = {
+            key: value
+            for (_, key), value in zip(relation.pairs, values, strict=True)
+            if value is not sa_orm.LoaderCallableStatus.NO_VALUE
+        }
+        primary = [relation.owner.get_property_by_column(column).key for column in relation.owner.primary_key]
+        if set(primary) == set(wanted):
+            identity = relation.owner.identity_key_from_primary_key(tuple(wanted[key] for key in primary))
+            found = self._session.identity_map.get(identity)
+            state = self._added().get(identity) if found is None else sa.inspect(found)
+            if state is not None:
+                yield state
+            return
+        for state in self.all(relation):
+            if all(key in state.dict and state.dict[key] == value for key, value in wanted.items()):
+                yield state
+
+    def _added(self) -> Mapping[Any, Any]:
+        """By the key under which the session is about to have them; those without a relationship are left out."""
+        if self._new is None:
+            self._new = {
+                state.manager.mapper.identity_key_from_instance(state.obj()): state
+                for state, (is_delete, only_looked_at) in self._flushed.items()
+                if state.key is None
+                and not is_delete
+                and not only_looked_at
+                and not state.dict.keys().isdisjoint(state.manager.mapper.relationships.keys())
+            }
+        return self._new
 
 
 def _holding(session: Any, deleted: Sequence[Any]) -> Iterator[tuple[Any, str]]:
