@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,8 +14,8 @@ from sqlalchemy.ext.hybrid import HybridExtensionType
 from ..errors import UnknownAttribute, UnsavedObject
 
 __all__ = [
-    "WITH_DELETED", "as_key", "composite_values", "foreign_key_of", "hybrid", "live_attribute", "mapped_property",
-    "mapper_of", "python_types", "table_columns", "unknown_attribute",
+    "LIVE_ROWS", "WITH_DELETED", "as_key", "attribute_names", "composite_values", "foreign_key_of", "hybrid",
+    "live_attribute", "mapped_property", "mapper_of", "python_types", "table_columns", "unknown_attribute",
 ]  # fmt: skip
 
 
@@ -57,6 +57,11 @@ def mapped_property(mapper: sa_orm.Mapper[Any], name: str) -> sa_orm.MapperPrope
     while isinstance(found, sa_orm.SynonymProperty):
         found = mapper.attrs.get(found.name)
     return found
+
+
+def attribute_names(mapper: sa_orm.Mapper[Any], columns: Iterable[sa.ColumnElement[Any]]) -> list[str]:
+    """The mapped attributes that these columns are stored from."""
+    return [mapper.get_property_by_column(column).key for column in columns]
 
 
 def table_columns(prop: object) -> tuple[sa.Column[Any], ...]:
@@ -104,11 +109,11 @@ def foreign_key_of(prop: sa_orm.RelationshipProperty[Any], related: object, wher
         raise UnsavedObject(
             f"{name} in {where} is a {prop.mapper.class_.__name__} that is not saved and has no key. Flush it first."
         )
-    found = {}
-    for local, remote in pairs:
-        if isinstance(local, sa.Column) and isinstance(remote, sa.Column):
-            found[local] = getattr(related, state.mapper.get_property_by_column(remote).key)
-    return found
+    return {
+        local: getattr(related, state.mapper.get_property_by_column(remote).key)
+        for local, remote in pairs
+        if isinstance(local, sa.Column) and isinstance(remote, sa.Column)
+    }
 
 
 # -- primary keys as callers write them -------------------------------------------------------------------------------
@@ -116,20 +121,15 @@ def foreign_key_of(prop: sa_orm.RelationshipProperty[Any], related: object, wher
 
 def python_types(columns: Sequence[sa.ColumnElement[Any]]) -> list[type[Any] | None]:
     """The type of each column's values, where the column's own type says so plainly; else None."""
-    return [_python_type(column) for column in columns]
+    types = [column.type for column in columns]
+    plain = (sa.Integer, sa.String, sa.Uuid)
+    return [each.python_type if isinstance(each, plain) and not isinstance(each, sa.Enum) else None for each in types]
 
 
 def as_key(given: object, types: Sequence[type[Any] | None]) -> tuple[Any, ...] | None:
     """`given`, a value or a tuple of several, as a tuple that may be a key of `types`; None where it cannot be one."""
     key = given if isinstance(given, tuple) else (given,)
     return key if len(key) == len(types) and all(map(_fits, key, types)) else None
-
-
-def _python_type(column: sa.ColumnElement[Any]) -> type[Any] | None:
-    if isinstance(column.type, (sa.Integer, sa.String, sa.Uuid)) and not isinstance(column.type, sa.Enum):
-        found: type[Any] = column.type.python_type
-        return found
-    return None
 
 
 def _fits(value: object, python_type: type[Any] | None) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
@@ -11,10 +9,10 @@ import sqlalchemy as sa
 
 from ..errors import UnsupportedDialect
 from ..session.given import dialect_of
-from .bulk_input import Batch
+from .attributes import attribute_names
+from .bulk_input import Batch, Duplicates, check_duplicates, has_null, without_duplicates
 from .bulk_operation import BulkOperation, Progress
 from .copy_loader import copy_into_table, insert_rows, staged, statements_for
-from .duplicates import Duplicates, check_duplicates, conflicts_explained, raise_on_duplicate, without_duplicates
 from .stored_values import is_exact
 from .upsert_sql import Upsert
 
@@ -80,12 +78,9 @@ def insert_many(
     `progress`
         called with the number of rows sent and the total, or None, after each batch: see `fictive.rows.progress`.
 
-    Types, column defaults, server defaults, the discriminator of single-table inheritance and the version of a
-    versioned model work as in a flush; ORM events (`before_insert`) do not fire, as in SQLAlchemy's own bulk INSERT.
-
-    By COPY on PostgreSQL with psycopg2 and psycopg, from 20 rows on (PostgreSQL documentation, "COPY"); by INSERT
-    for fewer, with `returning`, with joined inheritance, with a default that is an SQL expression or is computed from
-    its row, and for a batch with a value that only the driver knows how to send.
+    What is stored is what a flush stores, defaults, discriminator and version included; ORM events (`before_insert`)
+    do not fire, as in SQLAlchemy's own bulk INSERT. By COPY from 20 rows on, on psycopg2 and psycopg, where it stores
+    the same (PostgreSQL documentation, "COPY"); else, and with `returning` or joined inheritance, by INSERT.
 
     Raises `RowsDiffer`, `UnknownAttribute` or `TypeError` before anything of the batch is sent. 2 round trips for less
     than 20 rows outside on psycopg2, otherwise 3.
@@ -94,15 +89,13 @@ def insert_many(
     if returning is not None:
         return _insert_returning(operation, model, returning)
 
-    def work(connection: sa.Connection, batches: Iterator[Batch], is_alone: bool) -> None:
-        if operation.is_single_table():
-            few = operation.is_small(COPY_FROM)
-            if few or not copy_into_table(operation, connection, batches, is_alone=is_alone):
-                _insert_values(operation, connection, batches)
-            return
-        for batch in operation.tracked(batches):
-            batch.check_values(model.__name__)
-            operation.session.execute(sa.insert(model), batch.mappings())
+    def work(batches: Iterator[Batch]) -> None:
+        if not operation.is_single_table():
+            for batch in batches:
+                operation.session.execute(sa.insert(model), batch.mappings())
+        elif operation.reader.is_fewer_than(COPY_FROM) or not copy_into_table(operation, batches):
+            for batch in batches:
+                insert_rows(operation.connection, operation.table, operation.with_fixed(batch), batch.size)
 
     operation.run(work)
     return operation.done
@@ -135,10 +128,9 @@ def upsert_many(
     The other arguments, and what is all or nothing, as in `insert_many`. Rows are written in the order of the key, so
     that two calls at the same time wait for each other instead of meeting in a deadlock.
 
-    Up to 500 rows are `INSERT … ON CONFLICT DO UPDATE`, 2 round trips outside. More go by COPY into a temporary table,
-    which one statement merges: 4 round trips. Inside, rows that are no list are a COPY for each batch. PostgreSQL and
-    SQLite; on SQLite it is one INSERT a batch, keys are remembered to tell duplicates, and all rows that are not
-    inserted count as updated.
+    2 round trips outside for up to 500 rows, `INSERT … ON CONFLICT DO UPDATE`; 4 for more, by a temporary table.
+    Inside, rows that are no list are a COPY for each batch. PostgreSQL, and SQLite, where keys are remembered to tell
+    duplicates, and all rows that are not inserted count as updated.
     """
     operation = BulkOperation(session, model, rows, "upsert_many()", batch_size, commit_every, progress)
     dialect = dialect_of(operation.session, operation.mapper)
@@ -150,35 +142,35 @@ def upsert_many(
     updates = None if update is None else operation.attributes(update, "update", may_be_empty=True)
     if both := set(keys) & set(updates or ()):
         raise ValueError(f"upsert_many(): {', '.join(sorted(both))} is in key, and so cannot be in update as well.")
-    totals = [0, 0]
 
-    def work(connection: sa.Connection, batches: Iterator[Batch], is_alone: bool) -> None:
-        names = operation.names_of_head()
-        operation.need_names(names, keys, "key")
-        operation.need_names(names, updates or (), "update")
-        setting = [name for name in names if name not in keys] if updates is None else updates
-        upsert = operation.upsert_into_live(keys, setting, connection.dialect)
-        with conflicts_explained(operation, keys, connection.dialect):
-            few = operation.is_small(STAGE_ABOVE + 1)
+    def work(batches: Iterator[Batch]) -> None:
+        operation.need_names(keys, "key")
+        operation.need_names(updates or (), "update")
+        setting = [name for name in operation.reader.names if name not in keys] if updates is None else updates
+        upsert = operation.upsert(keys, setting)
+        with operation.conflicts_explained(keys):
+            few = operation.reader.is_fewer_than(STAGE_ABOVE + 1)
             # PostgreSQL itself refuses to update a row twice, and only that
             if (duplicates == "last" or not upsert.update) and _may_hide_duplicates(upsert):
                 few = False
-            if few or upsert.by_row or not operation.may_stage(connection):
-                _upsert_from_values(operation, connection, batches, upsert, keys, duplicates, totals)
+            if few or upsert.by_row or not operation.may_stage():
+                _upsert_from_values(operation, batches, upsert, keys, duplicates)
                 return
             batches = without_duplicates(batches, keys, duplicates)
-            with staged(operation, connection, batches, upsert, is_alone=is_alone) as stage:
+            with staged(operation, batches, upsert, operation.insert_defaults) as stage:
                 if duplicates == "error" and not upsert.update:
-                    raise_on_duplicate(operation, connection, upsert, stage)
-                found = connection.execute(upsert.upsert_from(stage, last_wins=duplicates == "last")).one()
-        if upsert.live is not None and found[2] is not None:
-            operation.refuse_deleted(upsert, [found[3:]])
-        totals[0] += found[0]
-        totals[1] += found[1] - found[0]
+                    operation.refuse_duplicates(upsert, stage)
+                statement = upsert.upsert_from(stage, last_wins=duplicates == "last")
+                inserted, written, *deleted = operation.connection.execute(statement).one()
+        if deleted and deleted[0] is not None:
+            operation.refuse_deleted(upsert, [deleted[1:]])
+        operation.inserted += inserted
+        operation.updated += written - inserted
 
     operation.run(work)
     operation.expire_loaded()
-    return Upserted(totals[0], totals[1], operation.done - sum(totals))
+    inserted, updated = operation.inserted, operation.updated
+    return Upserted(inserted, updated, operation.done - inserted - updated)
 
 
 def update_many(
@@ -199,47 +191,43 @@ def update_many(
     primary key, and a key that is not there is SQLAlchemy's `StaleDataError`. The other arguments, and the order in
     which rows are locked, as in `upsert_many`.
 
-    Up to 4 rows are an UPDATE each; more, and keys that their column rounds or pads, go by COPY into a temporary table
-    and are one UPDATE, 4 round trips outside.
-    Elsewhere than on PostgreSQL they are an UPDATE each.
+    Up to 4 rows, and all elsewhere than on PostgreSQL, are an UPDATE each; more, and keys that their column rounds or
+    pads, are one UPDATE from a temporary table, 4 round trips outside.
     """
     operation = BulkOperation(session, model, rows, "update_many()", batch_size, commit_every, progress)
     check_duplicates(duplicates)
-    mapper = operation.mapper
-    primary = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+    primary = attribute_names(operation.mapper, operation.mapper.primary_key)
     keys = primary if key is None else operation.attributes(key, "key")
-    if not operation.is_single_table() and set(keys) != set(primary):
+    if set(keys) != set(primary):
         operation.need_single_table()
-    updated = 0
 
-    def work(connection: sa.Connection, batches: Iterator[Batch], is_alone: bool) -> None:
-        nonlocal updated
-        names = operation.names_of_head()
-        operation.need_names(names, keys, "key")
-        others = [name for name in names if name not in keys]
+    def work(batches: Iterator[Batch]) -> None:
+        operation.need_names(keys, "key")
+        given = operation.reader.names
+        others = [name for name in given if name not in keys]
         if not others:
-            raise ValueError(f"update_many(): the rows give {', '.join(names)}, which is the key, and nothing to set.")
+            raise ValueError(f"update_many(): the rows give {', '.join(given)}, which is the key, and nothing to set.")
         batches = without_duplicates(batches, keys, duplicates)
         if not operation.is_single_table():
-            for batch in operation.tracked(batches):
+            for batch in batches:
                 operation.session.execute(sa.update(model), batch.mappings())
-                updated += batch.size
+                operation.updated += batch.size
             return
-        upsert = operation.upsert(keys, others, connection.dialect)
-        hidden = _may_hide_duplicates(upsert) and not operation.is_small(2)
-        if (operation.is_small(UPDATE_EACH + 1) and not hidden) or not operation.may_stage(connection):
-            for batch in operation.tracked(batches):
-                batch.check_values(model.__name__)
-                updated += _update_rows(operation, connection, batch, upsert)
+        upsert = operation.upsert(keys, others)
+        hidden = _may_hide_duplicates(upsert) and not operation.reader.is_fewer_than(2)
+        if (operation.reader.is_fewer_than(UPDATE_EACH + 1) and not hidden) or not operation.may_stage():
+            for batch in batches:
+                _update_rows(operation, batch.sorted_by(keys), upsert)
             return
-        with staged(operation, connection, batches, upsert, is_alone=is_alone) as stage:
+        with staged(operation, batches, upsert) as stage:
             if duplicates == "error" and (hidden or operation.batches_sent > 1):
-                raise_on_duplicate(operation, connection, upsert, stage)
-            updated += connection.execute(upsert.update_from(stage, last_wins=duplicates == "last")).rowcount
+                operation.refuse_duplicates(upsert, stage)
+            statement = upsert.update_from(stage, last_wins=duplicates == "last")
+            operation.updated += operation.connection.execute(statement).rowcount
 
     operation.run(work)
     operation.expire_loaded()
-    return updated
+    return operation.updated
 
 
 def _may_hide_duplicates(upsert: Upsert) -> bool:
@@ -250,27 +238,19 @@ def _may_hide_duplicates(upsert: Upsert) -> bool:
     return upsert.nulls_are_one or not all(is_exact(column.type, upsert.dialect) for column in upsert.key)
 
 
-def _insert_values(operation: BulkOperation, connection: sa.Connection, batches: Iterator[Batch]) -> None:
-    given, fixed = operation.given_columns(), operation.insert_defaults().fixed
-    for batch in operation.tracked(batches):
-        batch.check_values(operation.mapper.class_.__name__)
-        values = [*batch.columns, *([value] * batch.size for value in fixed.values())]
-        insert_rows(connection, operation.table, [*given, *fixed], values, batch.size)
-
-
 def _insert_returning(operation: BulkOperation, model: Any, returning: str) -> list[Any]:
     if returning not in ("keys", "objects"):
         raise ValueError(f'insert_many(): returning={returning!r}: expected "keys", "objects" or None.')
     mapper = operation.mapper
-    keys = [getattr(model, mapper.get_property_by_column(column).key) for column in mapper.primary_key]
+    keys = [getattr(model, name) for name in attribute_names(mapper, mapper.primary_key)]
     wanted = [model] if returning == "objects" else keys
     statement = sa.insert(model).returning(*wanted, sort_by_parameter_order=True)
     found: list[Any] = []
 
-    def work(connection: sa.Connection, batches: Iterator[Batch], is_alone: bool) -> None:
-        for batch in operation.tracked(batches):
+    def work(batches: Iterator[Batch]) -> None:
+        for batch in batches:
             rows = batch.mappings()
-            if batch.check_values(model.__name__):  # NULL in a statement of its own for each row
+            if has_null(batch.columns.values()):  # NULL in a statement of its own for each row
                 one = sa.insert(model).returning(*wanted)
                 results = [operation.session.execute(one.values(**row)) for row in rows]
             else:
@@ -282,44 +262,38 @@ def _insert_returning(operation: BulkOperation, model: Any, returning: str) -> l
     return found
 
 
-def _update_rows(operation: BulkOperation, connection: sa.Connection, batch: Batch, upsert: Upsert) -> int:
-    """An UPDATE for each row, in the order of the key."""
-    rows = list(operation.by_column(batch))
-    with contextlib.suppress(TypeError):  # keys that Python cannot compare
-        rows.sort(key=operator.itemgetter(*upsert.key))
-    updated = 0
-    for row in rows:
-        by_row = operation.update_defaults(row).values if upsert.by_row else {}
-        besides = {column: value for column, value in by_row.items() if column in upsert.by_row}
-        updated += connection.execute(upsert.update_row(row, besides)).rowcount
-    return updated
+def _update_rows(operation: BulkOperation, batch: Batch, upsert: Upsert) -> None:
+    """An UPDATE for each row, in their order."""
+    rows = operation.by_column(batch) | operation.row_defaults(upsert, batch)
+    for row in zip(*rows.values(), strict=True):
+        statement = upsert.update_row(dict(zip(rows, row, strict=True)))
+        operation.updated += operation.connection.execute(statement).rowcount
 
 
 def _upsert_from_values(
-    operation: BulkOperation, connection: sa.Connection, batches: Iterator[Batch], upsert: Upsert, keys: list[str],
-    duplicates: Duplicates, totals: list[int],
-) -> None:  # fmt: skip
-    on_postgresql = connection.dialect.name == "postgresql"
-    given, fixed = operation.given_columns(), operation.insert_defaults().fixed
-    columns = [*given, *fixed]
+    operation: BulkOperation, batches: Iterator[Batch], upsert: Upsert, keys: list[str], duplicates: Duplicates
+) -> None:
+    connection, on_postgresql = operation.connection, upsert.dialect.name == "postgresql"
     seen: set[Any] | None = None if on_postgresql else set()
-    for batch in operation.tracked(without_duplicates(batches, keys, duplicates, seen)):
-        batch.check_values(operation.mapper.class_.__name__)
-        before = None if on_postgresql else connection.scalar(sa.select(sa.func.count()).select_from(upsert.table))
+    for batch in without_duplicates(batches, keys, duplicates, seen):
+        before = 0 if on_postgresql else _count(operation)
         written: list[Any] = []
         for each, part in operation.by_update_defaults(upsert, batch.sorted_by(keys)):
-            values = [*part.columns, *([value] * part.size for value in fixed.values())]
-            for statement, rows in statements_for(each.upsert(), columns, values):
+            for statement, rows in statements_for(each.upsert(), operation.with_fixed(part), part.size):
                 result = connection.execute(statement, rows)
                 written += result.all() if on_postgresql or upsert.live is not None else []
         if on_postgresql:
-            fresh = sum(row[0] for row in written)
-            totals[0] += fresh
-            totals[1] += len(written) - fresh
+            inserted = sum(row[0] for row in written)
+            updated = len(written) - inserted
+            written = [row[1:] for row in written]
+        else:
+            inserted = _count(operation) - before
+            updated = batch.size - inserted if upsert.update else 0
         if upsert.live is not None:
-            at = 1 if on_postgresql else 0
-            operation.refuse_deleted(upsert, (row[at + 1 :] for row in written if row[at] is not None))
-        if before is not None:
-            inserted = connection.execute(sa.select(sa.func.count()).select_from(upsert.table)).scalar_one() - before
-            totals[0] += inserted
-            totals[1] += batch.size - inserted if upsert.update else 0
+            operation.refuse_deleted(upsert, (key for live, *key in written if live is not None))
+        operation.inserted += inserted
+        operation.updated += updated
+
+
+def _count(operation: BulkOperation) -> int:
+    return operation.connection.execute(sa.select(sa.func.count()).select_from(operation.table)).scalar_one()

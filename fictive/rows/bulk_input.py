@@ -1,24 +1,30 @@
-"""Reading the caller's rows: some at a time, all of one shape, by column. Nothing is sent."""
+"""Reading the caller's rows: some at a time, all of one shape, no key twice, by column. Nothing is sent."""
 
 from __future__ import annotations
 
 import itertools
 import operator
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
-from ..errors import RowsDiffer
-from .attributes import hybrid, mapped_property, table_columns, unknown_attribute
+from ..errors import DuplicateRows, RowsDiffer
+from .attributes import attribute_names, hybrid, mapped_property, table_columns, unknown_attribute
 from .stored_values import is_sql
 
-__all__ = ["Batch", "RowReader", "attribute_named", "columns_by_attribute"]
+__all__ = [
+    "Batch", "Duplicates", "RowReader", "as_mappings", "attribute_named", "check_duplicates", "duplicate_rows",
+    "has_null", "shown_key", "without_duplicates",
+]  # fmt: skip
+
+Duplicates = Literal["error", "last"]
 
 
-def columns_by_attribute(mapper: sa_orm.Mapper[Any]) -> dict[str, sa.Column[Any]]:
+def _columns_by_attribute(mapper: sa_orm.Mapper[Any]) -> dict[str, sa.Column[Any]]:
     """The column of each attribute of the class, and of those of its subclasses that are rows of its table."""
     found: dict[str, sa.Column[Any]] = {}
     for each in mapper.self_and_descendants:
@@ -48,52 +54,49 @@ def attribute_named(mapper: sa_orm.Mapper[Any], name: Any, where: str) -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows, by column: `columns` holds the values of each attribute in `names`."""
+    """Some rows, by column: the values of each attribute."""
 
-    names: tuple[str, ...]
-    columns: Sequence[Sequence[Any]]
+    columns: Mapping[str, Sequence[Any]]
     size: int
-    first: int
-    """How many rows came before."""
-    read: int
-    """How many rows it was, before some of them were left out."""
 
     def mappings(self) -> list[dict[str, Any]]:
         """The rows by attribute name."""
-        if not self.names:
-            return [{} for _ in range(self.size)]
-        return [dict(zip(self.names, row, strict=True)) for row in zip(*self.columns, strict=True)]
-
-    def values(self, name: str) -> Sequence[Any]:
-        """One column."""
-        return self.columns[self.names.index(name)]
+        return as_mappings(self.columns, self.size)
 
     def sorted_by(self, names: Sequence[str]) -> Batch:
-        """The rows in the order of these attributes, so that two statements take their locks in the same order."""
+        """The rows in the order of these attributes, in which statements take their locks."""
         try:
-            keys = list(zip(*map(self.values, names), strict=True))
+            keys = list(zip(*(self.columns[name] for name in names), strict=True))
             return self.chosen(sorted(range(self.size), key=keys.__getitem__))
         except TypeError:  # keys that Python cannot compare
             return self
 
-    def check_values(self, model: str) -> bool:
-        """Raise `TypeError` for an SQL expression. True where SQL's NULL is among the values, written `sa.null()`."""
-        has_null = False
-        for name, column in zip(self.names, self.columns, strict=True):
+    def check_values(self, model: str) -> None:
+        """Raise `TypeError` for an SQL expression; `sa.null()` is a value."""
+        for name, column in self.columns.items():
             for kind in set(map(type, column)):
-                if kind is sa.sql.elements.Null:
-                    has_null = True
-                elif is_sql(kind) or issubclass(kind, sa.ClauseElement):
+                if kind is not sa.sql.elements.Null and (is_sql(kind) or issubclass(kind, sa.ClauseElement)):
                     raise TypeError(
                         f"{model}.{name} is given an SQL expression; rows are values. Make it a default of the "
                         "column, or execute an insert() or update() of your own."
                     )
-        return has_null
 
     def chosen(self, indexes: Sequence[int]) -> Batch:
         """Those rows of it."""
-        columns = [[column[index] for index in indexes] for column in self.columns]
-        return Batch(self.names, columns, len(indexes), self.first, self.read)
+        columns = {name: [column[index] for index in indexes] for name, column in self.columns.items()}
+        return Batch(columns, len(indexes))
+
+
+def as_mappings(columns: Mapping[str, Sequence[Any]], size: int) -> list[dict[str, Any]]:
+    """So many rows by name, from values by column."""
+    if not columns:
+        return [{} for _ in range(size)]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def has_null(columns: Iterable[Sequence[Any]]) -> bool:
+    """Whether SQL's NULL is among the values, written `sa.null()`."""
+    return any(sa.sql.elements.Null in set(map(type, column)) for column in columns)
 
 
 class RowReader:
@@ -109,13 +112,15 @@ class RowReader:
         self.total = len(rows) if isinstance(rows, Sized) else None
         self.is_held = isinstance(rows, (list, tuple))
         """Whether reading on runs no code of the caller's."""
+        self.columns = _columns_by_attribute(mapper)
+        self.names: tuple[str, ...] = ()
+        """The attributes that rows give, once the first one has been read."""
         self.read = 0
         self._mapper = mapper
         self._rows = iter(rows)
         self._size = size
         self._head: Batch | None = None
-        self._keys: frozenset[Any] = frozenset()
-        self._names: tuple[str, ...] | None = None
+        self._keys: frozenset[Any] | None = None
         self._getter: Any = None
 
     def head(self) -> Batch | None:
@@ -124,23 +129,17 @@ class RowReader:
             self._head = self._next(self._size)
         return self._head
 
-    def at_end_after_head(self) -> bool:
-        """Whether the next batch is known to be the last one."""
+    def is_fewer_than(self, many: int) -> bool:
+        """Whether there are fewer rows than that, as far as the next batch tells."""
         head = self.head()
-        return head is None or head.size < self._size or self.read == self.total
+        return head is None or (head.size < many and (head.size < self._size or self.read == self.total))
 
     def batches(self, most: int | None = None) -> Iterator[Batch]:
         """Read on, at most `most` rows; the caller sees to it that the head is not more than that."""
-        while most is None or most > 0:
-            if self._head is not None:
-                batch, self._head = self._head, None
-            else:
-                found = self._next(self._size if most is None else min(most, self._size))
-                if found is None:
-                    return
-                batch = found
-            if most is not None:
-                most -= batch.size
+        left = sys.maxsize if most is None else most
+        while left and (batch := self._head or self._next(min(left, self._size))) is not None:
+            self._head = None
+            left -= batch.size
             yield batch
 
     def _next(self, size: int) -> Batch | None:
@@ -149,34 +148,31 @@ class RowReader:
             return None
         if set(map(type, part)) != {dict}:
             part = [row if type(row) is dict else self._as_dict(row, number) for number, row in enumerate(part)]
-        if self._names is None:
+        if self._keys is None:
             self._learn(part[0])
-        assert self._names is not None
-        if set(map(len, part)) != {len(self._names)}:
+        if set(map(len, part)) != {len(self.names)}:
             raise self._difference(part)
         try:
             columns = self._by_column(part)
         except KeyError:
             raise self._difference(part) from None
-        batch = Batch(self._names, columns, len(part), self.read, len(part))
         self.read += len(part)
-        return batch
+        return Batch(dict(zip(self.names, columns, strict=True)), len(part))
 
     def _learn(self, row: Mapping[Any, Any]) -> None:
         self._keys = frozenset(row)
-        known = columns_by_attribute(self._mapper)
-        names = tuple(key if key in known else attribute_named(self._mapper, key, "a row") for key in row)
+        names = tuple(key if key in self.columns else attribute_named(self._mapper, key, "a row") for key in row)
         for name, key in zip(names, row, strict=True):
             if names.count(name) > 1:
                 raise RowsDiffer(f"A row gives {self._mapper.class_.__name__}.{name} twice, once as {key!r}.")
-        self._names = names
+        self.names = names
         self._getter = operator.itemgetter(*row) if row else None
 
     def _by_column(self, part: list[Any]) -> Sequence[Sequence[Any]]:
         if self._getter is None:
             return []
         found = map(self._getter, part)
-        return [tuple(found)] if len(self._keys) == 1 else list(zip(*found, strict=True))
+        return [tuple(found)] if len(self.names) == 1 else list(zip(*found, strict=True))
 
     def _as_dict(self, row: Any, number: int) -> dict[Any, Any]:
         if isinstance(row, Mapping):
@@ -191,7 +187,7 @@ class RowReader:
                 f"Row {self.read + number + 1} is a {state.mapper.class_.__name__}, which has other tables than "
                 f"{self._mapper.class_.__name__}: call it on {state.mapper.class_.__name__}."
             )
-        own = {self._mapper.get_property_by_column(column).key for column in self._mapper.primary_key}
+        own = attribute_names(self._mapper, self._mapper.primary_key)
         held = state.dict
         return {
             prop.key: held[prop.key] for prop in state.mapper.column_attrs
@@ -199,14 +195,56 @@ class RowReader:
         }  # fmt: skip
 
     def _difference(self, part: list[Any]) -> RowsDiffer:
-        for number, row in enumerate(part):
-            if row.keys() != self._keys:
-                missing, more = (
-                    ", ".join(sorted(map(str, keys))) for keys in (self._keys - row.keys(), row.keys() - self._keys)
-                )
-                parts = [f"it lacks {missing}"] * bool(missing) + [f"it also has {more}"] * bool(more)
-                return RowsDiffer(
-                    f"Row {self.read + number + 1} has not the keys of row 1: {' and '.join(parts)}. Give all rows "
-                    "the same keys, or call once for each kind of row."
-                )
-        raise AssertionError("no row differs")
+        known = self._keys or frozenset()
+        number, row = next((number, row) for number, row in enumerate(part) if row.keys() != known)
+        missing, more = (", ".join(sorted(map(str, keys))) for keys in (known - row.keys(), row.keys() - known))
+        parts = [f"it lacks {missing}"] * bool(missing) + [f"it also has {more}"] * bool(more)
+        return RowsDiffer(
+            f"Row {self.read + number + 1} has not the keys of row 1: {' and '.join(parts)}. Give all rows the same "
+            "keys, or call once for each kind of row."
+        )
+
+
+# -- two rows with one key --------------------------------------------------------------------------------------------
+
+
+def check_duplicates(duplicates: str) -> None:
+    if duplicates not in ("error", "last"):
+        raise ValueError(f'duplicates={duplicates!r}: expected "error" or "last".')
+
+
+def without_duplicates(
+    batches: Iterator[Batch], keys: Sequence[str], duplicates: Duplicates, seen: set[Any] | None = None
+) -> Iterator[Batch]:
+    """The batches, in each no key twice that Python can compare; `seen` remembers the keys of all."""
+    for batch in batches:
+        values = [batch.columns[name] for name in keys]
+        by_row: Sequence[Any] = values[0] if len(values) == 1 else list(zip(*values, strict=True))
+        try:
+            last = {key: number for number, key in enumerate(by_row)}
+        except TypeError:  # lists and dicts; the database compares them
+            yield batch
+            continue
+        if len(last) < batch.size:
+            last = {key if _is_whole(key) else (number, key): number for number, key in enumerate(by_row)}
+        if duplicates == "error" and (len(last) < batch.size or seen is not None):
+            met = set() if seen is None else seen
+            for key in by_row:
+                if key in met and _is_whole(key):
+                    raise duplicate_rows(keys, key if len(keys) > 1 else (key,))
+                met.add(key)
+        yield batch if len(last) == batch.size else batch.chosen(sorted(last.values()))
+
+
+def _is_whole(key: Any) -> bool:
+    """Whether no part of the key is NULL, which is equal to nothing."""
+    return key is not None and not (isinstance(key, tuple) and None in key)
+
+
+def duplicate_rows(names: Iterable[str], key: Iterable[Any]) -> DuplicateRows:
+    shown = shown_key(names, key)
+    return DuplicateRows(f'Two rows have the key {shown}. Pass duplicates="last" for the last one to win.')
+
+
+def shown_key(names: Iterable[str], key: Iterable[Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in zip(names, key, strict=True))

@@ -7,23 +7,24 @@ import dataclasses
 import functools
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from ..drivers import sqlstate
-from ..errors import KeyOfDeletedRow, TransactionAlreadyBegun
+from ..errors import ConfigurationError, DuplicateRows, KeyOfDeletedRow, TransactionAlreadyBegun
 from ..session.given import session_of, together
 from ..session.session import OptInSession
-from .attributes import live_attribute, mapper_of
-from .bulk_input import Batch, RowReader, attribute_named, columns_by_attribute
-from .column_defaults import InsertDefaults, UpdateDefaults, discriminator, first_version
+from .attributes import attribute_names, live_attribute, mapper_of
+from .bulk_input import Batch, RowReader, attribute_named, duplicate_rows, shown_key
+from .column_defaults import InsertDefaults, UpdateDefaults, discriminator, first_version, onupdate_of_each
 from .relations import forget_relations
-from .upsert_sql import Upsert, of_class
+from .unique_keys import unique_keys
+from .upsert_sql import CreateStaging, Upsert, of_class, staging_table
 from .write_binding import asked_about_write, writing
 
-__all__ = ["BulkOperation", "Progress", "StagingRefused"]
+__all__ = ["BulkOperation", "Progress"]
 
 log = logging.getLogger("fictive.rows")
 
@@ -35,14 +36,19 @@ Progress = Callable[[int, int | None], object]
 _without_staging: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
 _INSUFFICIENT_PRIVILEGE = "42501"
 _NOT_BY_COPY = ("0A000", "42809")  # feature_not_supported, wrong_object_type
+_CARDINALITY_VIOLATION = "21000"
+_NO_SUCH_KEY = "42P10"
 
 
-class StagingRefused(Exception):
+class _StagingRefused(Exception):
     """The role may not create a temporary table. Never leaves fictive: the call goes another way."""
 
 
 class BulkOperation:
-    """One call of these functions: its arguments, checked, and how far it has come."""
+    """The call. Within `run` it has a `connection`; `is_alone` says that this and its transaction are for it only."""
+
+    connection: sa.Connection
+    is_alone: bool
 
     def __init__(
         self, given: Any, model: Any, rows: Iterable[Any], function: str, batch_size: int, commit_every: int | None,
@@ -53,16 +59,18 @@ class BulkOperation:
         self.function = function
         self.commit_every = None if commit_every is None else _positive(commit_every, "commit_every", function)
         size = _positive(batch_size, "batch_size", function)
-        self._size = size if self.commit_every is None else min(size, self.commit_every)
-        self._new_reader = functools.partial(RowReader, self.mapper, rows, self._size, function)
+        size = size if self.commit_every is None else min(size, self.commit_every)
+        self._new_reader = functools.partial(RowReader, self.mapper, rows, size, function)
         self.reader = self._new_reader()
         self._began_anew = False
-        self.done = 0
-        self.batches_sent = 0
+        self.done = self.batches_sent = self.inserted = self.updated = 0
         self._progress = progress
-        self._columns = columns_by_attribute(self.mapper)
 
     # -- the model ----------------------------------------------------------------------------------------------------
+
+    @property
+    def table(self) -> sa.Table:
+        return self.mapper.local_table  # type: ignore[return-value]
 
     def is_single_table(self) -> bool:
         return len(self.mapper.tables) == 1 and isinstance(self.mapper.local_table, sa.Table)
@@ -82,45 +90,58 @@ class BulkOperation:
             raise ValueError(f"{self.function}: {where} names no attribute.")
         return [attribute_named(self.mapper, name, where) for name in each]
 
-    def column(self, name: str) -> sa.Column[Any]:
-        return self._columns[name]
+    # -- the rows -----------------------------------------------------------------------------------------------------
 
-    @property
-    def table(self) -> sa.Table:
-        return self.mapper.local_table  # type: ignore[return-value]
+    def need_names(self, needed: Sequence[str], where: str) -> None:
+        if missing := [name for name in needed if name not in self.reader.names]:
+            raise ValueError(f"{self.function}: the rows do not give {', '.join(missing)}, which {where} names.")
 
-    def given_columns(self) -> list[sa.Column[Any]]:
-        """The columns that the rows give."""
-        return [self.column(name) for name in self.names_of_head()]
+    def columns(self, names: Iterable[str]) -> list[sa.Column[Any]]:
+        """The columns of these attributes."""
+        return [self.reader.columns[name] for name in names]
 
+    def by_column(self, batch: Batch) -> dict[sa.Column[Any], Sequence[Any]]:
+        return {self.reader.columns[name]: values for name, values in batch.columns.items()}
+
+    def _batches(self) -> Iterator[Batch]:
+        """Those of one transaction, of values only; each has been sent when the next one is asked for."""
+        for batch in self.reader.batches(self.commit_every):
+            batch.check_values(self.mapper.class_.__name__)
+            yield batch
+            self.done += batch.size
+            self.batches_sent += 1
+            if self._progress is not None:
+                self._progress(self.done, self.reader.total)
+
+    # -- what is made of them -----------------------------------------------------------------------------------------
+
+    @functools.cached_property
     def insert_defaults(self) -> InsertDefaults:
-        return InsertDefaults(
-            self.table, set(self.given_columns()), {**first_version(self.mapper), **discriminator(self.mapper)}
-        )
+        given = set(self.columns(self.reader.names))
+        return InsertDefaults(self.table, given, {**first_version(self.mapper), **discriminator(self.mapper)})
 
-    def first_row(self) -> dict[sa.Column[Any], Any]:
-        head = self.reader.head()
-        assert head is not None
-        return {self.column(name): head.values(name)[0] for name in head.names}
+    def with_fixed(self, batch: Batch) -> dict[sa.Column[Any], Sequence[Any]]:
+        """The rows for an INSERT of SQLAlchemy's, which makes the other defaults."""
+        fixed = self.insert_defaults.fixed
+        return self.by_column(batch) | {column: [value] * batch.size for column, value in fixed.items()}
 
-    def update_defaults(self, row: Mapping[sa.Column[Any], Any]) -> UpdateDefaults:
-        """`onupdate` and the version for this row."""
-        return UpdateDefaults(self.mapper, row)
-
-    def upsert(self, keys: Sequence[str], updates: Sequence[str], dialect: sa.Dialect) -> Upsert:
-        key, update = (list(map(self.column, names)) for names in (keys, updates))
-        row = {column: value for column, value in self.first_row().items() if column in {*key, *update}}
-        defaults = self.update_defaults(row)
-        only = of_class(self.mapper)
-        return Upsert(self.table, key, update, defaults.for_all, dialect, by_row=defaults.by_row, only=only)
-
-    def upsert_into_live(self, keys: Sequence[str], updates: Sequence[str], dialect: sa.Dialect) -> Upsert:
+    def upsert(self, keys: Sequence[str], updates: Sequence[str]) -> Upsert:
         """An upsert that shows deleted rows it meets, unless the rows say themselves what is to become of those."""
-        live = live_attribute(self.mapper)
-        upsert = self.upsert(keys, updates, dialect)
-        if live is None or live in self.names_of_head():
-            return upsert
-        return dataclasses.replace(upsert, live=self.column(live))
+        head, key, update = self.reader.head(), self.columns(keys), self.columns(updates)
+        assert head is not None
+        row = {column: values[0] for column, values in self.by_column(head).items() if column in {*key, *update}}
+        defaults = UpdateDefaults(self.mapper, row)
+        name = live_attribute(self.mapper)
+        live = None if name is None or name in self.reader.names else self.reader.columns[name]
+        only = of_class(self.mapper)
+        dialect = self.connection.dialect
+        return Upsert(self.table, key, update, defaults.for_all, dialect, defaults.by_row, only, live)
+
+    def row_defaults(self, upsert: Upsert, batch: Batch) -> dict[sa.Column[Any], Sequence[Any]]:
+        """The values of the columns in `upsert.by_row`."""
+        given = {*upsert.key, *upsert.update}
+        columns = {column: values for column, values in self.by_column(batch).items() if column in given}
+        return onupdate_of_each(upsert.by_row, columns, batch.size)
 
     def by_update_defaults(self, upsert: Upsert, batch: Batch) -> Iterator[tuple[Upsert, Batch]]:
         """The rows of a batch by what their update sets besides, which is one for all rows of a statement."""
@@ -128,65 +149,17 @@ class BulkOperation:
             yield upsert, batch
             return
         groups: dict[str, tuple[dict[Any, Any], list[int]]] = {}
-        for number, row in enumerate(self.by_column(batch)):
-            given = {column: value for column, value in row.items() if column in {*upsert.key, *upsert.update}}
-            besides = self.update_defaults(given).values
-            groups.setdefault(repr([besides[column] for column in upsert.by_row]), (besides, []))[1].append(number)
+        defaults = self.row_defaults(upsert, batch)
+        for number, values in enumerate(zip(*defaults.values(), strict=True)):
+            besides = {**upsert.besides, **dict(zip(defaults, values, strict=True))}
+            groups.setdefault(repr(values), (besides, []))[1].append(number)
         for besides, numbers in groups.values():
             yield dataclasses.replace(upsert, besides=besides), batch.chosen(numbers)
 
-    def refuse_deleted(self, upsert: Upsert, keys: Iterable[Sequence[Any]]) -> None:
-        """Raise for the key of a row that an upsert has met and that is deleted."""
-        for key in keys:
-            names = [self.mapper.get_property_by_column(column).key for column in upsert.key]
-            shown = ", ".join(f"{name}={value!r}" for name, value in zip(names, key, strict=True))
-            model = self.mapper.class_.__name__
-            raise KeyOfDeletedRow(
-                f"{self.function}: a {model} that is deleted has the key {shown}. Restore it first, or let the rows "
-                f"give {live_attribute(self.mapper)} (None restores), or make the key one that only live rows have: "
-                "unique_among_live(...)."
-            )
-
-    def by_column(self, batch: Batch) -> Iterator[dict[sa.Column[Any], Any]]:
-        columns = [self.column(name) for name in batch.names]
-        for row in zip(*batch.columns, strict=True):
-            yield dict(zip(columns, row, strict=True))
-
-    # -- the rows -----------------------------------------------------------------------------------------------------
-
-    def names_of_head(self) -> tuple[str, ...]:
-        head = self.reader.head()
-        assert head is not None
-        return head.names
-
-    def need_names(self, names: Sequence[str], needed: Sequence[str], where: str) -> None:
-        if missing := [name for name in needed if name not in names]:
-            raise ValueError(f"{self.function}: the rows do not give {', '.join(missing)}, which {where} names.")
-
-    def is_small(self, few: int) -> bool:
-        """Whether there are fewer rows than that, as far as one batch tells."""
-        head = self.reader.head()
-        return head is None or (head.size < few and self.reader.at_end_after_head())
-
-    def sent(self, size: int) -> None:
-        self.done += size
-        self.batches_sent += 1
-        if self._progress is not None:
-            self._progress(self.done, self.reader.total)
-
-    def tracked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches; each has been sent when the next one is asked for."""
-        for batch in batches:
-            yield batch
-            self.sent(batch.read)
-
     # -- the transaction ----------------------------------------------------------------------------------------------
 
-    def run(self, work: Callable[[sa.Connection, Iterator[Batch], bool], None]) -> None:
-        """Do `work` in one transaction, or in as many as `commit_every` asks for; in none where there is no row.
-
-        `work` is told whether the transaction, and with it the connection, is its alone.
-        """
+    def run(self, work: Callable[[Iterator[Batch]], None]) -> None:
+        """Do `work` in one transaction, or in as many as `commit_every` asks for; in none where there is no row."""
         if self.commit_every is not None and self.session.in_transaction():
             raise TransactionAlreadyBegun(
                 f"{self.function}: commit_every={self.commit_every} cannot commit within a transaction that somebody "
@@ -195,10 +168,10 @@ class BulkOperation:
         committed = transactions = 0
         try:
             while self.reader.head() is not None:
-                with contextlib.suppress(StagingRefused):  # nothing is read by then: the same rows go another way
+                with contextlib.suppress(_StagingRefused):  # nothing is read by then: the same rows go another way
                     try:
-                        with self._atomic() as (connection, is_alone):
-                            work(connection, self.reader.batches(self.commit_every), is_alone)
+                        with self._atomic():
+                            work(self._batches())
                     except sa.exc.DBAPIError as error:
                         if transactions or not self._begins_anew(error):
                             raise
@@ -208,11 +181,12 @@ class BulkOperation:
                     committed, transactions = self.done, transactions + 1
         except BaseException as error:
             if self.commit_every is not None:
-                _note(
-                    error,
+                note = (
                     f"{self.function}: {committed} rows in {transactions} transactions had been committed and stay; "
-                    "nothing after them was.",
+                    "nothing after them was."
                 )
+                error.add_note(note)
+                log.warning("%s Ended by %r", note, error)
             raise
 
     def _begins_anew(self, error: sa.exc.DBAPIError) -> bool:
@@ -222,39 +196,41 @@ class BulkOperation:
             return False
         self._began_anew = True
         self.reader = self._new_reader()
-        self.done = self.batches_sent = 0
+        self.done = self.batches_sent = self.inserted = self.updated = 0
         return True
 
     @contextlib.contextmanager
-    def _atomic(self) -> Iterator[tuple[sa.Connection, bool]]:
+    def _atomic(self) -> Iterator[None]:
         session = self.session
-        is_alone = isinstance(session, OptInSession) and not session.in_transaction()
+        self.is_alone = isinstance(session, OptInSession) and not session.in_transaction()
         with together(session, f"{self.function} of {self.mapper.class_.__name__}"):
-            connection = session.connection(bind_arguments=writing(self.mapper))
+            self.connection = connection = session.connection(bind_arguments=writing(self.mapper))
             # a savepoint alone would be a transaction on SQLite, and commit at its end
-            needless = is_alone or (connection.dialect.name == "sqlite" and not isinstance(session, OptInSession))
+            needless = self.is_alone or (connection.dialect.name == "sqlite" and not isinstance(session, OptInSession))
             try:
                 with (
                     asked_about_write(session, writing(self.mapper)),
                     contextlib.nullcontext() if needless else connection.begin_nested(),
                 ):
-                    yield connection, is_alone
+                    yield
             except sa.exc.DBAPIError:
                 forget_relations(connection)
                 raise
 
-    def may_stage(self, connection: sa.Connection) -> bool:
-        return connection.dialect.name == "postgresql" and connection.engine not in _without_staging
+    def may_stage(self) -> bool:
+        return self.connection.dialect.name == "postgresql" and self.connection.engine not in _without_staging
 
-    def create_staging(self, connection: sa.Connection, statement: sa.Executable) -> None:
-        """Create a temporary table; raises `StagingRefused` where the role may not."""
+    def create_staging(self, columns: Sequence[sa.Column[Any]]) -> sa.Table:
+        """Create a temporary table, in which rows of these columns wait; where the role may not, `run` begins anew."""
+        stage = staging_table(columns)
         try:
-            connection.execute(statement)
+            self.connection.execute(CreateStaging(stage, columns))
         except sa.exc.DBAPIError as error:
             if sqlstate(error) != _INSUFFICIENT_PRIVILEGE:
                 raise
-            _without_staging.add(connection.engine)
-            raise StagingRefused from error
+            _without_staging.add(self.connection.engine)
+            raise _StagingRefused from error
+        return stage
 
     def expire_loaded(self) -> None:
         """Let objects that are loaded in the session be loaded again; what was changed on them and not yet written
@@ -264,22 +240,54 @@ class BulkOperation:
         for loaded in list(self.session.identity_map.values()):
             if isinstance(loaded, self.mapper.class_):
                 state = sa.inspect(loaded)
-                stale = [name for name in self._columns if name in state.dict and name in state.unmodified]
-                own = {state.mapper.get_property_by_column(column).key for column in state.mapper.primary_key}
+                own = attribute_names(state.mapper, state.mapper.primary_key)
+                stale = [name for name in self.reader.columns if name in state.dict and name in state.unmodified]
                 if names := [name for name in stale if name not in own]:
                     self.session.expire(loaded, names)
+
+    # -- what was wrong -----------------------------------------------------------------------------------------------
+
+    def refuse_deleted(self, upsert: Upsert, keys: Iterable[Sequence[Any]]) -> None:
+        """Raise for the key of a row that an upsert has met and that is deleted."""
+        for key in keys:
+            raise KeyOfDeletedRow(
+                f"{self.function}: a {self.mapper.class_.__name__} that is deleted has the key "
+                f"{shown_key(attribute_names(self.mapper, upsert.key), key)}. Restore it first, or let the rows give "
+                f"{live_attribute(self.mapper)} (None restores), or make the key one that only live rows have: "
+                "unique_among_live(...)."
+            )
+
+    def refuse_duplicates(self, upsert: Upsert, stage: sa.Table) -> None:
+        """Raise for a key that is staged twice."""
+        for key in self.connection.execute(upsert.duplicate_in(stage)):
+            raise duplicate_rows(attribute_names(self.mapper, upsert.key), key)
+
+    @contextlib.contextmanager
+    def conflicts_explained(self, keys: Sequence[str]) -> Iterator[None]:
+        """Say in our words that PostgreSQL met a key twice, in batches apart, or equal to it and not to Python; and
+        that it has no unique key like that."""
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            if sqlstate(error) == _CARDINALITY_VIOLATION:
+                raise DuplicateRows(
+                    f'{self.function}: two rows have the same key ({", ".join(keys)}). Pass duplicates="last" for '
+                    "the last one to win."
+                ) from error
+            if sqlstate(error) != _NO_SUCH_KEY:
+                raise
+            known = [
+                ", ".join(str(getattr(element, "name", element)) for element in key.elements)
+                for key in unique_keys(self.table, self.connection.dialect.name)
+            ]
+            raise ConfigurationError(
+                f"{self.function}: key={', '.join(keys)} is no unique key of {self.table.fullname}. "
+                f"The model has: {'; '.join(f'({each})' for each in known) or 'none'}. Make a unique constraint or "
+                "index."
+            ) from error
 
 
 def _positive(number: Any, name: str, function: str) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ValueError(f"{function}: {name}={number!r}: expected a number of rows, 1 or more.")
     return number
-
-
-def _note(error: BaseException, text: str) -> None:
-    """Python 3.10 shows no notes, and has no `add_note`; there the log is where it can be read."""
-    if hasattr(error, "add_note"):
-        error.add_note(text)
-    else:
-        error.__notes__ = [*getattr(error, "__notes__", []), text]
-    log.warning("%s Ended by %r", text, error)

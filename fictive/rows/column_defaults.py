@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
-__all__ = ["InsertDefaults", "UpdateDefaults", "discriminator", "first_version"]
+__all__ = ["InsertDefaults", "UpdateDefaults", "discriminator", "first_version", "onupdate_of_each"]
 
 Columns = Mapping[sa.Column[Any], Sequence[Any]]
 """Rows by column."""
@@ -52,43 +52,33 @@ def _in_sql(default: Any) -> Any:
 class InsertDefaults:
     """What is added to rows of `given` columns in one table.
 
-    `columns` are those that Python has values for. Of the others with a default, an SQL expression or a sequence,
-    `has_sql` says that there are some: an INSERT of SQLAlchemy's writes them.
+    `columns` are those that Python has values for: `fixed`, the discriminator and the first version, which no INSERT
+    of SQLAlchemy Core's adds, and those with a default. It writes `in_sql`: expressions and sequences.
     """
 
     def __init__(
         self, table: sa.FromClause, given: Collection[Any], fixed: Mapping[sa.Column[Any], Any] | None = None
     ) -> None:
-        self._fixed = {column: value for column, value in (fixed or {}).items() if column not in given}
-        missing: list[Any] = [each for each in table.columns if each not in given and each not in self._fixed]
+        self.fixed = {column: value for column, value in (fixed or {}).items() if column not in given}
+        missing: list[Any] = [each for each in table.columns if each not in given and each not in self.fixed]
         with_default = [each for each in missing if each.default is not None and not each.default.is_sentinel]
         self.in_sql = [each for each in with_default if each.default.is_sequence or each.default.is_clause_element]
         self._in_python = [each for each in with_default if each not in self.in_sql]
-        self.columns: list[sa.Column[Any]] = [*self._fixed, *self._in_python]
+        self.columns: list[sa.Column[Any]] = [*self.fixed, *self._in_python]
 
-    @property
-    def has_sql(self) -> bool:
-        return bool(self.in_sql)
-
-    @property
-    def fixed(self) -> Mapping[sa.Column[Any], Any]:
-        """The discriminator and the first version, which no INSERT of SQLAlchemy Core's adds."""
-        return self._fixed
-
-    def values(self, given: Columns, size: int) -> list[Sequence[Any]]:
-        """For so many rows, the values of `columns` in their order. A function is called for each row, and sees what
-        was given and what other defaults made before."""
-        found: dict[Any, Sequence[Any]] = {**given, **{column: [v] * size for column, v in self._fixed.items()}}
+    def values(self, given: Columns, size: int) -> dict[sa.Column[Any], Sequence[Any]]:
+        """So many rows as they are given, and then the values of `columns`. A function is called for each row, and
+        sees what was given and what other defaults made before."""
+        found: dict[Any, Sequence[Any]] = {**given, **{column: [v] * size for column, v in self.fixed.items()}}
         for column in self._in_python:
             default: Any = column.default
             found[column] = _for_each(default.arg, dict(found), size) if default.is_callable else [default.arg] * size
-        return [found[column] for column in self.columns]
+        return found
 
     def row(self, given: Mapping[sa.Column[Any], Any]) -> dict[sa.Column[Any], Any]:
         """For one row, all of it in the statement: values, SQL expressions, the next number of a sequence."""
         made = self.values({column: [value] for column, value in given.items()}, 1)
-        found = {column: value for column, (value,) in zip(self.columns, made, strict=True)}
-        return found | self.sql_values()
+        return {column: value for column, (value,) in made.items()} | self.sql_values()
 
     def sql_values(self) -> dict[sa.Column[Any], Any]:
         """For each row the SQL expression, or the next number of the sequence."""
@@ -110,20 +100,17 @@ def first_version(mapper: sa_orm.Mapper[Any]) -> dict[sa.Column[Any], Any]:
 
 
 class UpdateDefaults:
-    """What an UPDATE that sets `given` sets too: `onupdate` of the other columns, and the next version. Not the
-    columns in `besides`, which the statement names otherwise.
+    """What an UPDATE that sets `given` sets too: `onupdate` of the other columns, and the next version.
 
     `values` are those for the one row that is given. A function is called for each of many rows only if it looks at
     its row: `by_row` are those columns. The others hold for all.
     """
 
-    def __init__(
-        self, mapper: sa_orm.Mapper[Any], given: Mapping[sa.Column[Any], Any], besides: Collection[Any] = ()
-    ) -> None:
+    def __init__(self, mapper: sa_orm.Mapper[Any], given: Mapping[sa.Column[Any], Any]) -> None:
         self.values: dict[sa.Column[Any], Any] = {}
         self.by_row: list[sa.Column[Any]] = []
         for column in mapper.local_table.columns:
-            if not isinstance(column, sa.Column) or column in given or column in besides:
+            if not isinstance(column, sa.Column) or column in given:
                 continue
             default: Any = column.onupdate
             if column is mapper.version_id_col:
@@ -143,6 +130,7 @@ class UpdateDefaults:
     def for_all(self) -> dict[sa.Column[Any], Any]:
         return {column: value for column, value in self.values.items() if column not in self.by_row}
 
-    def rows(self, given: Columns, size: int) -> list[Sequence[Any]]:
-        """For so many rows, the values of the columns in `by_row`."""
-        return [_for_each(column.onupdate.arg, given, size) for column in self.by_row]  # type: ignore[union-attr]
+
+def onupdate_of_each(columns: Sequence[Any], given: Columns, size: int) -> dict[sa.Column[Any], Sequence[Any]]:
+    """For so many rows, the values of columns that are `by_row`."""
+    return {column: _for_each(column.onupdate.arg, given, size) for column in columns}

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from ..drivers.copying import NotCopyable
-from .stored_values import database_type
+from .stored_values import array_text, database_type
 
 __all__ = ["CopyFormat", "escaped"]
 
@@ -83,7 +83,7 @@ class _Column:
 
     def _of_values(self, values: Sequence[Any], kinds: set[type]) -> Iterable[str]:
         try:
-            rules = {kind: self._rules[kind] for kind in kinds}
+            rules = {kind: self._rules[_Wrapped if kind.__module__.startswith("psycopg") else kind] for kind in kinds}
         except KeyError:
             raise NotCopyable from None
         if len(rules) == 1:
@@ -110,16 +110,13 @@ def escaped(values: Sequence[str]) -> Sequence[str]:
 
 def _rules_for(dialect: sa.Dialect, type_: Any, driver_text: Callable[[Any], str]) -> Mapping[type, Texts]:
     """For each class of values that COPY can be given for that type, their texts."""
-    if not type(type_).__module__.startswith("sqlalchemy."):
+    is_cut = isinstance(type_, sa.CHAR) and not type_.length  # by a cast, to one character
+    if not type(type_).__module__.startswith("sqlalchemy.") or isinstance(type_, postgresql.DOMAIN) or is_cut:
         return {}
     if isinstance(type_, sa.ARRAY):
         return _array_rules(dialect, type_, driver_text)
     if isinstance(type_, (sa.JSON, postgresql.JSON)):
-        return _WrappedRules({str: escaped}, lambda values: escaped(list(map(driver_text, values))))
-    if isinstance(type_, postgresql.DOMAIN):
-        return {}
-    if isinstance(type_, sa.CHAR) and not type_.length:  # which a cast cuts to one character
-        return {}
+        return {str: escaped, _Wrapped: lambda values: escaped(list(map(driver_text, values)))}
     if isinstance(type_, sa.String):
         return {str: escaped}
     if isinstance(type_, sa.Integer):
@@ -139,17 +136,8 @@ def _rules_for(dialect: sa.Dialect, type_: Any, driver_text: Callable[[Any], str
     return {}
 
 
-class _WrappedRules(dict[type, Texts]):
-    """Rules by class, and one for what SQLAlchemy wraps for the driver."""
-
-    def __init__(self, rules: Mapping[type, Texts], wrapped: Texts) -> None:
-        super().__init__(rules)
-        self._wrapped = wrapped
-
-    def __missing__(self, kind: type) -> Texts:
-        if kind.__module__.startswith("psycopg"):
-            return self._wrapped
-        raise KeyError(kind)
+class _Wrapped:
+    """Stands for the classes of the driver in which SQLAlchemy wraps values."""
 
 
 def _plain(text: Callable[[Any], str]) -> Texts:
@@ -235,7 +223,7 @@ _OTHERS: dict[type, Callable[[Any], Mapping[type, Texts]]] = {
     sa.Interval: lambda type_: {datetime.timedelta: _plain(_interval_text)},
     postgresql.INTERVAL: lambda type_: {datetime.timedelta: _plain(_interval_text)},
     sa.Uuid: lambda type_: {uuid.UUID: _plain(str), str: escaped},
-    sa.LargeBinary: lambda type_: _WrappedRules(_BYTES, _wrapped_bytes),
+    sa.LargeBinary: lambda type_: {**_BYTES, _Wrapped: _wrapped_bytes},
 }
 _ARRAYS_OF = (sa.Integer, sa.Float, sa.Numeric, sa.String, sa.Boolean, sa.Date, sa.DateTime, sa.Uuid)
 
@@ -244,37 +232,21 @@ def _array_rules(dialect: sa.Dialect, type_: sa.ARRAY[Any], driver_text: Callabl
     """Lists of one dimension, of values of one class. A cast to an array cuts and rounds its elements, so theirs is a
     type without length, precision or scale."""
     item: Any = database_type(type_.item_type, dialect)
-    limits = (getattr(item, name, None) for name in ("length", "precision", "scale"))
-    if not isinstance(item, _ARRAYS_OF) or isinstance(item, sa.Enum) or any(each is not None for each in limits):
+    is_limited = any(getattr(item, name, None) is not None for name in ("length", "precision", "scale"))
+    if not isinstance(item, _ARRAYS_OF) or isinstance(item, (sa.Enum, sa.REAL)):
         return {}
-    if (type_.dimensions or 1) != 1 or isinstance(item, sa.REAL):
+    if is_limited or (type_.dimensions or 1) != 1:
         return {}
     rules = _rules_for(dialect, item, driver_text)
 
     def texts(values: Sequence[list[Any]]) -> Iterable[str]:
         elements = [each for each in itertools.chain.from_iterable(values) if each is not None]
         kinds = set(map(type, elements))
-        if len(kinds) > 1:
+        if len(kinds) > 1 or not kinds <= rules.keys():
             raise NotCopyable
-        if not elements:
-            found: Any = iter(())
-        elif kinds == {str}:
-            found = iter(elements)
-        else:
-            (kind,) = kinds
-            if kind not in rules:
-                raise NotCopyable
-            if kind is float and not all(map(math.isfinite, elements)):
-                raise NotCopyable
-            found = iter(rules[kind](elements))
-        return escaped([_array_text(value, found) for value in values])
+        if kinds == {float} and not all(map(math.isfinite, elements)):
+            raise NotCopyable
+        found = iter(elements if kinds <= {str} else rules[kinds.pop()](elements))
+        return escaped([array_text(None if each is None else next(found) for each in value) for value in values])
 
     return {list: texts}
-
-
-def _array_text(value: Sequence[Any], texts: Any) -> str:
-    """An array literal (PostgreSQL documentation, "Array Input and Output Syntax")."""
-    parts = [
-        "NULL" if each is None else '"' + next(texts).replace("\\", "\\\\").replace('"', '\\"') + '"' for each in value
-    ]
-    return "{" + ",".join(parts) + "}"

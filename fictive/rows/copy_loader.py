@@ -3,98 +3,84 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import event
 
 from ..drivers import driver_for
-from ..drivers.copying import NotCopyable
-from .bulk_input import Batch
+from ..drivers.copying import CopyWriter, NotCopyable
+from ..session import private
+from .bulk_input import Batch, as_mappings, has_null
 from .bulk_operation import BulkOperation
+from .column_defaults import InsertDefaults
 from .copy_format import CopyFormat
-from .copy_stream import CopyStream, copy_statement
-from .relations import relation_of
-from .upsert_sql import CreateStaging, DropStaging, StagingTable, Upsert
+from .relations import can_copy_into, table_name
+from .upsert_sql import Upsert
 
 __all__ = ["copy_into_table", "insert_rows", "staged", "statements_for"]
 
 Values = Sequence[Sequence[Any]]
-"""Rows, by column."""
+Rows = Mapping[sa.Column[Any], Sequence[Any]]
+"""Both by column."""
 
 
-def copy_into_table(
-    operation: BulkOperation, connection: sa.Connection, batches: Iterator[Batch], *, is_alone: bool
-) -> bool:
+def copy_into_table(operation: BulkOperation, batches: Iterator[Batch]) -> bool:
     """Send all batches to the model's table by COPY. False, and nothing is sent, where COPY is not the way: a default
     is SQL, a type wraps its values in SQL, or the relation does not take COPY as it takes INSERT."""
-    defaults = operation.insert_defaults()
-    given = operation.given_columns()
-    columns = [*given, *defaults.columns]
-    if defaults.has_sql or not columns or not _can_copy(connection) or not all(map(_is_plain, columns)):
+    defaults = operation.insert_defaults
+    columns = [*operation.columns(operation.reader.names), *defaults.columns]
+    if defaults.in_sql or not columns or not _can_copy(operation.connection, columns):
         return False
-    relation = relation_of(connection, operation.table, anew=is_alone)
-    if relation is None or not relation.can_copy(columns):
+    if not can_copy_into(operation.connection, operation.table, columns, anew=operation.is_alone):
         return False
 
     def values(batch: Batch) -> Values:
-        return [*batch.columns, *defaults.values(dict(zip(given, batch.columns, strict=True)), batch.size)]
+        return list(defaults.values(operation.by_column(batch), batch.size).values())
 
-    _send(operation, connection, operation.table, columns, batches, values, is_alone=is_alone)
+    _send(operation, operation.table, columns, batches, values)
     return True
 
 
 @contextlib.contextmanager
 def staged(
-    operation: BulkOperation, connection: sa.Connection, batches: Iterator[Batch], upsert: Upsert, *, is_alone: bool
-) -> Iterator[StagingTable]:
-    """A staging table with all batches in it, and with what they leave out: for an UPDATE the columns of `by_row`,
-    else those that Python has defaults for. It is dropped at the end; with the transaction, where that is alone."""
-    given = operation.given_columns()
-    update = operation.update_defaults(operation.first_row()) if upsert.by_row else None
-    insert = None if operation.function == "update_many()" else operation.insert_defaults()
-    more = [*(upsert.by_row if update else ()), *(insert.columns if insert else ())]
-    stage = StagingTable(operation.table, [*given, *more])
+    operation: BulkOperation, batches: Iterator[Batch], upsert: Upsert, defaults: InsertDefaults | None = None
+) -> Iterator[sa.Table]:
+    """A staging table with all batches in it, and with what they leave out: the `defaults` of new rows; without them,
+    for an UPDATE, the columns of `by_row`. It is dropped at the end; with the transaction, where that is alone."""
+    more = upsert.by_row if defaults is None else defaults.columns
+    stage = operation.create_staging([*operation.columns(operation.reader.names), *more])
 
     def values(batch: Batch) -> Values:
-        rows = dict(zip(given, batch.columns, strict=True))
-        made = update.rows(rows, batch.size) if update else insert.values(rows, batch.size) if insert else []
-        return [*batch.columns, *made, range(batch.first, batch.first + batch.size)]
+        rows = operation.by_column(batch)
+        rows = rows | operation.row_defaults(upsert, batch) if defaults is None else defaults.values(rows, batch.size)
+        return [*rows.values(), range(operation.done, operation.done + batch.size)]
 
-    operation.create_staging(connection, CreateStaging(stage))
-    _send(operation, connection, stage.table, list(stage.table.columns), batches, values, is_alone=is_alone)
+    _send(operation, stage, list(stage.columns), batches, values)
     yield stage
-    if not is_alone:
-        connection.execute(DropStaging(stage))
+    if not operation.is_alone:
+        operation.connection.execute(sa.schema.DropTable(stage))
 
 
-def insert_rows(
-    connection: sa.Connection, table: sa.Table, columns: Sequence[sa.Column[Any]], values: Values, size: int
-) -> None:
-    """INSERT of these rows; SQLAlchemy adds the defaults of other columns."""
-    # psycopg sends rows one by one unless they return something
-    returned: list[Any] = [sa.literal_column("1")] if connection.dialect.driver == "psycopg" else []
-    statement = sa.insert(table).inline()
-    statement = statement.returning(*returned) if returned else statement
-    if not columns:
-        connection.execute(statement, [{}] * size)
-        return
-    for each, rows in statements_for(statement, columns, values):
-        connection.execute(each, rows)
+def insert_rows(connection: sa.Connection, table: sa.Table, rows: Rows, size: int) -> None:
+    """INSERT of so many rows; SQLAlchemy adds the defaults of other columns."""
+    statement: Any = sa.insert(table).inline()
+    if connection.dialect.driver == "psycopg":  # which sends rows one by one unless they return something
+        statement = statement.returning(sa.literal_column("1"))
+    for each, parameters in statements_for(statement, rows, size):
+        connection.execute(each, parameters)
 
 
-def statements_for(
-    statement: Any, columns: Sequence[sa.Column[Any]], values: Values
-) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
+def statements_for(statement: Any, rows: Rows, size: int) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
     """An INSERT and its parameters: several where `sa.null()` is among the values, which is no parameter."""
-    keys = [column.key for column in columns]
-    rows = [dict(zip(keys, row, strict=True)) for row in zip(*values, strict=True)]
-    null = sa.null()
-    if not any(null is value for column in values for value in column if type(value) is type(null)):
-        yield statement, rows
+    parameters = as_mappings({column.key: values for column, values in rows.items()}, size)
+    if not has_null(rows.values()):
+        yield statement, parameters
         return
+    null = sa.null()
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in parameters:
         nulls = tuple(key for key, value in row.items() if value is null)
         groups.setdefault(nulls, []).append({key: value for key, value in row.items() if value is not null})
     for nulls, group in groups.items():
@@ -102,42 +88,119 @@ def statements_for(
 
 
 def _send(
-    operation: BulkOperation, connection: sa.Connection, table: sa.Table, columns: Sequence[sa.Column[Any]],
-    batches: Iterator[Batch], values: Callable[[Batch], Values], *, is_alone: bool,
+    operation: BulkOperation, table: sa.Table, columns: Sequence[sa.Column[Any]], batches: Iterator[Batch],
+    values: Callable[[Batch], Values],
 ) -> None:  # fmt: skip
     """Send all batches; those that COPY cannot take by INSERT."""
-    model = operation.mapper.class_.__name__
-    copies = _can_copy(connection) and all(map(_is_plain, columns))
-    driver_text = driver_for(connection.dialect).copy_texts(connection) if copies else _not_copyable
-    format_ = CopyFormat(connection.dialect, columns, driver_text) if copies else None
+    connection = operation.connection
+    text_of: Callable[[Values], str] = _not_copyable
+    if _can_copy(connection, columns):
+        driver_text = driver_for(connection.dialect).copy_texts(connection)
+        text_of = CopyFormat(connection.dialect, columns, driver_text).block
 
     def blocks() -> Iterator[str]:
-        for batch in operation.tracked(batches):
-            batch.check_values(model)
+        for batch in batches:
             rows = values(batch)
             try:
-                block = _not_copyable(batch) if format_ is None else format_.block(rows)
+                block = text_of(rows)
             except NotCopyable:
-                insert_rows(connection, table, columns, rows, batch.size)
+                insert_rows(connection, table, dict(zip(columns, rows, strict=True)), batch.size)
             else:
                 yield block
 
-    if format_ is None:
-        for _ in blocks():
-            pass
-        return
-    is_alone = is_alone or operation.reader.is_held
-    CopyStream(connection, copy_statement(connection, table, columns), is_alone=is_alone).send(blocks())
+    stream = CopyStream(connection, table, columns, is_alone=operation.is_alone or operation.reader.is_held)
+    stream.send(blocks())
 
 
-def _not_copyable(_: Any) -> str:
+def _not_copyable(_: Values) -> str:
     raise NotCopyable
 
 
-def _can_copy(connection: sa.Connection) -> bool:
-    return connection.dialect.name == "postgresql" and driver_for(connection.dialect).can_copy()
+def _can_copy(connection: sa.Connection, columns: Sequence[sa.Column[Any]]) -> bool:
+    """Whether there is COPY, and values go as they are, without an SQL function of their type around them."""
+    return (
+        connection.dialect.name == "postgresql"
+        and driver_for(connection.dialect).can_copy()
+        and all(column.type.bind_expression(sa.bindparam("value", type_=column.type)) is None for column in columns)
+    )
 
 
-def _is_plain(column: sa.Column[Any]) -> bool:
-    """Whether values go as they are, without an SQL function of their type around them."""
-    return column.type.bind_expression(sa.bindparam("value", type_=column.type)) is None
+# -- one COPY over many batches ---------------------------------------------------------------------------------------
+
+
+class CopyStream:
+    """Sends blocks of lines to a table by COPY, kept open over many of them where that is safe.
+
+    Asking for the next block may run the caller's code, and that may use the connection, which can do nothing else
+    during a COPY. With `is_alone`, nothing but SQLAlchemy's statements can come in between; each of them ends the COPY
+    before it runs, and from then on, as without `is_alone`, blocks are asked for while no COPY is open. One COPY for
+    all is up to twice as fast: the server works while the next block is made.
+    """
+
+    def __init__(
+        self, connection: sa.Connection, table: sa.Table, columns: Sequence[sa.Column[Any]], *, is_alone: bool
+    ) -> None:
+        self._connection = connection
+        names = ", ".join(connection.dialect.identifier_preparer.quote(column.name) for column in columns)
+        # the drivers take it as it is, where SQLAlchemy's statements have their % doubled
+        self._statement = f"COPY {table_name(connection, table)} ({names}) FROM STDIN".replace("%%", "%")
+        self._is_alone = is_alone
+        self._writer: CopyWriter | None = None
+        self._callers_error: BaseException | None = None
+        self._copy_error: BaseException | None = None
+        self._block: str | None = None
+
+    def send(self, blocks: Iterator[str]) -> None:
+        """Send all of `blocks`. What they raise comes out unchanged; errors of the server are SQLAlchemy's."""
+        listens = self._is_alone
+        if listens:
+            event.listen(self._connection, "before_cursor_execute", self._make_way)
+        try:
+            while self._block is not None or (block := next(blocks, None)) is not None:
+                self._block = block if self._block is None else self._block
+                private.run_on_cursor(self._connection, self._statement, lambda cursor: self._copy(cursor, blocks))
+                if self._callers_error is not None:
+                    raise self._callers_error
+        finally:
+            if listens:
+                event.remove(self._connection, "before_cursor_execute", self._make_way)
+
+    def _copy(self, cursor: Any, blocks: Iterator[str]) -> None:
+        writer = self._writer = driver_for(self._connection.dialect).copy_writer(cursor, self._statement)
+        try:
+            while self._block is not None:
+                writer.write(self._block)
+                self._block = self._next(blocks) if self._is_alone else None
+                if not self._is_alone:  # or made way
+                    break
+            if self._copy_error is not None:
+                raise self._copy_error
+            if self._callers_error is None:
+                writer.finish()
+            else:
+                with contextlib.suppress(Exception):  # the caller's error is the one to see
+                    writer.finish()
+        except BaseException:
+            writer.abort()
+            raise
+        finally:
+            self._writer = None
+
+    def _next(self, blocks: Iterator[str]) -> str | None:
+        try:
+            return next(blocks, None)
+        except BaseException as error:  # not here, where SQLAlchemy would take it for the driver's
+            self._callers_error = error
+            return None
+
+    def _make_way(self, *_: Any) -> None:
+        """End the COPY before another statement on the connection."""
+        if self._writer is None:
+            return
+        self._is_alone = False
+        writer, self._writer = self._writer, None
+        try:
+            writer.finish()
+        except BaseException as error:
+            self._copy_error = error
+            raise

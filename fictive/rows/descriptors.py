@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 import sqlalchemy.orm as sa_orm
 
 if TYPE_CHECKING:
     from .bulk import Upserted
+    from .bulk_input import Duplicates
     from .bulk_operation import Progress
-    from .duplicates import Duplicates
     from .new_objects import Defaults
 
 __all__ = [
@@ -27,10 +27,7 @@ SessionSource = Callable[[], "sa_orm.Session | sa_orm.scoped_session[Any]"]
 
 class _FindOrCreate(Protocol[_T_co]):
     def __call__(self, defaults: Defaults = None, **filter_by: Any) -> _T_co:
-        """The object that has the attributes `filter_by`, created with `defaults` as well if it does not exist.
-
-        However many do it at once, there is one row. 1 round trip on a hit, 2 on a miss.
-        """
+        """The object that has the attributes `filter_by`, created on a miss: see `FindOrCreateDescriptor`."""
 
 
 class _GetOrCreate(Protocol[_T_co]):
@@ -42,56 +39,48 @@ class _UpdateOrCreate(Protocol[_T_co]):
     def __call__(
         self, defaults: Mapping[str, Any], create_defaults: Mapping[str, Any] | None = None, **filter_by: Any
     ) -> tuple[_T_co, bool]:
-        """Set `defaults` on the object that has the attributes `filter_by`, or create it; returns `(object, created)`.
+        """Set `defaults` on the object that has the attributes `filter_by`: see `UpdateOrCreateDescriptor`."""
 
-        A new one has `filter_by`, `defaults` and `create_defaults`, which win. 1 round trip.
-        """
+
+class _BulkOptions(TypedDict, total=False):
+    """Those of all bulk functions."""
+
+    batch_size: int
+    commit_every: int | None
+    progress: Progress | None
 
 
 class _InsertMany(Protocol[_T]):
     @overload
-    def __call__(
-        self, rows: Iterable[Any], *, batch_size: int = ..., returning: None = ..., commit_every: int | None = ...,
-        progress: Progress | None = ...,
-    ) -> int:  # fmt: skip
-        """Insert `rows`, mappings or objects from any iterable, by COPY where that is faster; returns how many.
-
-        One transaction, unless `commit_every` is given. `returning="keys"` or `"objects"` returns those instead.
-        """
+    def __call__(self, rows: Iterable[Any], *, returning: None = ..., **options: Unpack[_BulkOptions]) -> int:
+        """Insert `rows`, mappings or objects, and return how many: see `fictive.sqlalchemy.insert_many`."""
 
     @overload
     def __call__(
-        self, rows: Iterable[Any], *, batch_size: int = ..., returning: Literal["keys"],
-        commit_every: int | None = ..., progress: Progress | None = ...,
-    ) -> list[Any]:  # fmt: skip
+        self, rows: Iterable[Any], *, returning: Literal["keys"], **options: Unpack[_BulkOptions]
+    ) -> list[Any]:
         """Insert `rows` and return their primary keys, in the order of the rows."""
 
     @overload
     def __call__(
-        self, rows: Iterable[Any], *, batch_size: int = ..., returning: Literal["objects"],
-        commit_every: int | None = ..., progress: Progress | None = ...,
-    ) -> list[_T]:  # fmt: skip
+        self, rows: Iterable[Any], *, returning: Literal["objects"], **options: Unpack[_BulkOptions]
+    ) -> list[_T]:
         """Insert `rows` and return them as objects of the session, in the order of the rows."""
 
 
 class _UpsertMany(Protocol):
     def __call__(
         self, rows: Iterable[Any], *, key: Any, update: Sequence[Any] | None = None, duplicates: Duplicates = ...,
-        batch_size: int = ..., commit_every: int | None = ..., progress: Progress | None = ...,
+        **options: Unpack[_BulkOptions],
     ) -> Upserted:  # fmt: skip
-        """Insert `rows`, and update those whose unique `key`, a name or several, is there; returns how many of each.
-
-        `update` names the attributes to update, all others by default. `duplicates="last"`: of rows with one key the
-        last wins; without it they raise `DuplicateRows`. One transaction, unless `commit_every` is given.
-        """
+        """Insert `rows`, or update those whose `key` is there: see `fictive.sqlalchemy.upsert_many`."""
 
 
 class _UpdateMany(Protocol):
     def __call__(
-        self, rows: Iterable[Any], *, key: Any = None, duplicates: Duplicates = ..., batch_size: int = ...,
-        commit_every: int | None = ..., progress: Progress | None = ...,
-    ) -> int:  # fmt: skip
-        """Update rows by their `key`, the primary key by default; returns how many there were."""
+        self, rows: Iterable[Any], *, key: Any = None, duplicates: Duplicates = ..., **options: Unpack[_BulkOptions]
+    ) -> int:
+        """Update rows by their `key`, the primary key by default: see `fictive.sqlalchemy.update_many`."""
 
 
 class _Descriptor:

@@ -1,13 +1,11 @@
-"""The rows between the two sides of a many-to-many relationship, and the statements on them.
+"""The rows between the two sides of a many-to-many relationship, and the statements on them. Pure.
 
-Pure: nothing here sends. Keys go as arrays (`unnested`), so that a statement has the same text for one link and for
-ten thousand.
+Keys go as arrays (`unnested`), so that a statement has the same text for one link and for ten thousand.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import operator
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,8 +15,9 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import operators
 
+from .attributes import attribute_names
 from .column_defaults import InsertDefaults
-from .stored_values import PaddedText, bound, database_type
+from .stored_values import PADDED_TEXT, array_text, bound, database_type
 from .unique_keys import UniqueKey, key_over
 
 __all__ = ["Columns", "Key", "Links", "linked_by"]
@@ -60,14 +59,14 @@ class Links:
 
     def insert(self, dialect: sa.Dialect, owner: Key, wanted: Columns, *, ignore_conflicts: bool) -> sa.Executable:
         """INSERT of links, returning the related side of those that are new."""
-        rows, for_all = self._wanted(dialect, owner, wanted)
-        return self._insert(owner, rows, for_all, sa.true(), ignore_conflicts).returning(*self.related)
+        singly, for_all = self._rows(owner, wanted)
+        insert = self._insert(unnested(dialect, singly), singly, for_all, ignore_conflicts=ignore_conflicts)
+        return insert.returning(*self.related)
 
     def delete(self, dialect: sa.Dialect, owner: Key, wanted: Columns) -> sa.Executable:
         """DELETE of links, returning the related side of those that were there."""
-        rows = unnested(dialect, "wanted", self._key_columns(wanted))
-        statement = sa.delete(self.table).where(self._of(owner), self._is_one_of(rows))
-        return statement.returning(*self.related)
+        is_one_of = self._is_one_of(sa.select(*unnested(dialect, self._own_values(wanted)).c))
+        return sa.delete(self.table).where(self._of(owner), is_one_of).returning(*self.related)
 
     def clear(self, owner: Key) -> sa.Executable:
         """DELETE of all links of the owner, returning their related side."""
@@ -80,91 +79,80 @@ class Links:
         The differences are found in one pass over both; each row is written at most once (PostgreSQL documentation,
         "Data-Modifying Statements in WITH").
         """
-        rows, for_all = self._wanted(dialect, owner, wanted)
-        there = sa.select(*_named(self.own), sa.true().label("is_there")).where(self._of(owner)).subquery("there")
-        same = sa.and_(*(rows.c[_key(n)] == there.c[_linked(n)] for n in range(len(self.own))))
-        is_new, is_old = there.c.is_there.is_(None), rows.c[_key(0)].is_(None)
+        singly, for_all = self._rows(owner, wanted)
+        rows = unnested(dialect, singly)
+        linked = {column: f"fictive_linked_{number}" for number, column in enumerate(self.related)}
+        named = [column.label(name) for column, name in linked.items()]
+        own = [column.label(linked[column]) for column in self.own]
+        there = sa.select(*own, sa.true().label("fictive_there")).where(self._of(owner)).subquery("there")
+        same = sa.and_(*(rows.c[column.name] == there.c[linked[column]] for column in self.own))
+        is_new, is_old = there.c.fictive_there.is_(None), rows.c[self.own[0].name].is_(None)
         different = (
             sa.select(*rows.c, *there.c)
             .select_from(rows.join(there, same, full=True))
             .where(is_new | is_old)
             .cte("different")
         )
-        removed = (
-            sa.delete(self.table)
-            .where(self._of(owner), self._is_old(different))
-            .returning(*_named(self.related))
-            .cte("removed")
-        )
-        insert = self._insert(owner, different, for_all, different.c.is_there.is_(None), self.unique_key() is not None)
-        added = insert.returning(*_named(self.related)).cte("added")
+        old = sa.select(*(different.c[name] for name in there.c.keys()[:-1]))
+        old = old.where(different.c[self.own[0].name].is_(None))
+        if len(self.own) == 1:
+            # Looked up in the primary key whatever the statistics say; joined, a table that has just grown was
+            # compared with every difference.
+            is_removed = self.own[0] == sa.any_(sa.func.array(old.scalar_subquery()))
+        else:
+            is_removed = self._is_one_of(old)
+        removed = sa.delete(self.table).where(self._of(owner), is_removed).returning(*named).cte("removed")
+        is_added = different.c.fictive_there.is_(None)
+        insert = self._insert(different, singly, for_all, is_added, ignore_conflicts=True)
+        added = insert.returning(*named).cte("added")
         return sa.union_all(
             sa.select(sa.true().label("is_new"), *added.c), sa.select(sa.false().label("is_new"), *removed.c)
         )
 
     # -- their parts --------------------------------------------------------------------------------------------------
 
-    def _literals(self, owner: Key) -> list[sa.ColumnElement[Any]]:
-        return [
-            sa.bindparam(None, value, column.type, unique=True)
-            for column, value in zip(self.owner, owner, strict=True)
-        ]
-
     def _of(self, owner: Key) -> sa.ColumnElement[bool]:
-        return sa.and_(*map(operator.eq, self.owner, self._literals(owner)))
+        return sa.and_(*(column == value for column, value in self._owner_values(owner).items()))
 
-    def _is_one_of(self, wanted: sa.FromClause) -> sa.ColumnElement[bool]:
-        one_of = sa.select(*wanted.c)
-        return self.own[0].in_(one_of) if len(self.own) == 1 else sa.tuple_(*self.own).in_(one_of)
+    def _owner_values(self, owner: Key) -> dict[sa.Column[Any], Any]:
+        return {column: bound(value, column.type) for column, value in zip(self.owner, owner, strict=True)}
 
-    def _is_old(self, different: sa.CTE) -> sa.ColumnElement[bool]:
-        old = sa.select(*(different.c[_linked(n)] for n in range(len(self.own)))).where(different.c[_key(0)].is_(None))
-        if len(self.own) > 1:
-            return sa.tuple_(*self.own).in_(old)
-        # Looked up in the primary key whatever the statistics say; joined, a table that has just grown was compared
-        # with every difference.
-        return self.own[0] == sa.any_(sa.func.array(old.scalar_subquery()))
-
-    def _key_columns(self, wanted: Columns) -> list[tuple[str, sa.types.TypeEngine[Any], Sequence[Any]]]:
+    def _own_values(self, wanted: Columns) -> dict[sa.Column[Any], Sequence[Any]]:
         sides = zip(self.related, wanted, strict=True)
-        own = [(column, values) for column, values in sides if column not in self.owner]
-        return [(_key(n), column.type, values) for n, (column, values) in enumerate(own)]
+        return {column: values for column, values in sides if column not in self.owner}
 
-    def _wanted(
-        self, dialect: sa.Dialect, owner: Key, wanted: Columns
-    ) -> tuple[sa.FromClause, dict[sa.Column[Any], Any]]:
-        """The keys, and beside each what Python makes for the other columns of its row; and the values that all rows
-        have: constants, and arrays, of which an array would be taken apart to its last element."""
-        columns = self._key_columns(wanted)
+    def _is_one_of(self, keys: sa.Select[Any]) -> sa.ColumnElement[bool]:
+        return self.own[0].in_(keys) if len(self.own) == 1 else sa.tuple_(*self.own).in_(keys)
+
+    def _rows(self, owner: Key, wanted: Columns) -> tuple[dict[sa.Column[Any], Sequence[Any]], dict[Any, Any]]:
+        """The values that differ from row to row, the keys and what Python makes for each; and those that all rows
+        have: SQL, constants, and arrays, of which an array would be taken apart to its last element."""
+        size = len(wanted[0])
         given: dict[Any, Sequence[Any]] = dict(zip(self.related, wanted, strict=True))
-        given |= {column: [value] * len(wanted[0]) for column, value in zip(self.owner, owner, strict=True)}
-        defaults = self._defaults()
-        for_all: dict[sa.Column[Any], Any] = {}
-        for column, values in zip(defaults.columns, defaults.values(given, len(wanted[0])), strict=True):
+        given |= {column: [value] * size for column, value in zip(self.owner, owner, strict=True)}
+        defaults = InsertDefaults(self.table, given)
+        singly, for_all = self._own_values(wanted), self._owner_values(owner) | defaults.sql_values()
+        made = defaults.values(given, size)
+        for column in defaults.columns:
             if column.default.is_callable and not isinstance(column.type, sa.ARRAY):  # type: ignore[union-attr]
-                columns.append((_extra(column), column.type, values))
+                singly[column] = made[column]
             else:
-                for_all[column] = bound(values[0] if values else None, column.type)
-        return unnested(dialect, "wanted", columns), for_all
+                for_all[column] = bound(made[column][0] if size else None, column.type)
+        return singly, for_all
 
     def _insert(
-        self, owner: Key, wanted: sa.FromClause, for_all: Mapping[Any, Any], where: Any, ignore_conflicts: bool
+        self,
+        source: sa.FromClause,
+        singly: Iterable[Any],
+        for_all: Mapping[Any, Any],
+        *where: Any,
+        ignore_conflicts: bool,
     ) -> postgresql.Insert:
-        filled: dict[sa.Column[Any], sa.ColumnElement[Any]] = dict(zip(self.owner, self._literals(owner), strict=True))
-        filled.update((column, wanted.c[_key(n)]) for n, column in enumerate(self.own))
-        defaults = self._defaults()
-        for column in defaults.columns:
-            filled[column] = for_all[column] if column in for_all else wanted.c[_extra(column)]
-        filled |= defaults.sql_values()
-        statement = postgresql.insert(self.table).from_select(
-            list(filled), sa.select(*filled.values()).select_from(wanted).where(where), include_defaults=False
-        )
+        filled = {**for_all, **{column: source.c[column.name] for column in singly}}
+        select = sa.select(*filled.values()).select_from(source).where(*where)
+        statement = postgresql.insert(self.table).from_select(list(filled), select, include_defaults=False)
         key = self.unique_key() if ignore_conflicts else None
         return statement.on_conflict_do_nothing(**key.target) if key is not None else statement
-
-    def _defaults(self) -> InsertDefaults:
-        """Of the columns beside the two sides, those whose default SQLAlchemy knows; the server knows the others."""
-        return InsertDefaults(self.table, {*self.owner, *self.related})
 
 
 def linked_by(attribute: object) -> Links:
@@ -193,21 +181,16 @@ def linked_by(attribute: object) -> Links:
                 "a new link has to look like. Write to its table with insert() and delete()."
             )
     owner, related = relationship.parent, relationship.mapper
-    sides: dict[Any, str] = {link: related.get_property_by_column(column).key for column, link in related_pairs}
-    owner_sides: dict[Any, str] = {link: owner.get_property_by_column(column).key for column, link in pairs}
-    primary_key = [related.get_property_by_column(column).key for column in related.primary_key]
-    whole_key = sorted(sides.values()) == sorted(primary_key)
+    owner_side, side = _side(owner, pairs), _side(related, related_pairs)
+    primary_key = attribute_names(related, related.primary_key)
+    whole_key = sorted(side.values()) == sorted(primary_key)
     if whole_key:
-        sides = dict(sorted(sides.items(), key=lambda item: primary_key.index(item[1])))
-    return Links(
-        name,
-        table,
-        owner,
-        related,
-        owner_sides,
-        sides,
-        whole_key,
-    )
+        side = dict(sorted(side.items(), key=lambda item: primary_key.index(item[1])))
+    return Links(name, table, owner, related, owner_side, side, whole_key)
+
+
+def _side(mapper: sa_orm.Mapper[Any], pairs: Iterable[tuple[Any, Any]]) -> dict[sa.Column[Any], str]:
+    return {link: mapper.get_property_by_column(column).key for column, link in pairs}
 
 
 def _is_plain(condition: sa.ColumnElement[bool], number: int) -> bool:
@@ -222,42 +205,24 @@ def _is_plain(condition: sa.ColumnElement[bool], number: int) -> bool:
     )
 
 
-def _named(columns: Iterable[sa.Column[Any]]) -> list[sa.ColumnElement[Any]]:
-    return [column.label(_linked(n)) for n, column in enumerate(columns)]
-
-
-def _linked(number: int) -> str:
-    return f"linked_{number}"
-
-
-def _key(number: int) -> str:
-    return f"key_{number}"
-
-
-def _extra(column: sa.Column[Any]) -> str:
-    return f"value_{column.key}"
-
-
 # -- many values in one parameter -------------------------------------------------------------------------------------
 
 
-def unnested(
-    dialect: sa.Dialect, name: str, columns: Sequence[tuple[str, sa.types.TypeEngine[Any], Sequence[Any]]]
-) -> sa.FromClause:
-    """A table called `name` of values: for each column its name, its type and its values, all of one length. One array
-    is one parameter, whatever its length (PostgreSQL documentation, "Set Returning Functions")."""
-    arrays = [_array(dialect, type_, values) for _, type_, values in columns]
-    names: list[Any] = [sa.column(column, type_) for column, type_, _ in columns]
+def unnested(dialect: sa.Dialect, columns: Mapping[sa.Column[Any], Sequence[Any]]) -> sa.FromClause:
+    """A table of values by column, all of one length. One array is one parameter, whatever its length (PostgreSQL
+    documentation, "Set Returning Functions")."""
+    arrays = [_array(dialect, column.type, values) for column, values in columns.items()]
+    names: list[Any] = [sa.column(column.name, column.type) for column in columns]
     table = sa.func.unnest(*arrays).table_valued(*names)
     # what a type does to a parameter in SQL, it does here to the elements
     elements = [element.type.bind_expression(element) for element in names]
     if all(element is None for element in elements):
-        return table.render_derived(name=name)
+        return table.render_derived(name="wanted")
     stored = [
         own.label(own.name) if element is None else sa.type_coerce(element, own.type).label(own.name)
         for own, element in zip(names, elements, strict=True)
     ]
-    return sa.select(*stored).select_from(table.render_derived(name=f"{name}_raw")).subquery(name)
+    return sa.select(*stored).select_from(table.render_derived(name="wanted_raw")).subquery("wanted")
 
 
 def _array(dialect: sa.Dialect, type_: sa.types.TypeEngine[Any], values: Sequence[Any]) -> sa.ColumnElement[Any]:
@@ -279,13 +244,7 @@ def _literal(values: Sequence[Any]) -> str | None:
         return "{" + str(list(values))[1:-1] + "}"
     if not kinds <= {int, str, uuid.UUID, type(None)}:
         return None
-    return "{" + ",".join(map(_element, values)) + "}"
-
-
-def _element(value: Any) -> str:
-    if value is None:
-        return "NULL"
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return array_text(None if value is None else str(value) for value in values)
 
 
 def _without_length(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
@@ -294,4 +253,4 @@ def _without_length(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> sa.
     stored: Any = database_type(type_, dialect)
     if not isinstance(stored, sa.String) or isinstance(stored, sa.Enum) or not (stored.length or stored.collation):
         return type_
-    return PaddedText() if isinstance(stored, sa.CHAR) else sa.Text()
+    return PADDED_TEXT if isinstance(stored, sa.CHAR) else sa.Text()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import operator
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,8 +16,8 @@ from sqlalchemy.orm.attributes import instance_state
 from ..errors import ConfigurationError, UnsavedObject
 from ..other_names import also_named
 from ..session.given import require_postgresql, session_of, together
-from .attributes import as_key, python_types
-from .link_sql import Columns, Key, Links, linked_by
+from .attributes import as_key, attribute_names, python_types
+from .link_sql import Columns, Key, linked_by
 from .write_binding import execute_write
 
 __all__ = ["LinkChanges", "m2m_add", "m2m_clear", "m2m_remove", "m2m_set"]
@@ -47,20 +48,19 @@ def m2m_add(
     """Link `related` to `instance`; returns the keys of those that were not linked before.
 
     `relationship` is the attribute of the class, `Item.tags`. `related` are objects or primary keys, a tuple for a
-    primary key of several columns; one that is given twice counts once. A key is returned as it is given, in no
-    order; where the link table refers to other columns than the primary key, it is their values.
+    primary key of several columns; one that is given twice counts once. Keys are returned as they are given, in no
+    order; where the link table refers to other columns than the primary key, their values.
 
     A link that is there already is an `IntegrityError`, if the link table has a unique constraint. With
     `ignore_conflicts` it is left as it is, also when another transaction adds it at the same time; that takes a
     primary key, unique constraint or unique index over just the columns of the link, or is a `ConfigurationError`.
 
     Defaults of further columns of the link table apply. No ORM events fire for the collection. Collections that are
-    loaded on either side are expired afterwards, and loaded again when they are next used.
+    loaded on either side are expired.
 
     Before any SQL: `TypeError` for a relationship that is not many-to-many, is viewonly or has further conditions in
-    its join, and for objects and keys of another kind; `UnsavedObject`, a `ValueError`, for an
-    `instance` that was not saved;
-    `UnsupportedDialect` on another database than PostgreSQL.
+    its join, and for objects and keys of another kind; `UnsavedObject`, a `ValueError`, for an `instance` that was not
+    saved; `UnsupportedDialect` on another database than PostgreSQL.
 
     One round trip, and none without `related`. New related objects in the session, and unsaved changes of the
     collection, are flushed first; outside that and the links are then one transaction. Inside it is part of the
@@ -75,10 +75,7 @@ def m2m_add(
         )
     if not related:
         return ()
-    links, dialect = operation.links, operation.dialect
-    return operation.keys(
-        operation.run(lambda owner, wanted: links.insert(dialect, owner, wanted, ignore_conflicts=ignore_conflicts))
-    )
+    return operation.keys(operation.run(operation.links.insert, ignore_conflicts=ignore_conflicts))
 
 
 @also_named(rel_attr="relationship")
@@ -92,9 +89,7 @@ def m2m_remove(
     operation = LinkOperation("m2m_remove()", session, instance, relationship, related)
     if not related:
         return ()
-    return operation.keys(
-        operation.run(lambda owner, wanted: operation.links.delete(operation.dialect, owner, wanted))
-    )
+    return operation.keys(operation.run(operation.links.delete))
 
 
 @also_named(rel_attr="relationship")
@@ -112,10 +107,9 @@ def m2m_set(
     that matters. Arguments, errors and price as in `m2m_add`.
     """
     operation = LinkOperation("m2m_set()", session, instance, relationship, related)
-    rows = operation.run(lambda owner, wanted: operation.links.replace(operation.dialect, owner, wanted), skip=1)
-    return LinkChanges(
-        operation.keys(row[1:] for row in rows if row[0]), operation.keys(row[1:] for row in rows if not row[0])
-    )
+    rows = operation.run(operation.links.replace)
+    added, removed = (operation.keys(row for row in rows if row[0] is is_new) for is_new in (True, False))
+    return LinkChanges(added, removed)
 
 
 @also_named(rel_attr="relationship")
@@ -125,19 +119,14 @@ def m2m_clear(session: object, instance: object, relationship: sa_orm.QueryableA
     Errors and price as in `m2m_add`.
     """
     operation = LinkOperation("m2m_clear()", session, instance, relationship, ())
-    return operation.keys(operation.run(lambda owner, _: operation.links.clear(owner)))
+    return operation.keys(operation.run(lambda dialect, owner, wanted: operation.links.clear(owner)))
 
 
 class LinkOperation:
     """One call: its arguments, looked at before anything is sent."""
 
     def __init__(
-        self,
-        what: str,
-        session: object,
-        instance: object,
-        relationship: sa_orm.QueryableAttribute[Any],
-        related: tuple[Any, ...],
+        self, what: str, session: object, instance: object, relationship: object, related: tuple[Any, ...]
     ) -> None:
         self.session = session_of(session)
         self.links = links = linked_by(relationship)
@@ -150,48 +139,45 @@ class LinkOperation:
         if state.identity is None or state.deleted or state.was_deleted:
             raise UnsavedObject(f"{what}: {instance!r} is not saved. Add it to the session and flush or commit first.")
         self._types = python_types(list(links.related))
-        self._values: tuple[Any, ...] | None = None
-        """The keys, if they are of one column and no object is among them. A tuple for each of ten thousand would make
+        self._plain = links.whole_key and len(self._types) == 1 and {*map(type, related)} <= {self._types[0]}
+        """Whether the keys are of one column and no object is among them. A tuple for each of ten thousand would make
         the garbage collector look through all that the process has."""
-        self._keys: list[Any] = []
-        """Otherwise keys; and the states of objects, whose keys are looked up later, after the flush."""
-        if links.whole_key and len(self._types) == 1 and {*map(type, related)} <= {self._types[0]}:
-            self._values = related
-        else:
-            self._keys = [self._key_of(each) for each in related]
+        self._keys: Sequence[Any] = related if self._plain else [self._key_of(each) for each in related]
+        """Values where it is so; else tuples, and the states of objects, whose keys are looked up after the flush."""
+        self._owner_collections = self._collections(links.owner_mapper, set(links.owner))
+        self._related_collections = self._collections(links.related_mapper, set(links.related))
 
-    def run(self, build: Callable[[Key, Columns], sa.Executable], *, skip: int = 0) -> list[Any]:
+    def run(self, build: Callable[..., sa.Executable], **options: Any) -> list[Any]:
         """Send what `build` makes of the owner's and the related keys, and expire what is loaded of them.
 
-        In the rows that come back the related key begins at column `skip`.
+        The rows that come back end with the related key.
         """
-        if self._must_flush():
-            with together(self.session, self._what):
+        links, must_flush = self.links, self._must_flush()
+        with together(self.session, self._what) if must_flush else contextlib.nullcontext():
+            if must_flush:
                 self.session.flush()
-                return self._send(build, skip)
-        return self._send(build, skip)
-
-    def _send(self, build: Callable[[Key, Columns], sa.Executable], skip: int) -> list[Any]:
-        links = self.links
-        owner = _reader(links.owner_mapper, links.owner.values())(sa.inspect(self._instance))
-        wanted = self._wanted()
-        self._check_shared(owner, wanted)
-        result = execute_write(self.session, build(owner, wanted), links.related_mapper, table=links.table)
-        rows = [tuple(row) for row in result]
-        self._expire(itertools.chain(zip(*wanted, strict=True), (row[skip:] for row in rows)))
-        return rows
+            owner = _reader(links.owner_mapper, links.owner.values())(sa.inspect(self._instance))
+            wanted = self._wanted()
+            self._check_shared(owner, wanted)
+            statement = build(self.dialect, owner, wanted, **options)
+            result = execute_write(self.session, statement, links.related_mapper, table=links.table)
+            rows = [tuple(row) for row in result]
+            width = len(links.related)
+            self._expire(itertools.chain(zip(*wanted, strict=True), [row[-width:] for row in rows]))
+            return rows
 
     def keys(self, rows: Iterable[Key]) -> tuple[Any, ...]:
-        """Keys as users give them: a value, or a tuple of several."""
-        found = dict.fromkeys(rows)
-        return tuple(found) if len(self.links.related) > 1 else tuple(value for (value,) in found)
+        """The related keys as users give them: a value, or a tuple of several."""
+        width = len(self.links.related)
+        found = dict.fromkeys([row[-width:] for row in rows])
+        return tuple(found) if width > 1 else tuple([value for (value,) in found])
 
     # -- arguments --------------------------------------------------------------------------------------------------
 
     def _wanted(self) -> Columns:
         """The related keys, each once."""
-        if self._values is not None:
-            return [list(dict.fromkeys(self._values))]
+        if self._plain:
+            return [list(dict.fromkeys(self._keys))]
         read = _reader(self.links.related_mapper, self.links.related.values())
         keys = dict.fromkeys([key if isinstance(key, tuple) else read(key) for key in self._keys])
         return list(zip(*keys, strict=True)) or [()] * len(self.links.related)
@@ -221,31 +207,27 @@ class LinkOperation:
         return key
 
     def _check_shared(self, owner: Key, wanted: Columns) -> None:
-        values = dict(zip(self.links.owner, owner, strict=True))
+        """A column that holds both sides' value has one for both."""
+        shared = dict(zip(self.links.owner, owner, strict=True))
         for position, column in enumerate(self.links.related):
-            for key in zip(*wanted, strict=True) if column in values else ():
-                if key[position] != values[column]:
+            for key in zip(*wanted, strict=True) if column in shared else ():
+                if key[position] != shared[column]:
                     raise ValueError(
                         f"{self._what}: {key!r} has another {column.name} than {self._instance!r}, which has "
-                        f"{values[column]!r}, and a link has one for both."
+                        f"{shared[column]!r}, and a link has one for both."
                     )
 
     def _must_flush(self) -> bool:
         """Whether a flush has to come first: new objects have no key, and changes of a collection would be lost when
         it is expired."""
-        if self._has_changes(sa.inspect(self._instance), self._attributes(self.links.owner_mapper, self.links.owner)):
+        if self._has_changes(sa.inspect(self._instance), self._owner_collections):
             return True
-        attributes = self._attributes(self.links.related_mapper, self.links.related)
-        if not attributes and self._values is not None:
+        collections = self._related_collections
+        if self._plain and not collections:
             return False
-        for related in self._keys if self._values is None else zip(self._values):
-            if isinstance(related, tuple):
-                state = self._loaded(related) if attributes else None
-            else:
-                state = related
-                if state.key is None:  # pending
-                    return True
-            if state is not None and self._has_changes(state, attributes):
+        for each in zip(self._keys) if self._plain else self._keys:
+            state = self._loaded(each) if isinstance(each, tuple) else each
+            if state is not None and (state.key is None or self._has_changes(state, collections)):
                 return True
         return False
 
@@ -254,38 +236,37 @@ class LinkOperation:
     def _expire(self, keys: Iterable[Key]) -> None:
         """Let the collections of both sides be loaded again. Those of others that have unsaved changes stay."""
         if self._instance in self.session:
-            self._expire_loaded(
-                sa.inspect(self._instance), self._attributes(self.links.owner_mapper, self.links.owner)
-            )
-        attributes = self._attributes(self.links.related_mapper, self.links.related)
-        if not attributes:
+            self._expire_loaded(sa.inspect(self._instance), self._owner_collections)
+        collections = self._related_collections
+        if not collections:
             return
         if self.links.whole_key:
             loaded: Iterable[Any] = map(self._loaded, keys)
         else:
-            known = set(keys)
+            known, names = set(keys), self.links.related.values()
             objects = (each for each in self.session if isinstance(each, self.links.related_mapper.class_))
-            loaded = [state for state in map(sa.inspect, objects) if _loaded_values(state, self.links) in known]
+            states = map(instance_state, objects)
+            loaded = [state for state in states if tuple(map(state.dict.get, names)) in known]
         for state in loaded:
-            if state is not None and not self._has_changes(state, attributes):
-                self._expire_loaded(state, attributes)
+            if state is not None and not self._has_changes(state, collections):
+                self._expire_loaded(state, collections)
 
-    def _attributes(self, mapper: sa_orm.Mapper[Any], columns: Iterable[sa.Column[Any]]) -> list[str]:
+    def _collections(self, mapper: sa_orm.Mapper[Any], side: set[sa.Column[Any]]) -> list[str]:
         """The relationships of `mapper` and its subclasses over the same link table, with these columns for its own
         side."""
-        side = set(columns)
-        return list(
-            {
-                relationship.key: None
-                for each in mapper.self_and_descendants
-                for relationship in each.relationships
-                if relationship.secondary is self.links.table
-                and {link for _, link in relationship.synchronize_pairs} == side
-            }
-        )
+        found = {
+            relationship.key: None
+            for each in mapper.self_and_descendants
+            for relationship in each.relationships
+            if relationship.secondary is self.links.table
+            and {link for _, link in relationship.synchronize_pairs} == side
+        }
+        return list(found)
 
     def _loaded(self, key: Key) -> sa_orm.InstanceState[Any] | None:
         """The state of the related object, if the session has it; without loading what is expired of it."""
+        if not self._related_collections:
+            return None
         found = self.session.identity_map.get(self.links.related_mapper.identity_key_from_primary_key(key))
         return None if found is None else sa.inspect(found)
 
@@ -302,7 +283,7 @@ class LinkOperation:
 def _reader(mapper: sa_orm.Mapper[Any], names: Collection[str]) -> Callable[[Any], Key]:
     """A function that reads attributes of saved objects, by their state. Those of the primary key are known even
     where all is expired."""
-    primary_key = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+    primary_key = attribute_names(mapper, mapper.primary_key)
     if primary_key == [*names]:
         return operator.attrgetter("identity")
     places = [primary_key.index(name) if name in primary_key else name for name in names]
@@ -312,7 +293,3 @@ def _reader(mapper: sa_orm.Mapper[Any], names: Collection[str]) -> Callable[[Any
         return tuple([identity[place] if isinstance(place, int) else getattr(state.obj(), place) for place in places])
 
     return read
-
-
-def _loaded_values(state: sa_orm.InstanceState[Any], links: Links) -> Key:
-    return tuple(state.dict.get(name) for name in links.related.values())

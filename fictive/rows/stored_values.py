@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,30 +12,27 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.expression import ClauseElement
 
 __all__ = [
-    "PaddedText", "as_stored", "bound", "cut_to_length", "database_type", "images_differ", "is_exact", "is_sql",
-    "none_is_a_value", "stores_none", "texts_differ",
+    "PADDED_TEXT", "array_text", "as_stored", "bound", "cut_to_length", "database_type", "images_differ", "is_exact",
+    "is_sql", "none_is_a_value", "stores_none", "texts_differ",
 ]  # fmt: skip
 
 
-class PaddedText(sa.types.UserDefinedType[Any]):
-    """`char(n)` of any length: it compares without trailing blanks, which text does not."""
+class _Named(sa.types.UserDefinedType[Any]):
+    """A type of PostgreSQL's that SQLAlchemy has none for."""
 
     cache_ok = True
 
-    def get_col_spec(self, **_: Any) -> str:
-        return "bpchar"
-
-
-class _Record(sa.types.UserDefinedType[Any]):
-    """PostgreSQL's type for any row (PostgreSQL documentation, "Composite Type Comparison")."""
-
-    cache_ok = True
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def get_col_spec(self, **_: Any) -> str:
-        return "record"
+        return self.name
 
 
-_RECORD = _Record()
+PADDED_TEXT = _Named("bpchar")
+"""`char(n)` of any length: it compares without trailing blanks, which text does not."""
+_RECORD = _Named("record")
+"""Any row (PostgreSQL documentation, "Composite Type Comparison")."""
 
 
 def is_sql(value: object) -> bool:
@@ -58,6 +56,12 @@ def database_type(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> sa.ty
 def bound(value: Any, type_: sa.types.TypeEngine[Any]) -> Any:
     """`value` as a parameter of that type, which is asked about None too; an SQL expression is itself."""
     return value if is_sql(value) else sa.bindparam(None, value, type_, unique=True)
+
+
+def array_text(texts: Iterable[str | None]) -> str:
+    """An array of these texts, NULL for None (PostgreSQL documentation, "Array Input and Output Syntax")."""
+    quoted = ("NULL" if text is None else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' for text in texts)
+    return "{" + ",".join(quoted) + "}"
 
 
 def none_is_a_value(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> bool:
@@ -89,9 +93,10 @@ _EXACT: tuple[tuple[type, frozenset[type]], ...] = (
 def is_exact(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> bool:
     """Whether values that Python tells apart are stored as values that PostgreSQL tells apart. A decorator may make
     one of two, or take values that Python cannot compare."""
-    if isinstance(type_._variant_mapping.get(dialect.name, type_), sa.types.TypeDecorator):
+    found: Any = type_
+    if isinstance(found._variant_mapping.get(dialect.name, found), sa.types.TypeDecorator):
         return False
-    stored: Any = database_type(type_, dialect)
+    stored = database_type(type_, dialect)
     if isinstance(stored, sa.String):
         return not isinstance(stored, (sa.CHAR, postgresql.CITEXT)) and stored.collation is None
     return isinstance(stored, tuple(kind for kind, _ in _EXACT))
@@ -117,7 +122,7 @@ def as_stored(value: Any, type_: sa.types.TypeEngine[Any], dialect: sa.Dialect, 
     stored: Any = database_type(type_, dialect)
     if isinstance(stored, sa.String) and not isinstance(stored, sa.Enum):
         if isinstance(stored, sa.CHAR):
-            return sa.cast(bound(value, type_), PaddedText())
+            return sa.cast(bound(value, type_), PADDED_TEXT)
         is_text = issubclass(kind, str) if kind else isinstance(value, str) or is_sql(value)
         given = bound(cut_to_length(value, type_, dialect), type_)
         # another type's text may differ from what a cast to citext makes of it
@@ -140,9 +145,5 @@ def texts_differ(column: sa.ColumnElement[Any], value: Any, dialect: sa.Dialect)
     value comes that is no column's."""
     if dialect.name != "postgresql":
         return column.is_distinct_from(bound(value, column.type))
-    return sa.cast(_plain(column), sa.Text).is_distinct_from(sa.cast(as_stored(value, column.type, dialect), sa.Text))
-
-
-def _plain(column: sa.ColumnElement[Any]) -> Any:
-    """A column without what its type does to it in a SELECT."""
-    return sa.type_coerce(column, sa.types.NullType())
+    plain = sa.type_coerce(column, sa.types.NullType())  # without what its type does to it in a SELECT
+    return sa.cast(plain, sa.Text).is_distinct_from(sa.cast(as_stored(value, column.type, dialect), sa.Text))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import decimal
-import operator
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import AsBoolean, BooleanClauseList, Label, TextClause, UnaryExpression
 
-__all__ = ["UniqueKey", "conflict_target", "key_for", "key_over", "keys_within", "unique_keys"]
+__all__ = ["UniqueKey", "key_for", "key_over", "keys_within", "unique_keys"]
 
 Values = Mapping[Any, Any]
 """What a lookup says of columns."""
@@ -78,11 +77,6 @@ def key_over(table: sa.Table, columns: Collection[sa.Column[Any]], dialect_name:
     found = [key for key in unique_keys(table, dialect_name) if set(key.elements) == set(columns)]
     whole = [key for key in found if key.where is None]
     return whole[0] if whole else found[0] if len(found) == 1 else None
-
-
-def conflict_target(table: sa.Table, columns: Sequence[sa.Column[Any]], dialect_name: str) -> dict[str, Any]:
-    """The arguments of ON CONFLICT for the unique key over these columns, or over one that only the database knows."""
-    return (key_over(table, columns, dialect_name) or UniqueKey(tuple(columns))).target
 
 
 def keys_within(
@@ -150,9 +144,8 @@ def _fits(element: Any, values: Values, expressions: Expressions, nulls_distinct
     for expression, value in expressions:
         if _sql(expression) == _sql(element):
             return value is not None or not nulls_distinct
-    if not all(column in values for column in _columns_in(element)):
-        return False
-    return not nulls_distinct or _is_never_null(element, values)
+    known = all(column in values for column in _columns_in(element))
+    return known and (not nulls_distinct or _is_never_null(element, values))
 
 
 def _sql(element: Any) -> str:
@@ -186,14 +179,7 @@ def _is_never_null(element: Any, values: Values) -> bool:
 _NULL_TEST = re.compile(r'\(*\s*"?(\w+)"?\s+is\s+(not\s+)?null\s*\)*', re.IGNORECASE)
 _FLAG = re.compile(r'\(*\s*(not\s+)?"?(\w+)"?(?:\s+(?:is|=)\s+(true|false))?\s*\)*', re.IGNORECASE)
 _ORDERED = (int, float, decimal.Decimal, datetime.date, datetime.timedelta)
-_COMPARISONS: dict[Any, Callable[[Any, Any], bool]] = {
-    operators.eq: operator.eq,
-    operators.ne: operator.ne,
-    operators.lt: operator.lt,
-    operators.le: operator.le,
-    operators.gt: operator.gt,
-    operators.ge: operator.ge,
-}
+_COMPARISONS = (operators.eq, operators.ne, operators.lt, operators.le, operators.gt, operators.ge)  # Python's own
 
 
 def _implies(values: Values, condition: Any) -> bool:
@@ -231,7 +217,7 @@ def _implies_comparison(value: Any, compare: Any, right: Any) -> bool:
     if compare is not operators.eq and not (isinstance(value, _ORDERED) and isinstance(other, _ORDERED)):
         return False  # of text the database may think otherwise
     try:
-        return bool(_COMPARISONS[compare](value, other))
+        return bool(compare(value, other))
     except TypeError:
         return False
 

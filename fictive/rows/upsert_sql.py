@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ClauseElement, Executable
 
 from .stored_values import as_stored, bound, images_differ, texts_differ
-from .unique_keys import conflict_target, key_over
+from .unique_keys import UniqueKey, key_over
 
-__all__ = ["EXCLUDED", "CreateStaging", "DropStaging", "StagingTable", "Upsert", "insert_into",
-           "of_class", "on_conflict_update", "was_inserted"]  # fmt: skip
+__all__ = ["EXCLUDED", "CreateStaging", "Upsert", "insert_into", "of_class", "on_conflict_update",
+           "staging_table", "was_inserted"]  # fmt: skip
 
 EXCLUDED: Any = object()
 """Instead of a value: what the row to insert has for the column."""
@@ -96,25 +97,18 @@ def on_conflict_update(
 _numbers = itertools.count(1)
 
 
-class StagingTable:
-    """A temporary table with some columns of another one, of exactly their types, and the number of each row.
+def staging_table(columns: Sequence[sa.Column[Any]]) -> sa.Table:
+    """A temporary table with these columns of another one, of exactly their types, and last the number of each row.
 
     It goes with its transaction; names are never used twice in a process, since a transaction may have several.
     """
-
-    def __init__(self, table: sa.Table, columns: Sequence[sa.Column[Any]]) -> None:
-        self.columns = list(columns)
-        own = [sa.Column(column.name, column.type, key=column.key) for column in columns]
-        number = "fictive_row"
-        while number in {column.name for column in columns}:
-            number += "_"
-        self.number: sa.Column[int] = sa.Column(number, sa.BigInteger)
-        # with the schema's name, so that no `schema_translate_map` takes it for the model's
-        name = f"fictive_stage_{next(_numbers)}"
-        self.table = sa.Table(name, sa.MetaData(), *own, self.number, schema="pg_temp")
-
-    def __getitem__(self, column: sa.Column[Any]) -> sa.Column[Any]:
-        return self.table.c[column.key]
+    number = "fictive_row"
+    while number in {column.name for column in columns}:
+        number += "_"
+    own = [sa.Column(column.name, column.type, key=column.key) for column in columns]
+    # with the schema's name, so that no `schema_translate_map` takes it for the model's
+    name = f"fictive_stage_{next(_numbers)}"
+    return sa.Table(name, sa.MetaData(), *own, sa.Column(number, sa.BigInteger), schema="pg_temp")
 
 
 class CreateStaging(Executable, ClauseElement):
@@ -122,29 +116,17 @@ class CreateStaging(Executable, ClauseElement):
 
     inherit_cache = False
 
-    def __init__(self, stage: StagingTable) -> None:
-        self.table = stage.table
-        columns = [sa.type_coerce(column, sa.types.NullType()).label(column.name) for column in stage.columns]
-        self.select = sa.select(*columns, sa.cast(sa.null(), sa.BigInteger).label(stage.number.name))
-
-
-class DropStaging(Executable, ClauseElement):
-    inherit_cache = False
-
-    def __init__(self, stage: StagingTable) -> None:
-        self.table = stage.table
+    def __init__(self, stage: sa.Table, columns: Sequence[sa.Column[Any]]) -> None:
+        self.name = stage.name
+        own = [sa.type_coerce(column, sa.types.NullType()).label(column.name) for column in columns]
+        *_, number = stage.columns
+        self.select = sa.select(*own, sa.cast(sa.null(), sa.BigInteger).label(number.name))
 
 
 @compiles(CreateStaging)
 def _create_staging(element: CreateStaging, compiler: Any, **kwargs: Any) -> str:
     select = compiler.process(element.select, **kwargs)
-    name = compiler.preparer.quote(element.table.name)
-    return f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {select} WITH NO DATA"
-
-
-@compiles(DropStaging)
-def _drop_staging(element: DropStaging, compiler: Any, **kwargs: Any) -> str:
-    return f"DROP TABLE pg_temp.{compiler.preparer.quote(element.table.name)}"
+    return f"CREATE TEMPORARY TABLE {element.name} ON COMMIT DROP AS {select} WITH NO DATA"
 
 
 # -- upserts and updates ----------------------------------------------------------------------------------------------
@@ -170,19 +152,16 @@ class Upsert:
         """`INSERT … ON CONFLICT`, its values not yet given. On PostgreSQL a row comes back for each that was written:
         whether it was inserted, and `deleted_key`."""
         upsert = self._on_conflict(insert_into(self.table, self.dialect.name))
-        returned = (
-            self.deleted_key() if self.dialect.name == "sqlite" else [was_inserted(self._target), *self.deleted_key()]
-        )
+        inserted = [] if self.dialect.name == "sqlite" else [was_inserted(self._target)]
+        returned = [*inserted, *self.deleted_key()]
         return upsert.returning(*returned) if returned else upsert
 
-    def upsert_from(self, stage: StagingTable, *, last_wins: bool) -> Any:
-        """The counts (inserted, written) of an upsert of what is staged.
-
-        In the order of the key, so that two of them at the same time wait for each other and do not deadlock.
-        """
-        source: Any = self._last_of_each(stage).subquery("last") if last_wins else stage.table
-        select = sa.select(*(source.c[column.key] for column in stage.columns)).order_by(*self._order(source))
-        insert = postgresql.insert(self.table).from_select([column.key for column in stage.columns], select)
+    def upsert_from(self, stage: sa.Table, *, last_wins: bool) -> Any:
+        """The counts (inserted, written) of an upsert of what is staged, and `deleted_key` where it met one."""
+        source: Any = self._last_of_each(stage).subquery("last") if last_wins else stage
+        names = stage.columns.keys()[:-1]
+        select = sa.select(*(source.c[name] for name in names)).order_by(*self._order(source))
+        insert = postgresql.insert(self.table).from_select(names, select)
         fresh = was_inserted(self._target).label("fresh")
         done = self._on_conflict(insert).returning(fresh, *self.deleted_key()).cte("done")
         counts = [sa.func.count().filter(done.c.fresh), sa.func.count()]
@@ -200,87 +179,82 @@ class Upsert:
             return []
         return [self.live.label("fictive_live"), *(c.label(f"fictive_key_{n}") for n, c in enumerate(self.key))]
 
-    @property
+    @functools.cached_property
+    def _known_key(self) -> UniqueKey | None:
+        return key_over(self.table, self.key, self.dialect.name)
+
+    @functools.cached_property
     def _target(self) -> dict[str, Any]:
-        return conflict_target(self.table, self.key, self.dialect.name)
-
-    def _on_conflict(self, insert: Any) -> Any:
-        target = self._target
-        deleted = [] if self.live is None else [self.live.is_not(None)]
-        if not self.update and not deleted:
-            return insert.on_conflict_do_nothing(**target)
-        setting = dict.fromkeys(self.update, EXCLUDED)
-        if not self.update:
-            assert self.live is not None
-            return on_conflict_update(insert, target, {}, {self.live: self.live}, self.dialect, also_where=deleted)
-        return on_conflict_update(
-            insert, target, setting, self.besides, self.dialect, also_where=deleted, only_where=self.only
-        )
-
-    def update_row(self, row: Mapping[sa.Column[Any], Any], by_row: Mapping[sa.Column[Any], Any]) -> Any:
-        """`UPDATE` of the row with this key."""
-        where = [column == as_stored(row[column], column.type, self.dialect) for column in self.key]
-        changed = [texts_differ(column, row[column], self.dialect) for column in self.update]
-        besides = {column: bound(value, column.type) for column, value in {**self.besides, **by_row}.items()}
-        values = {column: bound(row[column], column.type) for column in self.update}
-        return sa.update(self.table).where(*where, *self.only).values(values | _if_changed(changed, besides))
-
-    def update_from(self, stage: StagingTable, *, last_wins: bool) -> Any:
-        """`UPDATE … FROM` what is staged. It locks the rows in the order of the key before it writes the first, so
-        that two of them at the same time wait for each other and do not deadlock."""
-        source: Any = self._last_of_each(stage).cte("last") if last_wins else stage.table
-        same = [column == source.c[column.key] for column in self.key]
-        joined = self.table.join(source, sa.and_(*same))
-        locking: Any = sa.select(sa.literal_column("1").label("one")).select_from(joined)
-        locked = (
-            locking.where(*self.only)
-            .order_by(*self._order(source))
-            .with_for_update(key_share=True, of=self.table)
-            .cte("locked")
-        )
-        there = [source.c[column.key] for column in self.update]
-        besides: dict[Any, Any] = {column: bound(value, column.type) for column, value in self.besides.items()}
-        besides |= {column: source.c[column.key] for column in self.by_row}
-        values = dict(zip(self.update, there, strict=True))
-        first = sa.select(sa.func.count()).select_from(locked).scalar_subquery() >= 0
-        update = sa.update(self.table).where(first, *same, *self.only)
-        return update.values(values | _if_changed([images_differ(self.update, there)], besides))
-
-    # -- duplicates ---------------------------------------------------------------------------------------------------
+        """Of ON CONFLICT: the unique key, or one that only the database knows."""
+        return (self._known_key or UniqueKey(tuple(self.key))).target
 
     @property
     def nulls_are_one(self) -> bool:
         """Whether two keys with NULL are one, by NULLS NOT DISTINCT."""
-        key = key_over(self.table, self.key, self.dialect.name)
-        return key is not None and not key.nulls_distinct
+        return self._known_key is not None and not self._known_key.nulls_distinct
 
-    def duplicate_in(self, stage: StagingTable) -> Any:
+    def _on_conflict(self, insert: Any) -> Any:
+        target = self._target
+        if not self.update and self.live is None:
+            return insert.on_conflict_do_nothing(**target)
+        setting = dict.fromkeys(self.update, EXCLUDED)
+        besides: Any = self.besides if self.update else {self.live: self.live}
+        only = self.only if self.update else ()
+        deleted = [] if self.live is None else [self.live.is_not(None)]
+        return on_conflict_update(insert, target, setting, besides, self.dialect, also_where=deleted, only_where=only)
+
+    def update_row(self, row: Mapping[sa.Column[Any], Any]) -> Any:
+        """`UPDATE` of the row with this key."""
+        given = {column: bound(row[column], column.type) for column in (*self.update, *self.by_row)}
+        where = [column == as_stored(row[column], column.type, self.dialect) for column in self.key]
+        return self._update(where, given, [texts_differ(column, row[column], self.dialect) for column in self.update])
+
+    def update_from(self, stage: sa.Table, *, last_wins: bool) -> Any:
+        """`UPDATE … FROM` what is staged. It locks the rows in their order before it writes the first."""
+        source: Any = self._last_of_each(stage).cte("last") if last_wins else stage
+        given = {column: source.c[column.key] for column in (*self.update, *self.by_row)}
+        same = [column == source.c[column.key] for column in self.key]
+        joined: Any = sa.select(sa.literal_column("1").label("one")).select_from(
+            self.table.join(source, sa.and_(*same))
+        )
+        ordered = joined.where(*self.only).order_by(*self._order(source))
+        locked = ordered.with_for_update(key_share=True, of=self.table).cte("locked")
+        first = sa.select(sa.func.count()).select_from(locked).scalar_subquery() >= 0
+        changed = images_differ(self.update, [given[column] for column in self.update])
+        return self._update([first, *same], given, [changed])
+
+    def _update(self, where: Iterable[Any], given: Mapping[sa.Column[Any], Any], changed: Iterable[Any]) -> Any:
+        """`UPDATE` of all that is found to what is `given`; what else is set only where a value is `changed`."""
+        besides = {column: bound(value, column.type) for column, value in self.besides.items()}
+        besides |= {column: given[column] for column in self.by_row}
+        setting = {column: given[column] for column in self.update}
+        setting |= {column: sa.case((sa.or_(*changed), value), else_=column) for column, value in besides.items()}
+        return sa.update(self.table).where(*where, *self.only).values(setting)
+
+    # -- duplicates ---------------------------------------------------------------------------------------------------
+
+    def duplicate_in(self, stage: sa.Table) -> Any:
         """A key that is staged twice."""
-        keys = [stage[column] for column in self.key]
+        keys = [stage.c[column.key] for column in self.key]
         given = [] if self.nulls_are_one else [key.is_not(None) for key in keys]
         return sa.select(*keys).where(*given).group_by(*keys).having(sa.func.count() > 1).limit(1)
 
-    def _last_of_each(self, stage: StagingTable) -> Any:
+    def _last_of_each(self, stage: sa.Table) -> Any:
         """What is staged, without rows whose key comes again; a key with a NULL in it is like no other, as a rule."""
-        keys = [stage[column] for column in self.key]
-        rank = sa.func.row_number().over(partition_by=keys, order_by=stage.number.desc()).label("fictive_rank")
-        ranked = sa.select(*(stage[column] for column in stage.columns), rank).subquery("ranked")
-        nullable = [] if self.nulls_are_one else [c for c in self.key if c.nullable]
-        return sa.select(*(ranked.c[column.key] for column in stage.columns)).where(
-            sa.or_(ranked.c.fictive_rank == 1, *(ranked.c[column.key].is_(None) for column in nullable))
-        )
+        *columns, number = stage.columns
+        keys = [stage.c[column.key] for column in self.key]
+        rank = sa.func.row_number().over(partition_by=keys, order_by=number.desc()).label("fictive_rank")
+        ranked = sa.select(*columns, rank).subquery("ranked")
+        nullable = [] if self.nulls_are_one else [column for column in self.key if column.nullable]
+        is_last = sa.or_(ranked.c.fictive_rank == 1, *(ranked.c[column.key].is_(None) for column in nullable))
+        return sa.select(*(ranked.c[column.key] for column in columns)).where(is_last)
 
     def _order(self, source: Any) -> list[Any]:
-        """By the key; texts by code point, as Python sorts, so that a statement with values takes its locks in the
-        same order."""
+        """By the key, so that two statements at the same time wait for each other and do not deadlock; texts by code
+        point, as Python sorts, for a statement with values takes its locks in the same order."""
         order = []
         for column in self.key:
             stored = column.type.impl_instance if isinstance(column.type, sa.types.TypeDecorator) else column.type
             is_text = isinstance(stored, sa.String) and not isinstance(stored, sa.Enum)
             order.append(sa.collate(source.c[column.key], "C") if is_text else source.c[column.key])
         return order
-
-
-def _if_changed(changed: Sequence[Any], besides: Mapping[Any, Any]) -> dict[Any, Any]:
-    """`besides` for a row that gets another value than it has; the row is counted as updated in any case."""
-    return {column: sa.case((sa.or_(*changed), value), else_=column) for column, value in besides.items()}
