@@ -11,7 +11,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from fictive.sqlalchemy import OptInSession
+from fictive.sqlalchemy import OptInSession, insert_many, update_many, upsert_many
 
 
 class Base(DeclarativeBase):
@@ -352,6 +352,10 @@ STATEMENTS: dict[str, Callable[[sa_orm.Session], Any]] = {
     "bulk insert": lambda s: s.bulk_insert_mappings(Kid, [{"id": 9, "owner_id": 1}]),
     "bulk update": lambda s: s.bulk_update_mappings(Kid, [{"id": 1, "owner_id": 2}]),
     "bulk save": lambda s: s.bulk_save_objects([Kid(id=9, owner_id=1), Badge(id=9, owner_id=1)]),
+    "insert_many": lambda s: insert_many(s, Kid, [{"id": 9, "owner_id": 1}]),
+    "insert_many, returning": lambda s: insert_many(s, Kid, [{"id": 9, "owner_id": 1}], returning="keys"),
+    "upsert_many": lambda s: upsert_many(s, Kid, [{"id": 9, "owner_id": 1}, {"id": 1, "owner_id": 2}], key=["id"]),
+    "update_many": lambda s: update_many(s, Kid, [{"id": 1, "owner_id": 2}]),
     "insert an association": lambda s: s.execute(sa.insert(Signature).values(owner_id=2, tag_id=1)),
 }
 

@@ -87,7 +87,9 @@ def insert_many(
     """
     operation = BulkOperation(session, model, rows, "insert_many()", batch_size, commit_every, progress)
     if returning is not None:
-        return _insert_returning(operation, model, returning)
+        made = _insert_returning(operation, model, returning)
+        operation.expire_loaded(inserted=True)
+        return made
 
     def work(batches: Iterator[Batch]) -> None:
         if not operation.is_single_table():
@@ -98,6 +100,7 @@ def insert_many(
                 insert_rows(operation.connection, operation.table, operation.with_fixed(batch), batch.size)
 
     operation.run(work)
+    operation.expire_loaded(inserted=True)
     return operation.done
 
 
@@ -168,7 +171,7 @@ def upsert_many(
         operation.updated += written - inserted
 
     operation.run(work)
-    operation.expire_loaded()
+    operation.expire_loaded(inserted=True, updated=True)
     inserted, updated = operation.inserted, operation.updated
     return Upserted(inserted, updated, operation.done - inserted - updated)
 
@@ -226,7 +229,7 @@ def update_many(
             operation.updated += operation.connection.execute(statement).rowcount
 
     operation.run(work)
-    operation.expire_loaded()
+    operation.expire_loaded(updated=True)
     return operation.updated
 
 

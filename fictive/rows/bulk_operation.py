@@ -16,6 +16,7 @@ from ..drivers import sqlstate
 from ..errors import ConfigurationError, DuplicateRows, KeyOfDeletedRow, TransactionAlreadyBegun
 from ..session.given import session_of, together
 from ..session.session import OptInSession
+from ..session.written_by_statement import expire_written_in_bulk
 from .attributes import attribute_names, live_attribute, mapper_of
 from .bulk_input import Batch, RowReader, attribute_named, duplicate_rows, shown_key
 from .column_defaults import InsertDefaults, UpdateDefaults, discriminator, first_version, onupdate_of_each
@@ -232,11 +233,17 @@ class BulkOperation:
             raise _StagingRefused from error
         return stage
 
-    def expire_loaded(self) -> None:
-        """Let objects that are loaded in the session be loaded again; what was changed on them and not yet written
-        stays."""
+    def expire_loaded(self, *, inserted: bool = False, updated: bool = False) -> None:
+        """Let what the session has loaded of such rows be loaded again: their columns, and relationships that they
+        belong to. What was changed in the objects and not yet written stays."""
         if not self.done:
             return
+        if inserted:
+            expire_written_in_bulk(self.session, self.mapper, makes_rows=True)
+        if not updated:
+            return
+        columns = [column.key for column in self.columns(self.reader.names)]
+        expire_written_in_bulk(self.session, self.mapper, makes_rows=False, columns=columns, is_synchronized=True)
         for loaded in list(self.session.identity_map.values()):
             if isinstance(loaded, self.mapper.class_):
                 state = sa.inspect(loaded)

@@ -10,7 +10,7 @@ import functools
 import itertools
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -56,6 +56,7 @@ __all__ = [
     "must_be_unique",
     "named_froms",
     "options_of",
+    "other_sides",
     "own_options",
     "past_ended_blocks",
     "pending_states",
@@ -513,6 +514,12 @@ def key_of(state: sa_orm.InstanceState[Any]) -> tuple[Any, ...]:
     """The primary key of a persistent object, as it is in the identity map."""
     assert state.key is not None
     return tuple(state.key[1])
+
+
+def other_sides(relation: Any) -> Collection[Any]:
+    """The relationships that show the same links from the other side, by `back_populates`."""
+    found: Collection[Any] = relation._reverse_property
+    return found
 
 
 def relationship_of_load(state: sa_orm.ORMExecuteState) -> sa_orm.RelationshipProperty[Any] | None:

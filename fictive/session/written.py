@@ -187,7 +187,7 @@ def _others_of(relation: Any) -> Iterator[_Reader]:
     """The other relationships that are loaded from a many-to-many's secondary table."""
     for owner in relation.mapper.registry.mappers:
         for other in owner.relationships:
-            is_same = other is relation or other in relation._reverse_property
+            is_same = other is relation or other in private.other_sides(relation)
             if other.parent is owner and other.secondary is relation.secondary and not is_same:
                 yield _Reader(owner, other.key, True, frozenset())
 

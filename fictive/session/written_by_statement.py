@@ -8,7 +8,7 @@ table, or `synchronize_session=False`). All is loaded when it is looked at next.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -48,36 +48,41 @@ def expire_written(session: sa_orm.Session, statement: Any, params: Any, options
     _expire(session, written)
 
 
-def expire_written_in_bulk(session: sa_orm.Session, mapper: sa_orm.Mapper[Any], *, makes_rows: bool) -> None:
-    """After rows of a mapper were inserted, or changed, past the objects of the session: as `expire_written`."""
+def expire_written_in_bulk(
+    session: sa_orm.Session,
+    mapper: sa_orm.Mapper[Any],
+    *,
+    makes_rows: bool,
+    columns: Collection[str] | None = None,
+    is_synchronized: bool = False,
+) -> None:
+    """After rows of a mapper were inserted, or these columns changed, past the objects of the session: as
+    `expire_written`."""
     if not session.expire_on_commit and len(session.identity_map):
         for table in mapper.tables:
-            _expire(session, _Written(table, None, makes_rows, removes_rows=False, is_synchronized=False))
+            _expire(session, _Written(table, columns, makes_rows, False, is_synchronized))
 
 
 def _expire(session: sa_orm.Session, written: _Written) -> None:
-    reads: dict[Any, bool] = {}
+    reading: dict[sa_orm.Mapper[Any], list[Any]] = {}
     for state in session.identity_map.all_states():
-        stale = list(_stale(state, written, reads))
-        obj = state.obj() if stale else None
-        if obj is not None:
-            session.expire(obj, stale)
-            private.expire_with_savepoint(session, state)
+        mapper = state.manager.mapper
+        if mapper not in reading:
+            reading[mapper] = [each for each in mapper.attrs if _reads(each, written)]
+        if stale := [each.key for each in reading[mapper] if _is_stale(state, each, written)]:
+            obj = state.obj()
+            if obj is not None:
+                session.expire(obj, stale)
+                private.expire_with_savepoint(session, state)
 
 
-def _stale(state: Any, written: _Written, reads: dict[Any, bool]) -> Iterator[str]:
-    """The loaded attributes of an object that are loaded from what was written."""
-    values, pending = state.dict, state.committed_state
-    for attribute in state.manager.mapper.attrs:
-        if attribute.key not in values or attribute.key in pending:
-            continue
-        if attribute not in reads:
-            reads[attribute] = _reads(attribute, written)
-        if not reads[attribute]:
-            continue
-        if written.makes_rows and not getattr(attribute, "uselist", True) and values[attribute.key] is not None:
-            continue  # it has its row
-        yield attribute.key
+def _is_stale(state: Any, attribute: Any, written: _Written) -> bool:
+    """Whether an attribute is loaded, has no pending change, and may be another one now."""
+    values = state.dict
+    if attribute.key not in values or attribute.key in state.committed_state:
+        return False
+    # what has its row does not get another one by an INSERT
+    return not written.makes_rows or getattr(attribute, "uselist", True) or values[attribute.key] is None
 
 
 def _reads(attribute: Any, written: _Written) -> bool:
@@ -105,7 +110,9 @@ def _was_any_written(parts: Iterable[Any], written: _Written) -> bool:
 def _was_written(column: sa.Column[Any], written: _Written) -> bool:
     if column.table is not written.table:
         return False
-    return written.columns is None or column.key in written.columns or _is_made(column)
+    if written.columns is None:
+        return not column.primary_key  # by which the objects are known
+    return column.key in written.columns or _is_made(column)
 
 
 def _is_made(column: sa.Column[Any]) -> bool:
