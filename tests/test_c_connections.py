@@ -304,6 +304,18 @@ def test_c1_a_notification_seen_at_checkout_is_delivered_at_once(make_app: MakeA
         assert found == ["it"]
 
 
+def test_c1_a_named_cursor_on_the_drivers_own_connection_in_a_transaction(app: Flask, look: Look) -> None:
+    """psycopg2 declares one in a transaction of its own only, and is told of the one that is open."""
+    with app.app_context(), db.session.begin():
+        db.session.execute(sa.insert(Item).values(name="x"))
+        raw: Any = db.session.connection().connection.dbapi_connection
+        with raw.cursor("by_hand") as cursor:
+            cursor.execute("SELECT name FROM item")
+            assert cursor.fetchall() == [("x",)]
+        db.session.execute(sa.insert(Item).values(name="y"))
+    assert look("select name from item order by name") == ["x", "y"]
+
+
 class TestKeepAlive:
     def parameters(self, engine: sa.Engine) -> dict[str, str]:
         with engine.connect() as connection:
