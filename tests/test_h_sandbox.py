@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +18,10 @@ from fictive import errors
 from fictive.drivers import sqlstate
 from fictive.sqlalchemy import OptInSession, Rollback, cleanup_tables
 from fictive.testing.sandbox import sandbox
+from fictive.testing.wire import Wire
+from tests.interrupts import OURS, Interrupt, Striker
 from tests.models import opt_in
+from tests.wirelog import messages
 
 db = opt_in.db
 Item, Child, Booking, Tag = opt_in.Item, opt_in.Child, opt_in.Booking, opt_in.Tag
@@ -736,3 +740,192 @@ def test_set_transaction_read_only_as_the_first_statement(app: Flask) -> None:
         with pytest.raises(sa.exc.DBAPIError) as caught:
             connection.execute(sa.insert(Item.__table__).values(name="x"))
         assert sqlstate(caught.value) == "25006"
+
+
+# -- what is sent -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def direct(database_url: str, wire: Wire) -> Iterator[sa.Engine]:
+    """An engine whose messages can be seen as they are on the wire."""
+    engine = sa.create_engine(wire.url(database_url))
+    yield engine
+    engine.dispose()
+
+
+INSERT = sa.insert(Item.__table__)
+
+
+def work(session: OptInSession) -> list[str]:
+    session.execute(INSERT.values(name="outside"))
+    with session.begin():
+        session.execute(INSERT.values(name="first"))
+        session.execute(INSERT.values(name="second"))
+    return list(session.scalars(sa.select(Item.name).order_by(Item.name)))
+
+
+def warm(engine: sa.Engine) -> None:
+    """Let the driver know the texts, of which some travel alone the first time."""
+    with sandbox(engine), OptInSession(engine) as session:
+        work(session)
+
+
+def test_h4_savepoints_and_their_ends_travel_with_statements(direct: sa.Engine, wire: Wire) -> None:
+    warm(direct)
+    with wire.record() as log, sandbox(direct), OptInSession(direct) as session:
+        assert work(session) == ["first", "outside", "second"]
+    assert messages(log) == [
+        "BEGIN+SAVEPOINT+INSERT",
+        *("SELECT", "SELECT"),  # whether a constraint is deferrable, and which: for the first commit
+        "SET",  # CONSTRAINTS ALL IMMEDIATE, and back
+        "SAVEPOINT+INSERT",
+        "INSERT",
+        "SET",
+        "RELEASE+SAVEPOINT+SELECT",
+        "ROLLBACK",
+    ]
+    assert log.connections_opened == 0
+
+
+def test_h4_a_sandbox_that_is_not_used_sends_nothing(direct: sa.Engine, wire: Wire) -> None:
+    warm(direct)
+    with wire.record() as log, sandbox(direct), sandbox(direct):
+        pass
+    assert log.round_trips == 0
+
+
+def test_h4_a_nested_sandbox_costs_one_round_trip(direct: sa.Engine, wire: Wire) -> None:
+    """Where no constraint is deferrable, which is asked once; COMMIT needs none, and reads need no savepoint each."""
+    warm(direct)
+    with sandbox(direct):
+        with OptInSession(direct) as session, session.begin():
+            session.execute(sa.text("DROP TABLE booking"))
+        for _ in range(2):
+            with wire.record() as log, sandbox(direct), OptInSession(direct) as session:
+                assert work(session) == ["first", "outside", "second"]
+                assert session.scalar(sa.select(sa.func.count()).select_from(Item)) == 3
+        assert messages(log) == [
+            "SAVEPOINT+SAVEPOINT+INSERT",
+            "SAVEPOINT+INSERT",
+            "INSERT",
+            "RELEASE+SAVEPOINT+SELECT",
+            "SELECT",
+            "ROLLBACK+RELEASE",
+        ]
+        with OptInSession(direct) as session:
+            assert session.scalars(sa.select(Item.name)).all() == []
+
+
+def test_h4_a_table_that_was_rolled_back_takes_its_constraints_along(app: Flask) -> None:
+    with db.sandbox():
+        with pytest.raises(ZeroDivisionError), db.session.begin():
+            db.session.execute(sa.text("CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)"))
+            with db.engine.begin() as connection:
+                connection.execute(INSERT.values(name="lost"))
+            raise ZeroDivisionError
+        block()
+        assert names() == ["x"]
+
+
+# -- errors and interrupts --------------------------------------------------------------------------------------------
+
+WRONG = {
+    "grammar": "SELEC 1",
+    "name": "SELECT nonsense FROM item",
+    "value": "SELECT 1 / (SELECT count(*) FROM item WHERE name = 'none')",
+    "row": "INSERT INTO tag (id, label) VALUES (1, 'taken')",
+}
+
+
+def told(error: sa.exc.DBAPIError) -> tuple[Any, ...]:
+    """What an error says of itself."""
+    diagnosis = error.orig.diag  # type: ignore[union-attr]
+    return type(error.orig), diagnosis.sqlstate, diagnosis.message_primary, diagnosis.statement_position
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=list(WRONG))
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+def test_h4_an_error_is_as_without_the_sandbox_and_undoes_its_statement_only(
+    app: Flask, wrong: str, first: bool, look: Look
+) -> None:
+    def run() -> tuple[Any, ...]:
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            db.session.execute(sa.text(wrong), execution_options={"fictive_outside": True})
+        return told(caught.value)
+
+    tag = sa.insert(Tag).values(id=1, label="taken")
+    db.session.execute(tag)
+    expected = run()
+    db.session.execute(sa.delete(Tag))
+    for _ in range(2):  # its text is known then
+        with db.sandbox():
+            if wrong is WRONG["row"]:
+                db.session.execute(tag)
+            if not first:
+                db.session.execute(INSERT.values(name="x"))
+            for _ in range(3):
+                assert run() == expected
+                with pytest.raises(sa.exc.DBAPIError) as caught, db.session.begin():
+                    db.session.execute(INSERT.values(name="undone"))
+                    with pytest.raises(sa.exc.DBAPIError) as nested, db.session.begin_nested():
+                        db.session.execute(sa.text(wrong))
+                    assert told(nested.value) == expected
+                    db.session.execute(sa.text(wrong))
+                assert told(caught.value) == expected
+            assert names() == ([] if first else ["x"])
+
+
+def test_h4_an_interrupt_in_a_test_leaves_the_sandbox_in_use_and_nothing_behind(direct: sa.Engine) -> None:
+    faults = []
+    for at in range(0, 5000, 7):
+        striker = Striker({f"{OURS}/testing": "line"}, at)
+        with sandbox(direct), OptInSession(direct) as session:
+            with contextlib.suppress(Interrupt), striker():
+                work(session)
+            session.rollback() if session.in_transaction() else None
+            with session.begin():
+                session.execute(INSERT.values(name="after"))
+            found = session.scalars(sa.select(Item.name).order_by(Item.name)).all()
+            if found not in (["after"], ["after", "outside"], ["after", "first", "outside", "second"]):
+                faults.append(f"{found} after an interrupt at {striker.struck}")
+        if striker.struck is None:
+            break
+        assert direct.pool.checkedout() == 0
+    assert at > 200
+    assert faults == []
+
+
+def test_h4_a_sandbox_whose_connection_was_lost_says_so(app: Flask, database: Any) -> None:
+    with db.sandbox():
+        block()
+        database._end_others()
+        for _ in range(2):  # a read that meets a lost connection is run again, on another one
+            with pytest.raises(errors.SandboxError, match="was lost"):
+                names()
+
+
+def test_h4_a_pool_is_used_again_by_the_next_sandbox_while_nobody_listens_to_more(app: Flask) -> None:
+    taken: list[str] = []
+
+    def take(*args: Any) -> None:
+        taken.append("taken")
+
+    with db.sandbox():
+        pool = db.engine.pool
+        block()
+    sa.event.listen(db.engine, "checkout", take)
+    try:
+        with db.sandbox():
+            assert db.engine.pool is not pool
+            block()
+            assert taken
+    finally:
+        sa.event.remove(db.engine, "checkout", take)
+    taken.clear()
+    for _ in range(2):
+        with db.sandbox():
+            before, pool = pool, db.engine.pool
+            block()
+            assert names() == ["x"]
+    assert pool is before
+    assert taken == []

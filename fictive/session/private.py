@@ -37,6 +37,7 @@ __all__ = [
     "connects_in_autocommit",
     "core_options",
     "describe",
+    "forget_entries",
     "has_listeners",
     "in_identity_map",
     "is_autocommit",
@@ -419,6 +420,12 @@ def recycle(pool: sa.Pool) -> None:
     """Let a pool replace each connection that was made before now when it is next taken, as SQLAlchemy does after an
     error that says that a connection was lost."""
     pool._invalidate_time = time.time()
+
+
+def forget_entries(pool: Any) -> None:
+    """Leave a pool as it was made, without closing what is in it, and with nothing counted that is out."""
+    pool._pool.queue.clear()
+    pool._overflow = -pool.size()
 
 
 def pool_settings(pool: sa.Pool) -> dict[str, Any]:

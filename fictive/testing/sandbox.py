@@ -15,13 +15,13 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from ..connection.engines import listeners_of, prepare
 from ..connection.pool import BorrowingPool
-from ..connection.replicas import is_replica, without_replicas
+from ..connection.replicas import has_replicas, is_replica, without_replicas
 from ..drivers import driver_for, replace_driver
-from ..errors import ConfigurationError, UnsupportedDialect
+from ..errors import ConfigurationError, SandboxError, UnsupportedDialect
 from ..session import private
 from ..session.durations import Duration, timeout_in_ms
 from .sandbox_driver import sandbox_driver
-from .shared_connection import Recording, SandboxConnection, SharedConnection
+from .shared_connection import OVER, Recording, SandboxConnection, SharedConnection
 
 if TYPE_CHECKING:
     from .remote import Place, TokenServer
@@ -56,8 +56,10 @@ def sandbox(*engines: sa.Engine, patience: Duration = "10s") -> Iterator[Sandbox
     Sandboxes nest: the inner one undoes what was done in it. Sessions on the engines are closed at the end.
 
     Raises `ConfigurationError` where a session has a transaction open, and `UnsupportedDialect` for other databases
-    than PostgreSQL by psycopg2 or psycopg. Price: 2 round trips at the begin, 1 at the end, and 1 more for
-    each statement. Replicas are not read from.
+    than PostgreSQL by psycopg2 or psycopg. Price: 1 round trip at the end, and 1 before the first commit, which asks
+    whether a constraint is deferrable; where one is, 1 for each commit. Savepoints travel with statements; on psycopg2
+    they are a message of their own for a text that is sent for the first time, and once the application has used a
+    named cursor. COMMIT costs nothing. Replicas are not read from.
     """
     seconds = (timeout_in_ms(patience, "patience") or 0) / 1000
     roots = roots_of(engines)
@@ -65,7 +67,8 @@ def sandbox(*engines: sa.Engine, patience: Duration = "10s") -> Iterator[Sandbox
         raise ConfigurationError("sandbox() does not go into the sandbox of another process.")
     box = Sandbox(patience=seconds)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(without_replicas(roots))
+        if has_replicas():
+            stack.enter_context(without_replicas(roots))
         box._enter(roots, stack)
         stack.callback(box._close_token)
         yield box
@@ -196,13 +199,13 @@ class Sandbox:
         """A sandbox in another one."""
         engines = [engine for engine, each in _open.items() if each is shared]
         known = {session: list(session) for session in _sessions(engines)}
-        name, staged = shared.nest(self._staged)
+        inner = shared.nest(self._staged)
         try:
             yield
         finally:
             for connection in list(shared.connections):
                 shared.rollback(connection)
-            shared.unnest(name, staged, keep=self._keeps)
+            shared.unnest(inner, keep=self._keeps)
             for session in _sessions(engines):
                 private.scope_of(session).committed_writes.clear()
                 session.rollback() if session.in_transaction() else None
@@ -216,19 +219,40 @@ class Sandbox:
 class SandboxPool(BorrowingPool):
     """In place of an engine's pool: each connection is one over the sandbox's."""
 
-    def __init__(self, engine: sa.Engine, source: Source) -> None:
-        super().__init__(source.connect, pool_size=_MANY, max_overflow=-1, dialect=engine.dialect)
+    def __init__(self, engine: sa.Engine) -> None:
+        self.source: Source | None = None
+        super().__init__(self._connect_to_source, pool_size=_MANY, max_overflow=-1, dialect=engine.dialect)
         for name, listener in listeners_of(engine, sandbox_driver(driver_for(engine.dialect))):
             event.listen(self, name, listener)
-        for name in ("checkout", "checkin", "reset"):
-            for listener in getattr(engine.pool.dispatch, name):
+        self._replaced = engine.pool
+        self._found = _listeners(engine.pool)
+        for name, listeners in zip(_EVENTS, self._found, strict=True):
+            for listener in listeners:
                 if not private.is_own_listener(listener):
                     event.listen(self, name, listener)
+        self._own = _listeners(self)
         self.find_listeners()
 
+    def _connect_to_source(self) -> Any:
+        if self.source is None:
+            raise SandboxError(OVER)
+        return self.source.connect()
+
+    def fits(self, engine: sa.Engine) -> bool:
+        """Whether it is as one that is made now: nobody listens to more, or to less."""
+        return (
+            self.source is None
+            and engine.pool is self._replaced
+            and _listeners(engine.pool) == self._found
+            and _listeners(self) == self._own
+        )
+
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        if record.dbapi_connection is not None:
-            record.dbapi_connection.reset()
+        dbapi: Any = record.dbapi_connection
+        if dbapi is not None:
+            if dbapi.__class__ is SandboxConnection and dbapi.is_ended:
+                return  # it comes back after the end
+            dbapi.reset()
         super()._do_return_conn(record)
 
     def recreate(self) -> SandboxPool:
@@ -237,39 +261,76 @@ class SandboxPool(BorrowingPool):
     def dispose(self) -> None:
         """Nothing to close before the sandbox ends."""
 
+    def end(self) -> None:
+        self.check_in_all()
+        self.source = None
+        private.forget_entries(self)
+
+
+_EVENTS = ("checkout", "checkin", "reset")
+
+
+def _listeners(pool: Any) -> list[list[Any]]:
+    return [list(getattr(pool.dispatch, name)) for name in _EVENTS]
+
+
+_POOL = "_fictive_sandbox_pool"
+"""The engine's attribute with the pool of a sandbox that has ended, for the next one: making it is half of the price.
+Not in a weak dictionary, since a listener may hold the engine."""
+
+
+def _pool_for(engine: sa.Engine, source: Source) -> SandboxPool:
+    pool: SandboxPool | None = vars(engine).pop(_POOL, None)
+    if pool is None or not pool.fits(engine):
+        pool = SandboxPool(engine)
+    pool.source = source
+    return pool
+
 
 @contextlib.contextmanager
 def replaced_pool(engine: sa.Engine, source: Source) -> Iterator[None]:
     """All connections of the engine come from there."""
     original, driver, before = engine.pool, driver_for(engine.dialect), _open.get(engine)
-    pool = SandboxPool(engine, source)
-    for link in _links([engine]):
-        link.let_go()
-    engine.pool = pool
-    _open[engine] = source
-    replace_driver(engine.dialect, sandbox_driver(driver))
-    _retarget([engine])
+    pool = _pool_for(engine, source)
+    links = _links([engine])
     try:
+        for link in links:
+            link.let_go()
+        _open[engine] = source
+        replace_driver(engine.dialect, sandbox_driver(driver))
+        engine.pool = pool
+        _retarget(links)
         yield
     finally:
-        for session in _sessions([engine]):
-            try:
-                session.close()
-            except Exception:
-                log.warning("closing a session at the end of the sandbox failed", exc_info=True)
-        pool.check_in_all()
-        engine.pool = original
-        del _open[engine]
-        replace_driver(engine.dialect, None)
-        if before is not None:  # that of the parent process
-            _open[engine] = before
-            replace_driver(engine.dialect, driver)
-        _retarget([engine])
+        try:
+            links = _closed(engine)
+            pool.end()
+        finally:
+            engine.pool = original
+            if before is None:
+                _open.pop(engine, None)
+                replace_driver(engine.dialect, None)
+                vars(engine)[_POOL] = pool
+            else:  # that of the parent process
+                _open[engine] = before
+                replace_driver(engine.dialect, driver)
+            _retarget(links)
 
 
-def _retarget(engines: list[sa.Engine]) -> None:
+def _closed(engine: sa.Engine) -> list[Any]:
+    """Close the engine's sessions; returns their links."""
+    found = _sessions_and_links([engine])
+    for session, _ in found:
+        try:
+            session.close()
+        except Exception:
+            log.warning("closing a session at the end of the sandbox failed", exc_info=True)
+    return [link for _, link in found]
+
+
+def _retarget(links: list[Any]) -> None:
     """Let the connection objects of sessions that are there take their connections from the engine's pool of now."""
-    for link in _links(engines):
+    for link in links:
         link.driver = driver_for(link.dialect)
         link.idle = getattr(link.engine.pool, "idle", deque(maxlen=0))
 
@@ -283,18 +344,22 @@ def _links(engines: Iterable[sa.Engine]) -> list[Any]:
 
 
 def _sessions_and_links(engines: Iterable[sa.Engine]) -> list[tuple[sa_orm.Session, Any]]:
+    sessions = private.sessions()
+    if not sessions:
+        return []
     roots = set(engines)
     return [
         (session, connection.link)
-        for session in private.sessions()
+        for session in sessions
         if (scope := private.scope_of(session)) is not None
         for engine, connection in list(scope.connections.items())
         if private.root_engine(engine) in roots
     ]
 
 
-def _key(engine: sa.Engine) -> str:
-    return engine.url.render_as_string(hide_password=False)
+def _key(engine: sa.Engine) -> tuple[object, ...]:
+    """What engines have in common whose connections could be each other's."""
+    return *engine.url[:-1], str(engine.url.query)
 
 
 def place_of(engine: sa.Engine) -> Place:

@@ -61,24 +61,15 @@ class _InSandbox(PostgreSQLDriver):
 
     def send(self, server: Any, commands: list[str]) -> None:
         server.trips += 1
-        self._give(server, commands[:-1])  # one message
-        self._run(server, commands[-1:])
-
-    def _run(self, server: Any, commands: list[str]) -> None:
-        for command in commands:
-            server.dbapi.cursor().execute(command)
+        self._send(server, commands)
 
     def commit(self, server: Any, releases: list[str]) -> None:
-        self._give(server, releases)
-        self._run(server, ["COMMIT"])
+        self._send(server, [*releases, "COMMIT"])
 
-    def _give(self, server: Any, commands: list[str]) -> None:
-        """Commands that travel with something else."""
-        server.dbapi.rides = True
-        try:
-            self._run(server, commands)
-        finally:
-            server.dbapi.rides = False
+    def _send(self, server: Any, commands: list[str]) -> None:
+        if len(commands) > 1:
+            server.dbapi.give(commands[:-1])  # one message
+        server.dbapi.send(commands[-1])
 
     def can_carry(self, dbapi: Any) -> bool:
         return True
@@ -87,7 +78,7 @@ class _InSandbox(PostgreSQLDriver):
         commands = pending.take()
         if pending.bound:
             return self._run_bound(server, commands, query, parameters)
-        self._give(server, commands)
+        server.dbapi.give(commands)
         pending.sent(commands)
         cursor = server.dbapi.cursor()
         cursor.execute(query, parameters)
@@ -96,13 +87,13 @@ class _InSandbox(PostgreSQLDriver):
     def _run_bound(self, server: Any, commands: list[str], query: Any, parameters: Any) -> Any:
         """What the server runs as one transaction, since it comes in one message."""
         dbapi = server.dbapi
-        self._give(server, ["BEGIN", *commands])
+        dbapi.give(["BEGIN", *commands])
         try:
             cursor = dbapi.cursor()
             cursor.execute(query, parameters)
-            self._give(server, ["COMMIT"])
+            dbapi.give(["COMMIT"])
         except BaseException:
-            self._give(server, ["ROLLBACK"])
+            dbapi.give(["ROLLBACK"])
             raise
         return cursor
 

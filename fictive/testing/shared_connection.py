@@ -1,61 +1,43 @@
 """One server connection under several connections of a driver: what a sandbox has in place of a pool's connections.
 
 The server connection is in one transaction, which is never committed. A `SandboxConnection` behaves as a connection
-of its own: autocommit, BEGIN, COMMIT, ROLLBACK, READ ONLY, a failed transaction. Each of its statements runs in a
-savepoint, so that an error undoes that statement only. A transaction gets a savepoint with its first statement that
-is no plain read; until then it is only a note, and several may be open at once. From then on other threads wait.
+of its own: autocommit, BEGIN, COMMIT, ROLLBACK, READ ONLY, a failed transaction. Before a statement of its own, or a
+read, is a savepoint, so that an error undoes that statement only. A transaction gets a savepoint with its first
+statement that is no plain read; until then it is only a note, and several may be open at once. From then on other
+threads wait, and its statements need no savepoint: an error aborts it, as ever.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
-import re
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
 
 import sqlalchemy as sa
 
-from ..connection.classify import StatementClass, classify, summary
+from ..connection.classify import StatementClass, summary
 from ..errors import ConfigurationError, SandboxError
 from ..session.callers import caller
+from .sandbox_texts import ON_COMMIT, SandboxText, settings_of, temporary_tables, text_of
+from .savepoints import IDLE, INERROR, INTRANS, SandboxServer
 
 __all__ = ["Recording", "SandboxConnection", "SandboxCursor", "SharedConnection", "as_thread"]
 
 OVER = "This connection is of a sandbox that has ended."
+LOST = "The server connection of this sandbox was lost, or interrupted, and what was done in the sandbox with it."
 OTHER_PROCESS = (
     "A child process cannot use the connection of its parent's sandbox as it is: give it sandbox.token(), and use "
     "fictive.testing.join there."
 )
 TWO_PHASE = "Two-phase transactions cannot be in a sandbox."
-IDLE, _ACTIVE, INTRANS, INERROR = range(4)
-"""libpq's PGTransactionStatusType."""
 
-_CONTROL = re.compile(r"(BEGIN|START\s+TRANSACTION|COMMIT|END|ROLLBACK|ABORT)\b([^;]*)", re.IGNORECASE)
-_CHAIN = re.compile(r"\bAND\s+CHAIN\b", re.IGNORECASE)
-_READ_ONLY = re.compile(r"\bREAD\s+(ONLY|WRITE)\b", re.IGNORECASE)
-_SET_TRANSACTION = re.compile(r"SET\s+(?:LOCAL\s+)?TRANSACTION\b(?!\s+SNAPSHOT)[^;]*", re.IGNORECASE)
-_CURSOR = re.compile(r"\s*DECLARE\b.*?\bCURSOR\b.*?\bFOR\b(.*)", re.IGNORECASE | re.DOTALL)
-_CURSOR_USE = re.compile(r"\s*(?:FETCH|MOVE|CLOSE)\b", re.IGNORECASE)
-_CURSOR_NAME = re.compile(r'\s*(DECLARE|CLOSE)\s+("(?:[^"]|"")+"|\w+)', re.IGNORECASE)
-_SET = re.compile(
-    r"(?:^|;)\s*(?:RE)?SET\s+(?:(LOCAL|SESSION)\s+)?(TIME\s+ZONE|(?!CHARACTERISTICS|CONSTRAINTS|TRANSACTION)[a-z_][\w.]*)",
-    re.IGNORECASE,
-)
-_SET_CONFIG = re.compile(r"\bset_config\s*\(\s*(?:'((?:[^']|'')+)'|%\((\w+)\)s|(%s))", re.IGNORECASE)
-_TEMPORARY = re.compile(
-    r"\bCREATE\s+(?:(?:LOCAL|GLOBAL)\s+)?TEMP(?:ORARY)?\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?"
-    r'((?:"(?:[^"]|"")+"|\w+)(?:\.(?:"(?:[^"]|"")+"|\w+))?)(.*?)(?:;|$)',
-    re.IGNORECASE | re.DOTALL,
-)
-_ON_COMMIT = re.compile(r"\bON\s+COMMIT\s+(DROP|DELETE\s+ROWS)\b", re.IGNORECASE)
-_DML = re.compile(r"\s*(?:SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|COPY|SET|SHOW|EXPLAIN|FETCH|MERGE)\b", re.IGNORECASE)
-
+_HAS_DEFERRABLE = "SELECT FROM pg_catalog.pg_constraint WHERE condeferrable LIMIT 1"
+"""A fifth of the time of the next one, and most databases have none."""
 _DEFERRABLE = """
 SELECT format('%I.%I', n.nspname, c.conname), c.condeferred
 FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_namespace n ON n.oid = c.connamespace
@@ -63,6 +45,14 @@ WHERE c.condeferrable AND NOT EXISTS (
     SELECT FROM pg_catalog.pg_constraint o
     WHERE o.conname = c.conname AND o.connamespace = c.connamespace AND NOT o.condeferrable)
 """
+
+_HARMLESS = frozenset(
+    """
+    adapters cancel cancel_safe cursor_factory dsn encoding fileno get_dsn_parameters get_parameter_status info notices
+    notifies prepare_threshold prepared_max protocol_version row_factory server_version
+    """.split()
+)
+"""Attributes of the driver's connection through which nothing can be sent before the sandbox's BEGIN."""
 
 
 _acting = threading.local()
@@ -117,11 +107,33 @@ class Frame:
     """Committed, but a later transaction of the same thread is open, and is to end first."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    """A sandbox in another one: its savepoint, and what was known before it."""
+
+    name: str
+    staged: deque[str]
+    deferrable: list[str] | None
+    deferred: list[str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Running:
+    """A statement that is about to be sent, or was."""
+
+    text: SandboxText
+    statement: StatementClass
+    writes: bool
+    in_transaction: bool
+    read_only: bool
+    waiting: list[str]
+    """What is to travel with it."""
+
+
 class SharedConnection:
     """A server connection in one transaction, and whose turn it is."""
 
     def __init__(self, engine: sa.Engine, *, staged: deque[str], patience: float) -> None:
-        self.dialect = engine.dialect
         self.patience = patience
         self.staged = staged
         """SQLSTATEs with which the next commits fail."""
@@ -132,52 +144,47 @@ class SharedConnection:
         """Whether something was done that ROLLBACK does not undo."""
         self.is_kept = False
         self.is_over = False
-        self.was_aborted = True
-        """Whether the last statement that failed did so on the server."""
         self.recordings: list[Recording] = []
         self.connections: list[SandboxConnection] = []
         self._pid = os.getpid()
         self._turn = threading.Condition(threading.RLock())
-        self._numbers = itertools.count(1)
-        self._unreleased: str | None = None
-        """The savepoint of the last statement, whose RELEASE travels with the next command."""
         self._deferrable: list[str] | None = None
         self._deferred: list[str] = []
-        self.fairy = engine.raw_connection()
-        self.dbapi = cast(Any, self.fairy.dbapi_connection)
-        try:
-            if self.dbapi.autocommit:
-                self.dbapi.autocommit = False
-            self.run("SAVEPOINT fictive_sandbox")
-        except BaseException as error:
-            self.fairy.invalidate(error)
-            self.fairy.close()
-            raise
+        self._schema_may_return = False
+        """Whether a ROLLBACK may undo a change to the schema."""
+        self.server = SandboxServer(engine)
+        self.dbapi = self.server.dbapi
 
     def connect(self) -> SandboxConnection:
         if self.is_over:
             raise SandboxError(OVER)
+        if self.is_lost:
+            raise SandboxError(LOST)
         connection = SandboxConnection(self)
         self.connections.append(connection)
         return connection
 
-    def nest(self, staged: deque[str]) -> tuple[str, deque[str]]:
+    def nest(self, staged: deque[str]) -> Nested:
         """Begin a sandbox in this one."""
         if os.getpid() != self._pid:
             raise SandboxError(OTHER_PROCESS)
         if self.frames:
             raise ConfigurationError("sandbox() goes around transactions, and one is open.")
-        name = f"fictive_sandbox_{next(self._numbers)}"
-        self.run(f"SAVEPOINT {name}")
-        before, self.staged = self.staged, staged
-        return name, before
-
-    def unnest(self, name: str, staged: deque[str], *, keep: bool) -> None:
+        nested = Nested(f"fictive_sandbox_{next(self.server.numbers)}", self.staged, self._deferrable, self._deferred)
+        self.server.savepoint(nested.name)
         self.staged = staged
+        return nested
+
+    def unnest(self, nested: Nested, *, keep: bool) -> None:
+        self.staged = nested.staged
         self.portals.clear()
-        self._deferrable = None
         try:
-            self.run(*([] if keep else [f"ROLLBACK TO SAVEPOINT {name}"]), f"RELEASE SAVEPOINT {name}")
+            if keep:
+                self._deferrable = None
+                self.server.release(nested.name)
+            else:
+                self._deferrable, self._deferred = nested.deferrable, nested.deferred
+                self.server.undo(nested.name)
         except Exception:
             if keep or not self.is_lost:
                 raise  # else the server has rolled back when the connection went
@@ -187,155 +194,170 @@ class SharedConnection:
         self.is_over = True
         for connection in self.connections:
             connection.is_ended = True
-        try:
-            if keep:
-                self.dbapi.commit()
-            else:
-                self.dbapi.rollback()
-        except BaseException as error:
-            self.fairy.invalidate(error)
-            if keep or not self.is_lost or not isinstance(error, Exception):
-                raise  # else the server has rolled back when the connection went
-        finally:
-            if self.is_tainted and self.fairy.dbapi_connection is not None:
-                self.fairy.invalidate()
-            self.fairy.close()
+        self.server.end(keep=keep, close=self.is_tainted)
 
     @property
     def is_lost(self) -> bool:
         return bool(self.dbapi.closed)
 
-    # -- what is sent of our own --------------------------------------------------------------------------------------
-
-    def run(self, *commands: str) -> Any:
-        """Send commands in one message; returns the driver's cursor."""
-        if self._unreleased is not None:
-            commands = (f"RELEASE SAVEPOINT {self._unreleased}", *commands)
-            self._unreleased = None
-        cursor = self._plain_cursor()
-        if self.dialect.driver == "psycopg":
-            cursor.execute("; ".join(commands), prepare=False)
-            while cursor.nextset():  # to the result of the last one
-                pass
-            return cursor
-        cursor.execute("; ".join(commands))
-        return cursor
-
-    def _status(self) -> int:
-        if self.dialect.driver == "psycopg":
-            return int(self.dbapi.info.transaction_status)
-        return int(self.dbapi.get_transaction_status())
-
-    def _plain_cursor(self) -> Any:
-        """The driver's own class of cursor, past those of the application and of tools that watch."""
-        dbapi = self.dbapi
-        while (inner := getattr(dbapi, "__wrapped__", None)) is not None:
-            dbapi = inner
-        if self.dialect.driver == "psycopg":
-            from psycopg.cursor import Cursor
-
-            return Cursor(dbapi)
-        from psycopg2.extensions import cursor
-
-        return cursor(dbapi)
-
-    @contextlib.contextmanager
-    def _savepoint(self, *, then: str | None = None) -> Iterator[list[str]]:
-        """A savepoint around one statement. What the body appends is sent with its RELEASE."""
-        name = f"fictive_statement_{next(self._numbers)}"
-        self.run(f"SAVEPOINT {name}", *([then] if then else ()))
-        finally_run: list[str] = []
-        try:
-            yield finally_run
-            if finally_run:
-                self.run(*finally_run, f"RELEASE SAVEPOINT {name}")
-            else:
-                self._unreleased = name
-        except BaseException:
-            self._unreleased = None  # it is within this one
-            if not self.is_lost:
-                # what the driver refused, such as a value, never reached the server
-                self.was_aborted = self._status() != INTRANS
-                undo = [f"ROLLBACK TO SAVEPOINT {name}"] if self.was_aborted else []
-                self.run(*undo, f"RELEASE SAVEPOINT {name}")
-            raise
+    def begin_now(self, *, has_to_be_known: bool) -> None:
+        """Before somebody sends past us. `has_to_be_known`: to the driver, which begins by itself else."""
+        if (has_to_be_known or not self.server.is_begun) and not self.is_over and os.getpid() == self._pid:
+            with self._turn:
+                self.server.adopt() if has_to_be_known else self.server.flush()
 
     def fail(self, code: str, message: str) -> None:
         """Let the server raise an error, so that it is the driver's own."""
-        with self._savepoint():
-            self.run(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{code}', MESSAGE = {_literal(message)}; END $$")
+        with self.server.protected():
+            self.server.run(
+                f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{code}', MESSAGE = {_literal(message)}; END $$"
+            )
 
     # -- whose turn it is ---------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def turn(self, connection: SandboxConnection) -> Iterator[None]:
         """Wait until no other thread has a transaction open that has written."""
-        if connection.is_ended:
-            raise SandboxError(OVER)
-        if os.getpid() != self._pid:
-            raise SandboxError(OTHER_PROCESS)
-        end = time.monotonic() + self.patience
-        if not self._turn.acquire(timeout=self.patience):
-            raise SandboxError(f"Another thread has been running a statement for {self.patience:g} seconds.")
+        self._take_turn(connection)
         try:
-            thread = connection.thread or _this_thread()
-            while self.frames and self.frames[-1].thread != thread and connection.frame is None:
-                if connection.is_abandoned:
-                    raise SandboxError(OVER)
-                if not self._turn.wait(max(0.0, end - time.monotonic())) and time.monotonic() >= end:
-                    raise SandboxError(
-                        f"{_described(self.frames[-1].thread)} has a transaction open in the sandbox, and this "
-                        f"thread has waited {self.patience:g} seconds for its end. Threads share one connection: end "
-                        "the transaction before another thread is waited for."
-                    )
             yield
         finally:
             self._turn.release()
 
+    def _take_turn(self, connection: SandboxConnection) -> None:
+        if connection.is_ended:
+            raise SandboxError(OVER)
+        if os.getpid() != self._pid:
+            raise SandboxError(OTHER_PROCESS)
+        if not self._turn.acquire(timeout=self.patience):
+            raise SandboxError(f"Another thread has been running a statement for {self.patience:g} seconds.")
+        if not self.frames or connection.frame is not None:
+            return
+        try:
+            self._wait_for_turn(connection)
+        except BaseException:
+            self._turn.release()
+            raise
+
+    def _wait_for_turn(self, connection: SandboxConnection) -> None:
+        end = time.monotonic() + self.patience
+        thread = connection.thread or _this_thread()
+        while self.frames and self.frames[-1].thread != thread:
+            if connection.is_abandoned:
+                raise SandboxError(OVER)
+            if not self._turn.wait(max(0.0, end - time.monotonic())) and time.monotonic() >= end:
+                raise SandboxError(
+                    f"{_described(self.frames[-1].thread)} has a transaction open in the sandbox, and this "
+                    f"thread has waited {self.patience:g} seconds for its end. Threads share one connection: end "
+                    "the transaction before another thread is waited for."
+                )
+
     # -- a statement -------------------------------------------------------------------------------------------------
 
+    def execute(self, cursor: SandboxCursor, query: Any, parameters: Any) -> None:
+        """One statement, in one message with the commands that wait where that can be."""
+        connection: SandboxConnection = cursor.connection
+        self._take_turn(connection)
+        try:
+            text = text_of(query)
+            if text.is_plain or not self._controls(connection, text):
+                running = self._prepare(connection, text, parameters)
+                try:
+                    cursor.run(self.server, query, parameters)
+                    self._commit_alone(connection, running)
+                except BaseException as error:
+                    self._failed(connection, running, error)
+                    raise
+                self._done(connection, running)
+        finally:
+            self._turn.release()
+
+    def command(self, connection: SandboxConnection, query: str) -> None:
+        """One statement whose result nobody wants."""
+        self.execute(SandboxCursor(connection), query, None)
+
     @contextlib.contextmanager
-    def statement(self, connection: SandboxConnection, query: Any, parameters: Any) -> Iterator[bool]:
-        """Around one statement; gives False where it was a command about the transaction, and is done."""
+    def statement(
+        self, connection: SandboxConnection, query: Any, parameters: Any = None, *, is_named: bool = False
+    ) -> Iterator[bool]:
+        """Around what sends statements by a way of its own; gives False where it was a command about the transaction,
+        and is done."""
         with self.turn(connection):
-            text = _text_of(query)
-            if self._controls(connection, text):
+            text = text_of(query)
+            if not text.is_plain and self._controls(connection, text):
                 yield False
                 return
-            if not connection.autocommit and connection.state == IDLE:
-                self.begin(connection)
-                self._record(connection, "BEGIN")
-            if connection.state == INERROR:
-                self._record(connection, text, is_statement=True)
-                self.fail("25P02", "current transaction is aborted, commands ignored until end of transaction block")
-            statement = classify(query).resolved(parameters)
+            running = self._prepare(connection, text, parameters)
+            try:
+                self.server.adopt() if is_named else self.server.flush()
+                self.server.is_protected = False  # a cursor of the server's may be left
+                yield True
+                self._commit_alone(connection, running)
+            except BaseException as error:
+                self._failed(connection, running, error)
+                raise
+            self._done(connection, running)
+
+    def _prepare(self, connection: SandboxConnection, text: SandboxText, parameters: Any) -> Running:
+        """All that comes before a statement, short of sending it."""
+        server = self.server
+        if not connection.autocommit and connection.state == IDLE:
+            self.begin(connection)
+            self._record(connection, "BEGIN")
+        if connection.state == INERROR:
+            self._record(connection, text.text, is_statement=True)
+            self.fail("25P02", "current transaction is aborted, commands ignored until end of transaction block")
+        statement, writes = text.statement, not text.only_reads
+        if not text.is_plain:
+            if statement.bound_flag is not None:
+                statement = statement.resolved(parameters)
+                writes = not statement.is_plain_read
             if statement.transaction_only == "PREPARE TRANSACTION":
                 raise SandboxError(TWO_PHASE)
             if statement.may_end_transaction:
-                raise SandboxError(f"{summary(text)!r} holds a COMMIT or ROLLBACK among other statements.")
-            writes = not _only_reads(text, statement)
-            in_transaction = connection.state == INTRANS
-            read_only = connection.is_read_only if in_transaction else bool(connection.read_only)
-            if in_transaction and writes and not read_only:
-                self._materialise(connection)
+                raise SandboxError(f"{summary(text.text)!r} holds a COMMIT or ROLLBACK among other statements.")
+        in_transaction = connection.state == INTRANS
+        read_only = connection.is_read_only if in_transaction else bool(connection.read_only)
+        if in_transaction and writes and not read_only:
+            self._materialise(connection)
+        if self.portals:
             self._close_portals()
-            if writes:
-                self._note_settings(connection, text, parameters, statement)
-            if self.recordings and not connection.rides:
-                self._record(connection, text, is_statement=True)
-            try:
-                with self._savepoint(then="SET TRANSACTION READ ONLY" if read_only else None) as finally_run:
-                    yield True
-                    if writes and not in_transaction:
-                        finally_run += self._at_commit(connection, text)
-            except BaseException:
-                if in_transaction and self.was_aborted:
-                    connection.state = INERROR
-                raise
-            if writes or not in_transaction:
-                self._note_effects(connection, text, statement)
-            elif (cursor := _CURSOR_NAME.match(text)) is not None:
-                self._note_portal(connection, cursor)
+        if writes and not text.is_plain:
+            self._note_settings(connection, text.text, parameters, statement)
+        if self.recordings and not connection.rides:
+            self._record(connection, text.text, is_statement=True)
+        # an error aborts a transaction that has its savepoint, unless another one has begun within it
+        if read_only or connection.frame is None or self.frames[-1] is not connection.frame:
+            server.protect(read_only=read_only)
+        if writes or text.cursor is not None:
+            server.is_protected = False
+        return Running(text, statement, writes, in_transaction, read_only, server.pending.commands[:])
+
+    def _commit_alone(self, connection: SandboxConnection, running: Running) -> None:
+        """The end of a statement that is its own transaction."""
+        if running.writes and not running.in_transaction:
+            if not running.text.is_dml:
+                self._deferrable = None
+            if commands := self._at_commit(connection):
+                self.server.run(*commands)
+
+    def _failed(self, connection: SandboxConnection, running: Running, error: BaseException) -> None:
+        was_aborted = self.server.recover(error, running.waiting)
+        if running.read_only:
+            self.server.end_read_only()
+        if running.in_transaction and was_aborted:
+            connection.state = INERROR
+
+    def _done(self, connection: SandboxConnection, running: Running) -> None:
+        text = running.text
+        if running.read_only:
+            self.server.end_read_only()
+        if not text.is_dml:
+            self._deferrable = None
+            if self.frames:
+                self._schema_may_return = True
+        if not text.is_plain:
+            self._note_effects(connection, text, running.statement)
 
     def _record(self, connection: SandboxConnection, text: str, *, is_statement: bool = False) -> None:
         if not self.recordings:
@@ -351,61 +373,60 @@ class SharedConnection:
                 recording.statements.append(text)
                 recording.places.append(caller())
 
-    def _controls(self, connection: SandboxConnection, text: str) -> bool:
+    def _controls(self, connection: SandboxConnection, text: SandboxText) -> bool:
         """Do what a command about the transaction asks for; False where the text is none."""
-        text = text.strip().rstrip("; \n\t")
-        statement = classify(text)
-        if statement.savepoint is not None:
-            return self._controls_savepoint(connection, text, *statement.savepoint)
-        if (match := _SET_TRANSACTION.fullmatch(text)) is not None:
+        if text.savepoint is not None:
+            return self._controls_savepoint(connection, text, *text.savepoint)
+        if text.sets_transaction:
             if not connection.autocommit and connection.state == IDLE:
                 self.begin(connection)
                 self._record(connection, "BEGIN")
-            self._record(connection, text, is_statement=True)
-            if (mode := _READ_ONLY.search(text)) is not None:
-                connection.is_read_only = mode[1].upper() == "ONLY"
+            self._record(connection, text.command, is_statement=True)
+            if text.read_only is not None:
+                connection.is_read_only = text.read_only
             return True
-        if (match := _CONTROL.fullmatch(text)) is None:
+        if text.verb is None:
             return False
-        verb, rest = match[1].upper(), match[2]
-        if "PREPARED" in rest.upper():
+        if text.is_two_phase:
             raise SandboxError(TWO_PHASE)
-        if verb.startswith(("BEGIN", "START")):
-            self._record(connection, text)
+        if text.verb == "BEGIN":
+            self._record(connection, text.command)
             if connection.state == IDLE:
                 self.begin(connection)
-            if (mode := _READ_ONLY.search(rest)) is not None:
-                connection.is_read_only = mode[1].upper() == "ONLY"
+            if text.read_only is not None:
+                connection.is_read_only = text.read_only
             return True
-        (self.commit if verb in ("COMMIT", "END") else self.rollback)(connection)
-        if _CHAIN.search(rest):
+        (self.commit if text.verb == "COMMIT" else self.rollback)(connection)
+        if text.chains:
             self.begin(connection)
         return True
 
-    def _controls_savepoint(self, connection: SandboxConnection, text: str, verb: str, name: str) -> bool:
+    def _controls_savepoint(self, connection: SandboxConnection, text: SandboxText, verb: str, name: str) -> bool:
         if not connection.autocommit and connection.state == IDLE:
             self.begin(connection)
             self._record(connection, "BEGIN")
         if connection.state == IDLE:
             return False  # the server says what is wrong
-        key = name[1:-1] if name.startswith('"') else name.lower()
+        key = name if name.startswith('"') else f'"{name.lower()}"'
         known = [known for known, _ in connection.savepoints]
         if verb == "SAVEPOINT":
             if connection.state == INERROR:
                 return False
             self._materialise(connection)
-            self._record(connection, text)
-            self.run(text)
-            connection.savepoints.append((key, next(self._numbers)))
+            self._record(connection, text.command)
+            self.server.savepoint(key)
+            connection.savepoints.append((key, next(self.server.numbers)))
             return True
         if key not in known or (verb == "RELEASE" and connection.state == INERROR):
             return False
         index = len(known) - 1 - known[::-1].index(key)
-        self._record(connection, text)
-        self.run(text)
+        self._record(connection, text.command)
         if verb == "RELEASE":
+            self.server.release(key)
             del connection.savepoints[index:]
         else:
+            self.server.roll_back_to(key)
+            self._forget_schema()
             self._kill_above(connection.savepoints[index][1])
             del connection.savepoints[index + 1 :]
             connection.state = INTRANS
@@ -421,9 +442,9 @@ class SharedConnection:
     def _materialise(self, connection: SandboxConnection) -> None:
         """Give a transaction its savepoint."""
         if connection.frame is None:
-            number = next(self._numbers)
+            number = next(self.server.numbers)
             frame = Frame(connection, connection.thread, f"fictive_transaction_{number}", number)
-            self.run(f"SAVEPOINT {frame.name}")
+            self.server.savepoint(frame.name)
             connection.frame = frame
             self.frames.append(frame)
 
@@ -442,7 +463,7 @@ class SharedConnection:
                 if connection.frame is not None or connection.local_settings:
                     commands = self._at_commit(connection)
                     if commands:
-                        self.run(*commands)
+                        self.server.run(*commands)
             except BaseException:
                 if not self.is_lost:
                     self._roll_back(connection)
@@ -455,7 +476,8 @@ class SharedConnection:
                 while self.frames and self.frames[-1].is_done:
                     ended = self.frames.pop()
                 if ended is not None:  # and with it those above
-                    self.run(f"RELEASE SAVEPOINT {ended.name}")
+                    self.server.release(ended.name)
+                self._schema_may_return &= bool(self.frames)
                 self._turn.notify_all()
 
     def rollback(self, connection: SandboxConnection) -> None:
@@ -471,12 +493,13 @@ class SharedConnection:
         with self.turn(connection):
             try:
                 if frame is not None:
-                    self.run(f"ROLLBACK TO SAVEPOINT {frame.name}", f"RELEASE SAVEPOINT {frame.name}")
-                    self._kill_above(frame.number)
-                    self.frames.remove(frame)
-                    self._deferrable = None
+                    try:
+                        self.server.undo(frame.name)
+                    finally:
+                        self._kill_above(frame.number - 1)  # and this one
+                        self._forget_schema()
                 else:
-                    self.run(*_restoring(connection.local_settings))
+                    self.server.run(*_restoring(connection.local_settings))
             finally:
                 self._forget(connection)
                 self._turn.notify_all()
@@ -499,15 +522,21 @@ class SharedConnection:
                 self._forget(connection)
                 connection.state = INERROR
 
-    def _at_commit(self, connection: SandboxConnection, text: str | None = None) -> list[str]:
-        """What the server does at COMMIT."""
-        commands = []
-        if text is not None and not _DML.match(text):
+    def _forget_schema(self) -> None:
+        """After a ROLLBACK that may have undone a change to it."""
+        if self._schema_may_return:
             self._deferrable = None
+            self._schema_may_return = bool(self.frames)
+
+    def _at_commit(self, connection: SandboxConnection) -> list[str]:
+        """What the server does at COMMIT."""
         if self._deferrable is None:
-            rows = self.run(_DEFERRABLE).fetchall()
+            rows: list[Any] = []
+            if self.server.run(_HAS_DEFERRABLE).rowcount:
+                rows = self.server.run(_DEFERRABLE).fetchall()
             self._deferrable = [name for name, _ in rows]
             self._deferred = [name for name, is_deferred in rows if is_deferred]
+        commands = []
         if self._deferrable:
             commands.append("SET CONSTRAINTS ALL IMMEDIATE")
             if self._deferred:
@@ -523,52 +552,38 @@ class SharedConnection:
         self, connection: SandboxConnection, text: str, parameters: Any, statement: StatementClass
     ) -> None:
         """Remember the value of a setting that is about to change: of a local one to the end of the transaction."""
-        found = []
-        for scope, words in _SET.findall(text):
-            name = words.lower() if words[:4].lower() != "time" or "zone" not in words.lower() else "timezone"
-            found.append((name, scope.upper() == "LOCAL"))
-        if "set_config" in text.lower():
-            is_local = statement.transaction_only is not None and statement.transaction_only.startswith("set_config")
-            for literal, key, positional in _SET_CONFIG.findall(text):
-                given = literal.replace("''", "'") or _parameter(parameters, key, positional)
-                if isinstance(given, str):
-                    found.append((given, is_local))
-        for name, is_local in found:
+        for name, is_local in settings_of(text, parameters, statement):
             kept = connection.local_settings if is_local else connection.settings
             if name not in kept and name not in ("all", "session"):
                 try:
-                    with self._savepoint():
-                        value = self.run(f"SELECT current_setting({_literal(name)}, true)").fetchone()[0]
+                    with self.server.protected():
+                        value = self.server.run(f"SELECT current_setting({_literal(name)}, true)").fetchone()[0]
                 except Exception:  # the statement itself says what is wrong with the name
                     continue
                 kept[name] = value
 
-    def _note_effects(self, connection: SandboxConnection, text: str, statement: StatementClass) -> None:
-        if not _DML.match(text):
-            self._deferrable = None
+    def _note_effects(self, connection: SandboxConnection, text: SandboxText, statement: StatementClass) -> None:
         if statement.connection_state is not None:
             connection.has_session_state = True
             if not statement.connection_state.startswith(("SET", "RESET", "set_config", "CREATE TEMPORARY")):
                 self.is_tainted = True
         if connection.state == IDLE:
             connection.local_settings.clear()
-        for name, options in _TEMPORARY.findall(text):
-            if (action := _ON_COMMIT.search(options)) is not None and connection.state != IDLE:
+        for name, options in temporary_tables(text.text):
+            if (action := ON_COMMIT.search(options)) is not None and connection.state != IDLE:
                 connection.temporary.append((name, action[1].upper()))
-        if (cursor := _CURSOR_NAME.match(text)) is not None:
-            self._note_portal(connection, cursor)
-
-    def _note_portal(self, connection: SandboxConnection, match: re.Match[str]) -> None:
-        if match[1].upper() == "DECLARE":
-            connection.portals.append(match[2])
-        elif match[2] in connection.portals:
-            connection.portals.remove(match[2])
+        if text.cursor is not None:
+            verb, name = text.cursor
+            if verb == "DECLARE":
+                connection.portals.append(name)
+            elif name in connection.portals:
+                connection.portals.remove(name)
 
     def _close_portals(self) -> None:
         while self.portals:
             name = self.portals.pop()
-            with contextlib.suppress(self.dialect.loaded_dbapi.Error), self._savepoint():
-                self.run(f"CLOSE {name}")
+            with contextlib.suppress(self.server.dialect.loaded_dbapi.Error), self.server.protected():
+                self.server.run(f"CLOSE {name}")
 
     def abandon(self, connection: SandboxConnection) -> None:
         """Let a thread that waits with this connection for its turn wait no longer."""
@@ -586,7 +601,7 @@ class SharedConnection:
         self.rollback(connection)
         if connection.has_session_state:
             with self.turn(connection):
-                self.run(
+                self.server.run(
                     *_restoring(connection.settings), "SELECT pg_catalog.pg_advisory_unlock_all()", "DISCARD TEMP"
                 )
 
@@ -625,6 +640,8 @@ class SandboxConnection:
             raise AttributeError(name)
         if name.startswith("tpc_") or name == "xid":
             raise SandboxError(TWO_PHASE)
+        if name not in _HARMLESS:
+            self.shared.begin_now(has_to_be_known=name == "lobject")
         return getattr(self.shared.dbapi, name)
 
     @property
@@ -674,10 +691,25 @@ class SandboxConnection:
     broken = closed
 
     def cursor(self, *args: Any, **kwargs: Any) -> SandboxCursor:
-        return SandboxCursor(self, self.shared.dbapi.cursor(*args, **kwargs))
+        if args or kwargs:
+            return SandboxCursor(self, self.shared.dbapi.cursor(*args, **kwargs))
+        return SandboxCursor(self)
 
     def execute(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
         return self.cursor().execute(query, params, **kwargs)
+
+    def give(self, commands: list[str]) -> None:
+        """Commands that travel with a statement, and are no round trips."""
+        self.rides = True
+        try:
+            for command in commands:
+                self.shared.command(self, command)
+        finally:
+            self.rides = False
+
+    def send(self, command: str) -> None:
+        """A command that is a round trip."""
+        self.shared.command(self, command)
 
     def commit(self) -> None:
         self.shared.commit(self)
@@ -707,22 +739,41 @@ class SandboxConnection:
 class SandboxCursor:
     """The driver's cursor, whose statements run in savepoints."""
 
-    def __init__(self, connection: SandboxConnection, cursor: Any) -> None:
-        self.__dict__.update(connection=connection, driver_cursor=cursor, has_name=bool(getattr(cursor, "name", None)))
+    def __init__(self, connection: SandboxConnection, cursor: Any = None) -> None:
+        state = self.__dict__
+        state["connection"] = connection
+        state["has_name"] = False
+        state["is_plain"] = cursor is None
+        """Whether it is as the driver makes it, so that another one can be in its place."""
+        if cursor is not None:
+            state["driver_cursor"] = cursor
+            state["has_name"] = bool(getattr(cursor, "name", None))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if name == "driver_cursor":
+            made = self.__dict__[name] = self.connection.shared.dbapi.cursor()
+            return made
         return getattr(self.driver_cursor, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.driver_cursor, name, value)
+        self.__dict__["is_plain"] = False
 
     def _statement(self, query: Any, parameters: Any = None) -> contextlib.AbstractContextManager[bool]:
         shared: SharedConnection = self.connection.shared
-        return shared.statement(self.connection, query, parameters)
+        return shared.statement(self.connection, query, parameters, is_named=self.has_name)
+
+    def run(self, server: SandboxServer, query: Any, parameters: Any) -> None:
+        """What the sandbox calls when it is this statement's turn."""
+        state = self.__dict__
+        state["driver_cursor"] = server.execute(None if self.is_plain else self.driver_cursor, query, parameters)
 
     def execute(self, query: Any, parameters: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if not (args or kwargs or self.has_name):
+            self.connection.shared.execute(self, query, parameters)
+            return self
         with self._statement(query, parameters) as goes_on:
             if goes_on:
                 if parameters is None:
@@ -785,7 +836,8 @@ class SandboxCursor:
 
     def close(self) -> None:
         if not self.has_name or self.connection.closed:
-            self.driver_cursor.close()
+            if "driver_cursor" in self.__dict__:  # else nothing was done with it
+                self.driver_cursor.close()
             return
         with self._statement("CLOSE"):
             self.driver_cursor.close()
@@ -795,28 +847,6 @@ class SandboxCursor:
 
     def __exit__(self, *exc_info: Any) -> None:
         self.close()
-
-
-def _text_of(query: Any) -> str:
-    if isinstance(query, bytes):
-        return query.decode("utf-8", "replace")
-    return query if isinstance(query, str) else ""
-
-
-def _only_reads(text: str, statement: StatementClass) -> bool:
-    if _CURSOR_USE.match(text):
-        return True
-    if (match := _CURSOR.match(text)) is not None:
-        return classify(match[1].strip()).is_plain_read
-    return statement.is_plain_read
-
-
-def _parameter(parameters: Any, key: str, positional: str) -> Any:
-    if key and isinstance(parameters, Mapping):
-        return parameters.get(key)
-    if positional and isinstance(parameters, Sequence) and parameters:
-        return parameters[0]
-    return None
 
 
 def _restoring(settings: Mapping[str, str | None]) -> list[str]:
