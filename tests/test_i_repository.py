@@ -178,6 +178,22 @@ def test_i3_an_unsaved_change_moves_no_cursor(items: Items) -> None:
     db.session.expire_all()
 
 
+def test_i3_a_cursor_is_of_the_row_and_not_of_an_object_loaded_before(items: Items) -> None:
+    """In a transaction an object that is loaded keeps its values, which other SQL may have changed in its row."""
+    with db.session.begin():
+        loaded = items.list(order_by=Item.name)
+        db.session.execute(sa.text("UPDATE item SET name = upper(name) || name"))
+        seen, after = "", None
+        for _ in range(4):
+            page = items.keyset_page(2, after=after, order_by=Item.name)
+            seen, after = seen + names(page.items), page.next
+            if after is None:
+                break
+        assert (seen, loaded[0].name) == ("abcdef", "a")
+        back = items.keyset_page(2, before=page.previous, order_by=Item.name)
+        assert names(items.keyset_page(2, before=back.previous, order_by=Item.name).items) == "ab"
+
+
 def test_i3_an_index_answers_a_keyset_page(items: Items, look: Any) -> None:
     order = keyset.order_of(sa.inspect(Item), [Item.name], db.engine.dialect)
     statement = order.page(3, has_cursor=True, backwards=False)

@@ -83,9 +83,8 @@ def _reader(type_: sa.types.TypeEngine[Any], python_type: type, dialect: sa.Dial
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One column of the order: its attribute on the model, the SQL, and the direction."""
+    """One column of the order: its attribute on the model, and the direction."""
 
-    name: str
     column: Any
     descending: bool
     type: type
@@ -115,13 +114,15 @@ class Order:
         self._statements: dict[tuple[int, bool, bool], sa.Select[Any]] = {}
 
     def page(self, size: int, *, has_cursor: bool, backwards: bool) -> sa.Select[Any]:
-        """The SELECT of that many objects: the first ones, or those after or before the row whose values are those of
-        `parameters`."""
+        """The SELECT of that many objects, each with its place in the order: the first ones, or those after or before
+        the row whose values are those of `parameters`."""
         about = (size, has_cursor, backwards)
         found = self._statements.get(about)
         if found is None:
             keys = [key.backwards() if backwards else key for key in self.keys]
-            found = sa.select(self._model).order_by(*(key.order for key in keys)).limit(size)
+            # in a transaction an object that was loaded before keeps what it has, and pending changes are no row's
+            places = [key.column for key in self.keys]
+            found = sa.select(self._model, *places).order_by(*(key.order for key in keys)).limit(size)
             if has_cursor:
                 found = found.where(_beyond(keys, self._dialect))
             if len(self._statements) >= _MOST_STATEMENTS:
@@ -195,7 +196,7 @@ def _key(mapper: sa_orm.Mapper[Any], name: str, descending: bool, dialect: sa.Di
             f"A keyset page cannot be ordered by {mapper.class_.__name__}.{name}: its type {column.type!r} has no "
             "text form for a cursor. Use page()."
         )
-    return Key(name, getattr(mapper.class_, name), descending, type_, read)
+    return Key(getattr(mapper.class_, name), descending, type_, read)
 
 
 def _python_type(column: sa.Column[Any]) -> type:
@@ -230,12 +231,9 @@ _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _parse = json.JSONDecoder().raw_decode
 
 
-def encode(keys: Sequence[Key], instance: object) -> str:
-    """A cursor: where `instance` stands in the order, as text for a URL."""
-    # what was changed on the object and not yet written does not move its row
-    changed = sa_orm.attributes.instance_state(instance).committed_state
-    values = [changed[key.name] if key.name in changed else getattr(instance, key.name) for key in keys]
-    packed = ",".join([encode_basestring_ascii(str(value)) for value in values])
+def encode(place: Sequence[Any]) -> str:
+    """A cursor: a place in the order, as text for a URL."""
+    packed = ",".join([encode_basestring_ascii(str(value)) for value in place])
     coded = binascii.b2a_base64(f"[{packed}]".encode(), newline=False)
     return coded.translate(_URL_SAFE).rstrip(b"=").decode()
 

@@ -236,21 +236,21 @@ class Repository(Generic[_M]):
             raise ValueError("keyset_page(after=..., before=...): one or the other.")
         query = self._query(where, equal, order_by, join)
         order = keyset.order_of(self._mapper, query.order, dialect_of(self.session, self._mapper))
-        keys, cursor = order.keys, after if before is None else before
+        cursor = after if before is None else before
         parameters = None if cursor is None else order.parameters(cursor)
         page = order.page(size + 1, has_cursor=cursor is not None, backwards=before is not None)
         statement = query.narrow(page)
         if options:
             statement = statement.options(*_several(options, "options"))
-        found = _List(self.session.scalars(statement, parameters).unique())
-        more, items = len(found) > size, found[:size]
+        found = self.session.execute(statement, parameters).unique().all()
+        more, rows = len(found) > size, found[:size]
         if before is not None:
-            items.reverse()
+            rows = rows[::-1]
         has_next, has_previous = (more, cursor is not None) if before is None else (True, more)
         return KeysetPage(
-            items,
-            next=keyset.encode(keys, items[-1]) if items and has_next else None,
-            previous=keyset.encode(keys, items[0]) if items and has_previous else None,
+            [row[0] for row in rows],
+            next=keyset.encode(rows[-1][1:]) if rows and has_next else None,
+            previous=keyset.encode(rows[0][1:]) if rows and has_previous else None,
         )
 
     # -- writing ------------------------------------------------------------------------------------------------------
