@@ -108,6 +108,28 @@ def test_a_mapper_tells_whether_anyone_listens() -> None:
     assert not private.has_listeners(sa.inspect(sub), "before_insert")
 
 
+def test_a_composite_is_nobody_who_listens() -> None:
+    """SQLAlchemy lets a composite listen to the flushes of its mapper, to drop the value that it keeps."""
+
+    class Base(sa_orm.DeclarativeBase):
+        pass
+
+    class Place(Base):
+        __tablename__ = "place"
+        id: sa_orm.Mapped[int] = sa_orm.mapped_column(primary_key=True)
+        at = sa_orm.composite(lambda x, y: (x, y), sa_orm.mapped_column("x"), sa_orm.mapped_column("y"))
+
+    mapper = sa.inspect(Place)
+    sa_orm.configure_mappers()
+    assert mapper.dispatch.after_insert
+    assert not private.has_listeners(mapper, "after_insert", "after_update")
+    for raw in (False, True):
+        listener = lambda *_: None  # noqa: E731
+        sa.event.listen(Place, "after_insert", listener, raw=raw)
+        assert private.has_listeners(mapper, "after_insert", "after_update")
+        sa.event.remove(Place, "after_insert", listener)
+
+
 def test_a_view_of_an_engine_names_the_engine(lite: sa.Engine) -> None:
     assert private.root_engine(lite.execution_options(a=1).execution_options(b=2)) is lite
 

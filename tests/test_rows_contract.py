@@ -201,6 +201,16 @@ def test_i3_keyset_pages_go_by_the_attribute_and_as_stored(db: OptInSession) -> 
         assert (len(seen), len(set(seen))) == (60, 60)
 
 
+def test_d2_d7_a_model_with_a_composite_is_written_by_one_statement(db: OptInSession, engine: sa.Engine) -> None:
+    sent: list[str] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *args: sent.append(args[2].split()[0]))
+    row, _ = get_or_create(db, Row, {"k": 1}, {"sure": "s", "point": Point(1, 2)})
+    assert (row.point, sent) == (Point(1, 2), ["SELECT", "INSERT"])
+    sent.clear()
+    assert update_or_create(db, Row, {"k": 1}, {"sure": "s", "point": Point(3, 4)}) == (row, False)
+    assert (row.point, sent) == (Point(3, 4), ["WITH"])
+
+
 def test_d8_a_key_that_is_not_unique_is_named(db: OptInSession) -> None:
     with pytest.raises(ConfigurationError, match=r"upsert_many\(\): key=title is no unique key .*\(k\)"):
         upsert_many(db, Row, _rows(2, sure="s", title="t"), key="title", duplicates="last")

@@ -444,11 +444,18 @@ def exclusions_of(constraint: Any) -> Sequence[Any]:
 
 
 def has_listeners(mapper: sa_orm.Mapper[Any], *events: str) -> bool:
-    """Whether anyone listens to one of these events of the mapper, its superclasses or all mappers.
+    """Whether the application listens to one of these events of the mapper, its superclasses or all mappers.
 
-    `event.contains` answers for one known function only.
+    `event.contains` answers for one known function only. A composite listens itself, to drop the value that it keeps.
     """
-    return any(getattr(mapper.dispatch, name) for name in events)
+    return any(not _is_of_composite(listener) for name in events for listener in getattr(mapper.dispatch, name))
+
+
+def _is_of_composite(listener: Any) -> bool:
+    """Whether SQLAlchemy attached a mapper's listener for a composite; what it calls is in its closure."""
+    names = getattr(getattr(listener, "__code__", None), "co_freevars", ())
+    called = listener.__closure__[names.index("fn")].cell_contents if "fn" in names else None
+    return getattr(called, "__module__", None) == sa_orm.CompositeProperty.__module__
 
 
 def run_on_cursor(connection: sa.Connection, statement: str, run: Callable[[Any], None]) -> None:
