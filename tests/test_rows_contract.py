@@ -211,6 +211,17 @@ def test_d2_d7_a_model_with_a_composite_is_written_by_one_statement(db: OptInSes
     assert (row.point, sent) == (Point(3, 4), ["WITH"])
 
 
+def test_d2_d7_an_insert_that_a_trigger_cancels_is_the_error_of_a_flush(db: OptInSession, look: Look) -> None:
+    look("create function cancel() returns trigger language plpgsql as 'begin return null; end'")
+    look("create trigger cancelled before insert on contract_row for each row execute function cancel()")
+    for create in (get_or_create, update_or_create):
+        for lookup in ({"k": 1}, {"title": "no key"}):
+            with pytest.raises(sa_orm.exc.FlushError, match=r"or_create\(\): .* no Row\. .*trigger"):
+                create(db, Row, lookup, {"sure": "s"} if "k" in lookup else {"sure": "s", "k": 1})
+    db.rollback()
+    assert look("select count(*) from contract_row") == [0]
+
+
 def test_d8_a_key_that_is_not_unique_is_named(db: OptInSession) -> None:
     with pytest.raises(ConfigurationError, match=r"upsert_many\(\): key=title is no unique key .*\(k\)"):
         upsert_many(db, Row, _rows(2, sure="s", title="t"), key="title", duplicates="last")

@@ -109,9 +109,10 @@ class FindOrCreateDescriptor(_Descriptor):
     it is part of the transaction that the session has begun, and nothing is committed. The session is not flushed.
 
     Raises before any SQL: `UnknownAttribute` for a name that is not stored, `UnsavedObject` for a related object
-    without a row. `MultipleResultsFound` where several match; `IntegrityError` of any other constraint; in REPEATABLE
-    READ and above, where another transaction has created the row and this one cannot see it, the error with SQLSTATE
-    40001, after which the transaction is to be done again (PostgreSQL documentation, "Transaction Isolation").
+    without a row. `MultipleResultsFound` where several match; `IntegrityError` of any other constraint; `FlushError`,
+    as of a flush, where a trigger cancels the INSERT; in REPEATABLE READ and above, where another transaction has
+    created the row and this one cannot see it, the error with SQLSTATE 40001, after which the transaction is to be
+    done again (PostgreSQL documentation, "Transaction Isolation").
     """
 
     def __get__(self, instance: object, owner: type[_T]) -> _FindOrCreate[_T]:

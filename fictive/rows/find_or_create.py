@@ -260,7 +260,13 @@ class LookupOperation:
     def _insist(self, columns: Mapping[sa.Column[Any], Any], values: Mapping[str, Any]) -> Any:
         """Insert, and let the database say so where a row outside the lookup has the key, with another value in the
         rest of the lookup or of another class."""
-        return self._with_related(self._write(get_or_create_sql.insert(self.mapper, columns)).scalars().one(), values)
+        created = self._write(get_or_create_sql.insert(self.mapper, columns)).scalars().one_or_none()
+        if created is None:
+            raise sa_orm.exc.FlushError(
+                f"{self.what}: the database inserted no {self.mapper.class_.__name__}. Look for a BEFORE INSERT "
+                f"trigger on {self.mapper.local_table} that returns NULL."
+            )
+        return self._with_related(created, values)
 
     def _update_or_create_by_key(
         self,
