@@ -223,8 +223,26 @@ def test_d2_d7_an_insert_that_a_trigger_cancels_is_the_error_of_a_flush(db: OptI
 
 
 def test_d8_a_key_that_is_not_unique_is_named(db: OptInSession) -> None:
-    with pytest.raises(ConfigurationError, match=r"upsert_many\(\): key=title is no unique key .*\(k\)"):
+    with pytest.raises(ConfigurationError, match=r"upsert_many\(\): .* \(title\) on .* no unique .*\(k\)"):
         upsert_many(db, Row, _rows(2, sure="s", title="t"), key="title", duplicates="last")
+
+
+@pytest.mark.parametrize("count", [1, 600])
+def test_d8_a_key_that_is_deferrable_is_named(db: OptInSession, engine: sa.Engine, count: int) -> None:
+    class Whole(DeclarativeBase):
+        pass
+
+    class Place(Whole):
+        __tablename__ = "contract_place"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        k: Mapped[int] = mapped_column()
+        v: Mapped[str | None]
+        __table_args__ = (sa.UniqueConstraint("k", deferrable=True),)
+
+    Whole.metadata.create_all(engine)
+    with pytest.raises(ConfigurationError, match=r"upsert_many\(\): .* \(k\) on .*these keys for it: \(id\)\. "):
+        upsert_many(db, Place, [{"k": k, "v": "x"} for k in range(count)], key="k")
+    assert get_or_create(db, Place, {"k": 1})[1] is True  # by the lock
 
 
 def test_a30_a_moment_is_one_however_it_is_written(db: OptInSession, engine: sa.Engine, look: Look) -> None:

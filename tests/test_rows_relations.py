@@ -11,6 +11,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from fictive.errors import ConfigurationError
 from fictive.rows.bulk import Upserted, insert_many, update_many, upsert_many
 from fictive.rows.find_or_create import get_or_create, update_or_create
 from fictive.session.session import OptInSession
@@ -55,7 +56,7 @@ def role(look: Look) -> Iterator[str]:
     look(f"drop role {name}")
 
 
-def _model(schema: str | None) -> Any:
+def _model(schema: str | None, unique: bool | None = True) -> Any:
     class Base(DeclarativeBase):
         pass
 
@@ -63,7 +64,7 @@ def _model(schema: str | None) -> Any:
         __tablename__ = "r"
         __table_args__ = {"schema": schema}
         id: Mapped[int] = mapped_column(primary_key=True)
-        k: Mapped[int] = mapped_column(unique=True)
+        k: Mapped[int] = mapped_column(unique=unique)
         v: Mapped[str | None]
         n: Mapped[int] = mapped_column(default=0)
 
@@ -120,3 +121,37 @@ def _write(session: sa_orm.Session, R: Any) -> None:
     found = [update_or_create(session, R, {"k": 601}, {"v": v}) for v in ("f", "f", "g")]
     assert [created for _, created in found] == [True, False, False]
     assert found[-1][0].v == "g"
+
+
+WITHOUT_CONFLICTS: dict[str, tuple[str, str]] = {
+    "rules": (
+        f"create table r ({COLUMNS}); create rule u as on insert to r do also notify r",
+        "INSERT or UPDATE rules",
+    ),
+    "a view": (
+        f"create table t ({COLUMNS}); create view r as select id, k, v || '' as v, n from t;"
+        "create function f() returns trigger language plpgsql as"
+        " 'begin insert into t (k, v, n) values (new.k, new.v, 0) returning id into new.id; return new; end';"
+        "create trigger g instead of insert on r for each row execute function f()",
+        "no unique",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_CONFLICTS)
+def test_d2_d7_where_postgresql_takes_no_on_conflict(kind: str, database_url: str, look: Look) -> None:
+    made, why = WITHOUT_CONFLICTS[kind]
+    look(made)
+    R, engine = _model(None), sa.create_engine(database_url)
+    wanted = rf"or_create\(\): .* \(k\) on r.*{why}.*unique=True"
+    with OptInSession(engine) as session:
+        for create in (get_or_create, update_or_create):
+            with pytest.raises(ConfigurationError, match=wanted) as caught:
+                create(session, R, {"k": 1}, {"v": "x"})
+            assert isinstance(caught.value.__cause__, sa.exc.DBAPIError)
+        with pytest.raises(ConfigurationError, match=f"^upsert_many.*{why}"):
+            upsert_many(session, R, _rows(1, "x"), key="k")
+        without_key = _model(None, unique=None)
+        assert [get_or_create(session, without_key, {"k": 1}, {"v": "x"})[1] for _ in range(2)] == [True, False]
+        assert update_or_create(session, without_key, {"k": 2}, {"v": "x"})[1] is True
+    engine.dispose()

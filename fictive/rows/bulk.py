@@ -120,7 +120,8 @@ def upsert_many(
 
     `key`
         the attribute, or attributes, with a unique constraint or index. Only a conflict over it makes an update;
-        that of another constraint is an `IntegrityError`.
+        that of another constraint is an `IntegrityError`. `ConfigurationError` where PostgreSQL takes no ON CONFLICT
+        of it: it has no such key, or a deferrable one, or the table has rules.
     `update`
         the attributes that are set in rows that are there: by default all that the rows give, but the key; `[]`
         leaves such rows as they are. A row that has the values already, byte for byte, is not written (and fires no

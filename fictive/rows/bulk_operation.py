@@ -21,7 +21,7 @@ from .attributes import attribute_names, live_attribute, mapper_of
 from .bulk_input import Batch, RowReader, attribute_named, duplicate_rows, shown_key
 from .column_defaults import InsertDefaults, UpdateDefaults, discriminator, first_version, onupdate_of_each
 from .relations import forget_relations
-from .unique_keys import unique_keys
+from .unique_keys import UniqueKey, refused_conflict, unique_keys
 from .upsert_sql import CreateStaging, Upsert, of_class, staging_table
 from .write_binding import asked_about_write, writing
 
@@ -38,7 +38,6 @@ _without_staging: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
 _INSUFFICIENT_PRIVILEGE = "42501"
 _NOT_BY_COPY = ("0A000", "42809")  # feature_not_supported, wrong_object_type
 _CARDINALITY_VIOLATION = "21000"
-_NO_SUCH_KEY = "42P10"
 
 
 class _StagingRefused(Exception):
@@ -272,7 +271,7 @@ class BulkOperation:
     @contextlib.contextmanager
     def conflicts_explained(self, keys: Sequence[str]) -> Iterator[None]:
         """Say in our words that PostgreSQL met a key twice, in batches apart, or equal to it and not to Python; and
-        that it has no unique key like that."""
+        that it takes no ON CONFLICT of that key."""
         try:
             yield
         except sa.exc.DBAPIError as error:
@@ -281,16 +280,14 @@ class BulkOperation:
                     f'{self.function}: two rows have the same key ({", ".join(keys)}). Pass duplicates="last" for '
                     "the last one to win."
                 ) from error
-            if sqlstate(error) != _NO_SUCH_KEY:
+            dialect = self.connection.dialect.name
+            refused = refused_conflict(error, self.function, self.table, UniqueKey(tuple(self.columns(keys))))
+            if refused is None:
                 raise
-            known = [
-                ", ".join(str(getattr(element, "name", element)) for element in key.elements)
-                for key in unique_keys(self.table, self.connection.dialect.name)
-            ]
+            of_model = "; ".join(map(str, unique_keys(self.table, dialect))) or "none"
             raise ConfigurationError(
-                f"{self.function}: key={', '.join(keys)} is no unique key of {self.table.fullname}. "
-                f"The model has: {'; '.join(f'({each})' for each in known) or 'none'}. Make a unique constraint or "
-                "index."
+                f"{refused} The model has these keys for it: {of_model}. Make a unique constraint or index that is "
+                "not deferrable; for a view or a table with rules, add objects to the session instead."
             ) from error
 
 

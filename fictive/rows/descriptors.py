@@ -112,7 +112,8 @@ class FindOrCreateDescriptor(_Descriptor):
     without a row. `MultipleResultsFound` where several match; `IntegrityError` of any other constraint; `FlushError`,
     as of a flush, where a trigger cancels the INSERT; in REPEATABLE READ and above, where another transaction has
     created the row and this one cannot see it, the error with SQLSTATE 40001, after which the transaction is to be
-    done again (PostgreSQL documentation, "Transaction Isolation").
+    done again (PostgreSQL documentation, "Transaction Isolation"). `ConfigurationError` where the database has not
+    that key, or takes no ON CONFLICT: a table with rules, a view with triggers. Those work if the model has no key.
     """
 
     def __get__(self, instance: object, owner: type[_T]) -> _FindOrCreate[_T]:

@@ -13,7 +13,7 @@ import sqlalchemy.orm as sa_orm
 from ..config import WritesOutside
 from ..connection.replicas import has_replicas
 from ..drivers import sqlstate
-from ..errors import KeyOfDeletedRow, UnsupportedDialect
+from ..errors import ConfigurationError, KeyOfDeletedRow, UnsupportedDialect
 from ..session import private
 from ..session.given import dialect_of, session_of, together
 from ..session.model_events import OWNER
@@ -33,7 +33,7 @@ from .new_objects import (
     written_columns,
 )
 from .stored_values import is_sql
-from .unique_keys import UniqueKey
+from .unique_keys import UniqueKey, refused_conflict
 from .write_binding import execute_write, writing
 
 __all__ = ["get_or_create", "update_or_create"]
@@ -101,8 +101,21 @@ class LookupOperation:
             return self._plan.key(self._filter_by)
         return self.lookup.key(self.dialect.name)
 
-    def _write(self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None, *, what: str = "") -> Any:
-        return execute_write(self.session, statement, self.mapper, parameters, what=what)
+    def _write(
+        self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None, *, what: str = "",
+        key: UniqueKey | None = None,
+    ) -> Any:  # fmt: skip
+        """`key`: what the statement names in ON CONFLICT."""
+        try:
+            return execute_write(self.session, statement, self.mapper, parameters, what=what)
+        except sa.exc.DBAPIError as error:
+            refused = key and refused_conflict(error, self.what, self.mapper.local_table, key)
+            if not refused:
+                raise
+            raise ConfigurationError(
+                f"{refused} Make that key in the database; or leave it (unique=True) out of the model, and those who "
+                "create such a row wait for each other at an advisory lock."
+            ) from error
 
     # -- outside and inside -------------------------------------------------------------------------------------------
 
@@ -220,7 +233,7 @@ class LookupOperation:
         columns = self._columns(values)
         unless_there, parameters = self._insert_unless_there(columns, key)
         for _ in range(_ROUNDS):
-            created = self._write(unless_there, parameters).scalars().one_or_none()
+            created = self._write(unless_there, parameters, key=key).scalars().one_or_none()
             if created is not None:
                 return self._with_related(created, values), True
             if (found := self.find()) is not None:
@@ -278,7 +291,7 @@ class LookupOperation:
         setting = set_columns(self.mapper, split(self.mapper, changes)[0])
         statement = get_or_create_sql.upsert(self.lookup, columns, setting, key, self.dialect)
         for _ in range(_ROUNDS):
-            row = self._write(statement, what=self.what).unique().one_or_none()
+            row = self._write(statement, what=self.what, key=key).unique().one_or_none()
             if row is not None:
                 return self._with_related(row[0], values if row[1] else changes), bool(row[1])
             if (found := self.find(populate_existing=True)) is not None:  # unchanged, and not seen by that statement

@@ -14,7 +14,13 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import AsBoolean, BooleanClauseList, Label, TextClause, UnaryExpression
 
-__all__ = ["UniqueKey", "key_for", "key_over", "keys_within", "unique_keys"]
+from ..drivers import sqlstate
+
+__all__ = ["UniqueKey", "key_for", "key_over", "keys_within", "refused_conflict", "unique_keys"]
+
+_NO_SUCH_KEY = "42P10"
+_NO_CONFLICTS = (("0A000", "RewriteQuery"), ("55000", "ExecCheckIndexConstraints"))
+"""A table with rules; a deferrable key. Both are SQLSTATEs of much else, so by the server's function as well."""
 
 Values = Mapping[Any, Any]
 """What a lookup says of columns."""
@@ -51,6 +57,9 @@ class UniqueKey:
         parts = [*self.elements, *([] if self.where is None else [self.where])]
         return frozenset(column for part in parts for column in _columns_in(part))
 
+    def __str__(self) -> str:
+        return f"({', '.join(each.name if isinstance(each, sa.Column) else _sql(each) for each in self.elements)})"
+
 
 def unique_keys(table: sa.Table, dialect_name: str) -> Iterator[UniqueKey]:
     """The keys of `table` that ON CONFLICT can name: primary key, unique constraints, unique indexes.
@@ -77,6 +86,14 @@ def key_over(table: sa.Table, columns: Collection[sa.Column[Any]], dialect_name:
     found = [key for key in unique_keys(table, dialect_name) if set(key.elements) == set(columns)]
     whole = [key for key in found if key.where is None]
     return whole[0] if whole else found[0] if len(found) == 1 else None
+
+
+def refused_conflict(error: sa.exc.DBAPIError, what: str, table: Any, key: UniqueKey) -> str | None:
+    """In our words that PostgreSQL takes no ON CONFLICT of this key; None where it says something else."""
+    state, told = sqlstate(error), getattr(error.orig, "diag", None)
+    if state != _NO_SUCH_KEY and (state, getattr(told, "source_function", None)) not in _NO_CONFLICTS:
+        return None
+    return f"{what}: PostgreSQL takes no ON CONFLICT {key} on {table}: {str(error.orig).splitlines()[0]}."
 
 
 def keys_within(
