@@ -227,6 +227,25 @@ def test_d8_a_key_that_is_not_unique_is_named(db: OptInSession) -> None:
         upsert_many(db, Row, _rows(2, sure="s", title="t"), key="title", duplicates="last")
 
 
+def test_d8_a_class_of_a_join_is_refused_by_insert_many(db: OptInSession) -> None:
+    class Whole(DeclarativeBase):
+        pass
+
+    class Joined(Whole):
+        __table__ = sa.join(Left.__table__, links)
+        id = sa_orm.column_property(Left.__table__.c.id, links.c.left)
+        right = links.c.right
+
+    class Selected(Whole):
+        __table__ = sa.select(Left.__table__).subquery()
+
+    for model in (Joined, Selected):
+        for returning in (None, "keys"):
+            for rows in ([{"id": 1}], [model(id=1)]):
+                with pytest.raises(TypeError, match=rf"insert_many\(\): a {model.__name__} is mapped to a join"):
+                    insert_many(db, model, rows, returning=returning)
+
+
 @pytest.mark.parametrize("count", [1, 600])
 def test_d8_a_key_that_is_deferrable_is_named(db: OptInSession, engine: sa.Engine, count: int) -> None:
     class Whole(DeclarativeBase):

@@ -86,6 +86,7 @@ def insert_many(
     than 20 rows outside on psycopg2, otherwise 3.
     """
     operation = BulkOperation(session, model, rows, "insert_many()", batch_size, commit_every, progress)
+    operation.need_table()
     if returning is not None:
         made = _insert_returning(operation, model, returning)
         operation.expire_loaded(inserted=True)

@@ -75,6 +75,13 @@ class BulkOperation:
     def is_single_table(self) -> bool:
         return len(self.mapper.tables) == 1 and isinstance(self.mapper.local_table, sa.Table)
 
+    def need_table(self) -> None:
+        if not isinstance(self.mapper.local_table, sa.Table):
+            raise TypeError(
+                f"{self.function}: a {self.mapper.class_.__name__} is mapped to a join or a SELECT, which no INSERT "
+                "takes. Add objects to the session instead, or call it on a class of each table."
+            )
+
     def need_single_table(self) -> None:
         if not self.is_single_table():
             raise TypeError(
