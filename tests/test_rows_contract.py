@@ -246,6 +246,27 @@ def test_d8_a_class_of_a_join_is_refused_by_insert_many(db: OptInSession) -> Non
                     insert_many(db, model, rows, returning=returning)
 
 
+@pytest.mark.parametrize("count", [1, 5, 600])
+def test_d7_d8_a_column_may_have_the_name_of_a_parameter(db: OptInSession, engine: sa.Engine, count: int) -> None:
+    class Whole(DeclarativeBase):
+        pass
+
+    class Parameter(Whole):
+        __tablename__ = "contract_parameter"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        param_1: Mapped[str | None]
+        param_2: Mapped[str | None] = mapped_column(onupdate="moved")
+
+    Whole.metadata.create_all(engine)
+    rows = [{"id": id, "param_1": "a"} for id in range(1, count + 1)]
+    insert_many(db, Parameter, rows)
+    assert update_many(db, Parameter, [{**row, "param_1": "b"} for row in rows]) == count
+    assert upsert_many(db, Parameter, [{**row, "param_1": "c"} for row in rows], key="id") == Upserted(0, count, 0)
+    assert update_or_create(db, Parameter, {"id": count}, {"param_1": "d"})[1] is False
+    assert update_or_create(db, Parameter, {"param_1": "d"}, {"param_2": "x"})[1] is False
+    assert db.execute(sa.select(Parameter.param_1, Parameter.param_2).order_by(Parameter.id.desc())).first() == ("d", "x")
+
+
 @pytest.mark.parametrize("count", [1, 600])
 def test_d8_a_key_that_is_deferrable_is_named(db: OptInSession, engine: sa.Engine, count: int) -> None:
     class Whole(DeclarativeBase):

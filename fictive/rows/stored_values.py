@@ -55,7 +55,8 @@ def database_type(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> sa.ty
 
 def bound(value: Any, type_: sa.types.TypeEngine[Any]) -> Any:
     """`value` as a parameter of that type, which is asked about None too; an SQL expression is itself."""
-    return value if is_sql(value) else sa.bindparam(None, value, type_, unique=True)
+    # a nameless one would be param_1, which a column may be called
+    return value if is_sql(value) else sa.bindparam("fictive_value", value, type_, unique=True)
 
 
 def array_text(texts: Iterable[str | None]) -> str:
