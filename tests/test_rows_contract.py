@@ -264,7 +264,34 @@ def test_d7_d8_a_column_may_have_the_name_of_a_parameter(db: OptInSession, engin
     assert upsert_many(db, Parameter, [{**row, "param_1": "c"} for row in rows], key="id") == Upserted(0, count, 0)
     assert update_or_create(db, Parameter, {"id": count}, {"param_1": "d"})[1] is False
     assert update_or_create(db, Parameter, {"param_1": "d"}, {"param_2": "x"})[1] is False
-    assert db.execute(sa.select(Parameter.param_1, Parameter.param_2).order_by(Parameter.id.desc())).first() == ("d", "x")
+    last = db.get_one(Parameter, count)
+    assert (last.param_1, last.param_2) == ("d", "x")
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_d8_null_is_a_key_where_nulls_are_not_distinct(db: OptInSession, engine: sa.Engine, count: int) -> None:
+    class Whole(DeclarativeBase):
+        pass
+
+    class Same(Whole):
+        __tablename__ = "contract_same"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        a: Mapped[str | None] = mapped_column(sa.String(5))
+        b: Mapped[int | None]
+        c: Mapped[int]
+        v: Mapped[str | None]
+        __table_args__ = (sa.UniqueConstraint("a", "b", "c", postgresql_nulls_not_distinct=True),)
+
+    Whole.metadata.create_all(engine)
+    rows = [{"a": a, "b": b, "c": c, "v": "x"} for a in (None, "a") for b in (None, 1) for c in (1, 2)]
+    insert_many(db, Same, rows)
+    key = ["a", "b", "c"]
+    assert update_many(db, Same, [{**row, "v": "y"} for row in rows[:count]], key=key) == count
+    assert upsert_many(db, Same, [{**row, "v": "y"} for row in rows], key=key) == Upserted(0, 8 - count, count)
+    twice = [{**rows[0], "v": "z"}] * 2
+    with pytest.raises(DuplicateRows):
+        update_many(db, Same, twice, key=key)
+    assert update_many(db, Same, twice, key=key, duplicates="last") == 1
 
 
 @pytest.mark.parametrize("count", [1, 600])

@@ -206,14 +206,14 @@ class Upsert:
     def update_row(self, row: Mapping[sa.Column[Any], Any]) -> Any:
         """`UPDATE` of the row with this key."""
         given = {column: bound(row[column], column.type) for column in (*self.update, *self.by_row)}
-        where = [column == as_stored(row[column], column.type, self.dialect) for column in self.key]
+        where = [self._is_same(column, as_stored(row[column], column.type, self.dialect)) for column in self.key]
         return self._update(where, given, [texts_differ(column, row[column], self.dialect) for column in self.update])
 
     def update_from(self, stage: sa.Table, *, last_wins: bool) -> Any:
         """`UPDATE … FROM` what is staged. It locks the rows in their order before it writes the first."""
         source: Any = self._last_of_each(stage).cte("last") if last_wins else stage
         given = {column: source.c[column.key] for column in (*self.update, *self.by_row)}
-        same = [column == source.c[column.key] for column in self.key]
+        same = [self._is_same(column, source.c[column.key]) for column in self.key]
         joined: Any = sa.select(sa.literal_column("1").label("one")).select_from(
             self.table.join(source, sa.and_(*same))
         )
@@ -222,6 +222,13 @@ class Upsert:
         first = sa.select(sa.func.count()).select_from(locked).scalar_subquery() >= 0
         changed = images_differ(self.update, [given[column] for column in self.update])
         return self._update([first, *same], given, [changed])
+
+    def _is_same(self, column: sa.Column[Any], value: Any) -> sa.ColumnElement[bool]:
+        """Of a column of the key; an index answers this, and does not answer IS NOT DISTINCT FROM."""
+        equal: sa.ColumnElement[bool] = column == value
+        if not column.nullable or not self.nulls_are_one:
+            return equal
+        return sa.or_(equal, sa.and_(column.is_(None), value.is_(None)))
 
     def _update(self, where: Iterable[Any], given: Mapping[sa.Column[Any], Any], changed: Iterable[Any]) -> Any:
         """`UPDATE` of all that is found to what is `given`; what else is set only where a value is `changed`."""
