@@ -458,7 +458,8 @@ def test_g2_a_forked_child_has_its_own(engine: sa.Engine, look: Look) -> None:
             with OptInSession(engine) as session:
                 assert not listening()
                 row = session.get(Announced, 1)
-                session.execute(sa.update(Announced).values(seen=1).execution_options(synchronize_session=False))
+                with engine.begin() as another:
+                    another.execute(sa.update(Announced).values(seen=1))
                 assert wait_for_row_change(session, Announced, 1, timeout=20) is row
                 assert row.seen == 1
             engine.dispose()

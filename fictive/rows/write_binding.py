@@ -13,6 +13,7 @@ import sqlalchemy.orm as sa_orm
 from ..config import WritesOutside
 from ..session.given import together, write_on
 from ..session.session import OptInSession
+from ..session.written_by_statement import EXPIRES_ITSELF
 
 __all__ = ["asked_about_write", "execute_write", "writing"]
 
@@ -38,7 +39,7 @@ def execute_write(
 
     With `what`, for messages, the statement also sets something for its transaction, which in autocommit ends with it.
     """
-    options: dict[str, Any] = {"fictive_writes": True}
+    options: dict[str, Any] = {"fictive_writes": True, EXPIRES_ITSELF: True}
     around: Any = contextlib.nullcontext()
     if what and isinstance(session, OptInSession) and not session.in_transaction():
         if session.writes_outside is WritesOutside.COMMIT:

@@ -17,7 +17,10 @@ from sqlalchemy.sql import visitors
 
 from . import private
 
-__all__ = ["expire_written", "expire_written_in_bulk"]
+__all__ = ["EXPIRES_ITSELF", "expire_written", "expire_written_in_bulk"]
+
+EXPIRES_ITSELF = "fictive_expires_itself"
+"""The execution option of a statement whose caller knows better what is stale."""
 
 
 class _Written(NamedTuple):
@@ -34,7 +37,7 @@ class _Written(NamedTuple):
 
 def expire_written(session: sa_orm.Session, statement: Any, params: Any, options: Mapping[str, Any]) -> None:
     """After a statement: expire what it has made stale, pending changes excepted. Sends nothing."""
-    if session.expire_on_commit or not isinstance(statement, sa.UpdateBase):
+    if session.expire_on_commit or not isinstance(statement, sa.UpdateBase) or EXPIRES_ITSELF in options:
         return
     mapper = private.mapper_of(statement.table)
     synchronize = {**statement.get_execution_options(), **options}.get("synchronize_session", "auto")
