@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import psycopg.sql
+import psycopg2.sql
 import pytest
 import sqlalchemy as sa
 from flask import Flask
@@ -203,3 +205,27 @@ def test_a18_nothing_that_a_block_set_reaches_the_next_user(what: str, nested: b
         assert db.session.execute(sa.text(STATE).execution_options(fictive_writes=False)).one() == state
     with db.engine.connect() as connection:
         assert connection.execute(sa.text(STATE)).one() == state
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("values", [False, True], ids=["alone", "with values"])
+@pytest.mark.parametrize("block", [db.pinned, db.session.begin], ids=["pinned", "in a block"])
+def test_a25_a_session_runs_what_the_drivers_sql_module_composes(
+    block: Callable[[], Any], values: bool, driver: str, look: Look
+) -> None:
+    sql = psycopg.sql if driver == "psycopg" else psycopg2.sql
+    with block():
+        for name in ("a", "b"):
+            value = sql.Placeholder() if values else sql.Literal(name)
+            query = sql.SQL("insert into {} (name) values ({})").format(sql.Identifier("item"), value)
+            handed_out().cursor().execute(query, (name,) if values else None)
+    assert look("select name from item order by id") == ["a", "b"]
+
+
+@pytest.mark.usefixtures("app")
+def test_a18_a_composed_set_does_not_reach_the_next_user(driver: str) -> None:
+    sql = psycopg.sql if driver == "psycopg" else psycopg2.sql
+    query = sql.SQL("set {} to {}").format(sql.Identifier("app.tenant"), sql.Literal("7"))
+    with db.session.begin():
+        handed_out().cursor().execute(query)
+    assert db.session.scalar(sa.text("select current_setting('app.tenant', true)")) in (None, "")

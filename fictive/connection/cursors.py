@@ -315,7 +315,7 @@ class TransactionCursor(SessionCursor):
             statement is not PLAIN_READ and (link.log is not None or link.replicas is not None)
         ):
             link.note_statement(statement, query)
-        if query not in parsed:
+        if query.__class__ is str and query not in parsed:
             note_parsed(query)
         if server.has_notices and server.dbapi.notices:
             link.take_notices(server.dbapi)
