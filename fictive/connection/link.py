@@ -347,7 +347,9 @@ class Link(Watchable):
     def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
         """Close the server connection in use for good."""
         server = self.server or self.kept or self.early
-        self.in_transaction = self.begun = self.native = False
+        if self.in_transaction:  # to its end, so that nothing runs in autocommit in its place
+            self.trouble = self.trouble or "The connection of this transaction was invalidated."
+        self.begun = self.native = False
         self.server = self.early = None
         if server is not None:
             self._drop(server, e)
@@ -755,6 +757,8 @@ class Link(Watchable):
 
     def in_use(self) -> ServerConnection:
         """The connection of the statement that is about to be sent, outside a transaction."""
+        if self.owner.keeps:
+            return self.keep()
         server = self.kept or self.early
         if server is None:
             server = self.early = self.borrow()
