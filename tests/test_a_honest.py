@@ -229,3 +229,56 @@ def test_a18_a_composed_set_does_not_reach_the_next_user(driver: str) -> None:
     with db.session.begin():
         handed_out().cursor().execute(query)
     assert db.session.scalar(sa.text("select current_setting('app.tenant', true)")) in (None, "")
+
+
+@pytest.mark.usefixtures("app")
+def test_a15_nothing_runs_after_the_pooled_connection_was_invalidated(look: Look) -> None:
+    with pytest.raises(TransactionAborted), db.session.begin():
+        db.session.execute(sa.insert(Item).values(name="before"))
+        handed_out().invalidate()
+        db.session.execute(sa.insert(Item).values(name="after"))
+    assert look("select name from item") == []
+    db.session.execute(sa.insert(Item).values(name="next"))
+    assert look("select name from item") == ["next"]
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("raw", [raw, handed_out], ids=["driver's", "pooled"])
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+def test_a13_a_raw_cursor_is_on_the_pinned_connection(many: bool, raw: Callable[[], Any]) -> None:
+    setting = sa.text("select current_setting('app.tenant', true)")
+    with db.pinned():
+        cursor = raw().cursor()
+        if many:
+            cursor.executemany("select set_config('app.tenant', %s, false)", [("6",), ("7",)])
+        else:
+            cursor.execute("set app.tenant = '7'")
+        assert db.session.scalar(setting) == "7"
+    assert db.session.scalar(setting) in (None, "")
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("how", ["commit", "rollback"])
+def test_a15_the_connection_of_a_cursor_ends_the_block(how: str, look: Look) -> None:
+    with pytest.raises(TransactionAborted), db.session.begin():
+        cursor = handed_out().cursor()
+        cursor.execute("insert into item (name) values ('before')")
+        getattr(cursor.connection, how)()
+        db.session.execute(sa.insert(Item).values(name="after"))
+    assert look("select name from item") == (["before"] if how == "commit" else [])
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("block", [db.pinned, db.session.begin], ids=["pinned", "in a block"])
+def test_a25_a_sessions_cursor_does_what_the_drivers_does(block: Callable[[], Any], driver: str) -> None:
+    with block(), handed_out().cursor() as cursor:
+        cursor.execute("select generate_series(1, 6)")
+        cursor.arraysize = 2
+        assert [len(cursor.fetchmany()), len(cursor.fetchmany(1)), len(cursor.fetchall())] == [2, 1, 3]
+        if driver == "psycopg":
+            assert cursor.execute("select 1 + %s", (2,), prepare=True).fetchone() == (3,)
+            assert cursor.execute("select 1 + %s", params=(3,), binary=True).fetchone() == (4,)
+        else:
+            cursor.execute("select 1 + %s", vars=(2,))
+            assert cursor.fetchone() == (3,)
+    assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]

@@ -829,7 +829,15 @@ class DriverSide:
     notices: Sequence[str] = ()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._link.server_connection, name)
+        link = self._link
+        if name in ("commit", "rollback"):
+            return getattr(link, name)
+        return getattr(link.dbapi_connection if name in _SENDS else link.server_connection, name)
+
+
+# What of a driver's connection sends, or changes what is sent next.
+_SENDS = frozenset({"cursor", "execute", "lobject", "pipeline", "reset", "set_client_encoding", "set_isolation_level",
+                    "set_session", "tpc_begin", "transaction"})  # fmt: skip
 
 
 def abandoned(trouble: str | None, first_error: BaseException | None) -> TransactionAborted:
