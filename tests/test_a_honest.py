@@ -12,6 +12,7 @@ import psycopg2.sql
 import pytest
 import sqlalchemy as sa
 from flask import Flask
+from sqlalchemy import event
 
 from fictive.errors import TransactionAborted
 from tests.conftest import MakeApp
@@ -282,3 +283,43 @@ def test_a25_a_sessions_cursor_does_what_the_drivers_does(block: Callable[[], An
             cursor.execute("select 1 + %s", vars=(2,))
             assert cursor.fetchone() == (3,)
     assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+LEVEL = sa.text("select current_setting('transaction_isolation'), current_setting('transaction_read_only')")
+WRITES: dict[str, Callable[[], Any]] = {
+    "text": lambda: db.session.execute(sa.text("insert into item (name) values ('a')")),
+    "insert": lambda: db.session.execute(sa.insert(Item).values(name="a")),
+    "many": lambda: db.session.execute(sa.insert(Item), [{"name": "a"}, {"name": "b"}]),
+}
+
+
+def set_serializable(dbapi: Any, *_: Any) -> None:
+    """As a listener of the pool, on the driver's connection."""
+    if hasattr(dbapi, "set_session"):
+        dbapi.set_session(isolation_level="SERIALIZABLE", readonly=True)
+    else:
+        dbapi.isolation_level, dbapi.read_only = psycopg.IsolationLevel.SERIALIZABLE, True
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("how", ["execution_options", "connect", "checkout"])
+def test_a24_a_level_and_read_only_of_all_connections_hold_on_every_way(
+    how: str, write: str, make_app: MakeApp, look: Look
+) -> None:
+    options = {"isolation_level": "SERIALIZABLE", "postgresql_readonly": True}
+    app = make_app(SQLALCHEMY_ENGINE_OPTIONS={"execution_options": options} if how == "execution_options" else {})
+    with app.app_context():
+        if how != "execution_options":
+            event.listen(db.engine, how, set_serializable)
+            db.engine.dispose()
+        for _ in range(2):
+            with db.engine.connect() as connection:
+                assert connection.execute(LEVEL).one() == ("serializable", "on")
+            with pytest.raises(sa.exc.DBAPIError, match="read-only"):
+                WRITES[write]()
+            db.session.rollback()
+            stream = db.session.execute(LEVEL, execution_options={"stream_results": True})
+            assert stream.one() == ("serializable", "on")
+            with db.session.begin():
+                assert db.session.execute(LEVEL).one() == ("serializable", "on")
+    assert look("select count(*) from item") == [0]

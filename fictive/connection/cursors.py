@@ -124,6 +124,8 @@ class StatementCursor(SessionCursor):
             if link.in_transaction:  # this statement has begun one
                 self.__class__ = link.transaction_cursor  # type: ignore[assignment]
                 return self.execute(query, parameters)
+            if written is not None and link.rest_options.read_only:  # only a transaction can be READ ONLY
+                return self.execute_in_transaction(query, parameters, written)
         begin, events = link.engine.dispatch.begin, owner.dispatch
         after = begin if events is None else events.after_begin
         if (
@@ -164,6 +166,10 @@ class StatementCursor(SessionCursor):
                     or pool.dispatch.reset.__class__ is not EmptyListener
                 ):
                     server = link.second_look(server)
+        if written is not None and server.rest.characteristics.read_only:
+            if server is not link.kept and server is not link.early:
+                server.give_back()
+            return self.execute_in_transaction(query, parameters, written)
         try:
             cursor = self.driver_cursor = server.dbapi.cursor()
             if parameters is None:

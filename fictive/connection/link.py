@@ -727,7 +727,7 @@ class Link(Watchable):
     def stream_connection(self) -> SessionConnection:
         """A connection in a READ ONLY transaction, for one result that is read bit by bit."""
         connection = SessionConnection(self.engine, self.owner)
-        connection.link.options = _READ_ONLY
+        connection.link.options = _READ_ONLY.over(connection.link.options)
         connection.begin()
         events = self.owner.dispatch
         if events is not None and events.after_begin:
