@@ -7,9 +7,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import psycopg.sql
+import psycopg2.sql
 import pytest
 import sqlalchemy as sa
 from flask import Flask
+from sqlalchemy import event
 
 from fictive.errors import TransactionAborted
 from tests.conftest import MakeApp
@@ -203,3 +206,120 @@ def test_a18_nothing_that_a_block_set_reaches_the_next_user(what: str, nested: b
         assert db.session.execute(sa.text(STATE).execution_options(fictive_writes=False)).one() == state
     with db.engine.connect() as connection:
         assert connection.execute(sa.text(STATE)).one() == state
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("values", [False, True], ids=["alone", "with values"])
+@pytest.mark.parametrize("block", [db.pinned, db.session.begin], ids=["pinned", "in a block"])
+def test_a25_a_session_runs_what_the_drivers_sql_module_composes(
+    block: Callable[[], Any], values: bool, driver: str, look: Look
+) -> None:
+    sql = psycopg.sql if driver == "psycopg" else psycopg2.sql
+    with block():
+        for name in ("a", "b"):
+            value = sql.Placeholder() if values else sql.Literal(name)
+            query = sql.SQL("insert into {} (name) values ({})").format(sql.Identifier("item"), value)
+            handed_out().cursor().execute(query, (name,) if values else None)
+    assert look("select name from item order by id") == ["a", "b"]
+
+
+@pytest.mark.usefixtures("app")
+def test_a18_a_composed_set_does_not_reach_the_next_user(driver: str) -> None:
+    sql = psycopg.sql if driver == "psycopg" else psycopg2.sql
+    query = sql.SQL("set {} to {}").format(sql.Identifier("app.tenant"), sql.Literal("7"))
+    with db.session.begin():
+        handed_out().cursor().execute(query)
+    assert db.session.scalar(sa.text("select current_setting('app.tenant', true)")) in (None, "")
+
+
+@pytest.mark.usefixtures("app")
+def test_a15_nothing_runs_after_the_pooled_connection_was_invalidated(look: Look) -> None:
+    with pytest.raises(TransactionAborted), db.session.begin():
+        db.session.execute(sa.insert(Item).values(name="before"))
+        handed_out().invalidate()
+        db.session.execute(sa.insert(Item).values(name="after"))
+    assert look("select name from item") == []
+    db.session.execute(sa.insert(Item).values(name="next"))
+    assert look("select name from item") == ["next"]
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("raw", [raw, handed_out], ids=["driver's", "pooled"])
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+def test_a13_a_raw_cursor_is_on_the_pinned_connection(many: bool, raw: Callable[[], Any]) -> None:
+    setting = sa.text("select current_setting('app.tenant', true)")
+    with db.pinned():
+        cursor = raw().cursor()
+        if many:
+            cursor.executemany("select set_config('app.tenant', %s, false)", [("6",), ("7",)])
+        else:
+            cursor.execute("set app.tenant = '7'")
+        assert db.session.scalar(setting) == "7"
+    assert db.session.scalar(setting) in (None, "")
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("how", ["commit", "rollback"])
+def test_a15_the_connection_of_a_cursor_ends_the_block(how: str, look: Look) -> None:
+    with pytest.raises(TransactionAborted), db.session.begin():
+        cursor = handed_out().cursor()
+        cursor.execute("insert into item (name) values ('before')")
+        getattr(cursor.connection, how)()
+        db.session.execute(sa.insert(Item).values(name="after"))
+    assert look("select name from item") == (["before"] if how == "commit" else [])
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("block", [db.pinned, db.session.begin], ids=["pinned", "in a block"])
+def test_a25_a_sessions_cursor_does_what_the_drivers_does(block: Callable[[], Any], driver: str) -> None:
+    with block(), handed_out().cursor() as cursor:
+        cursor.execute("select generate_series(1, 6)")
+        cursor.arraysize = 2
+        assert [len(cursor.fetchmany()), len(cursor.fetchmany(1)), len(cursor.fetchall())] == [2, 1, 3]
+        if driver == "psycopg":
+            assert cursor.execute("select 1 + %s", (2,), prepare=True).fetchone() == (3,)
+            assert cursor.execute("select 1 + %s", params=(3,), binary=True).fetchone() == (4,)
+        else:
+            cursor.execute("select 1 + %s", vars=(2,))
+            assert cursor.fetchone() == (3,)
+    assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+LEVEL = sa.text("select current_setting('transaction_isolation'), current_setting('transaction_read_only')")
+WRITES: dict[str, Callable[[], Any]] = {
+    "text": lambda: db.session.execute(sa.text("insert into item (name) values ('a')")),
+    "insert": lambda: db.session.execute(sa.insert(Item).values(name="a")),
+    "many": lambda: db.session.execute(sa.insert(Item), [{"name": "a"}, {"name": "b"}]),
+}
+
+
+def set_serializable(dbapi: Any, *_: Any) -> None:
+    """As a listener of the pool, on the driver's connection."""
+    if hasattr(dbapi, "set_session"):
+        dbapi.set_session(isolation_level="SERIALIZABLE", readonly=True)
+    else:
+        dbapi.isolation_level, dbapi.read_only = psycopg.IsolationLevel.SERIALIZABLE, True
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("how", ["execution_options", "connect", "checkout"])
+def test_a24_a_level_and_read_only_of_all_connections_hold_on_every_way(
+    how: str, write: str, make_app: MakeApp, look: Look
+) -> None:
+    options = {"isolation_level": "SERIALIZABLE", "postgresql_readonly": True}
+    app = make_app(SQLALCHEMY_ENGINE_OPTIONS={"execution_options": options} if how == "execution_options" else {})
+    with app.app_context():
+        if how != "execution_options":
+            event.listen(db.engine, how, set_serializable)
+            db.engine.dispose()
+        for _ in range(2):
+            with db.engine.connect() as connection:
+                assert connection.execute(LEVEL).one() == ("serializable", "on")
+            with pytest.raises(sa.exc.DBAPIError, match="read-only"):
+                WRITES[write]()
+            db.session.rollback()
+            stream = db.session.execute(LEVEL, execution_options={"stream_results": True})
+            assert stream.one() == ("serializable", "on")
+            with db.session.begin():
+                assert db.session.execute(LEVEL).one() == ("serializable", "on")
+    assert look("select count(*) from item") == [0]

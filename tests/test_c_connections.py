@@ -22,7 +22,7 @@ from flask import Flask
 from fictive.connection.engines import prepare, status_of
 from fictive.drivers import TransactionStatus
 from fictive.errors import CommitOutcomeUnknown, PinnedConnectionLost
-from fictive.sqlalchemy import OptInSession
+from fictive.sqlalchemy import BorrowingPool, OptInSession
 from fictive.testing import postgres
 from fictive.testing.wire import Wire
 from tests.conftest import MakeApp
@@ -659,12 +659,18 @@ def test_killed_between_the_last_statement_and_commit(app: Flask, look: Look) ->
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_c3_a_child_does_not_share_its_parents_connections(database_url: str, driver: str) -> None:
+@pytest.mark.parametrize("disposed", [False, True], ids=["", "after dispose() in a block"])
+def test_c3_a_child_does_not_share_its_parents_connections(database_url: str, driver: str, disposed: bool) -> None:
     """Straight to the server: the proxy's threads do not live on in a child."""
-    engine = sa.create_engine(database_url, pool_size=1, max_overflow=0)
+    engine = sa.create_engine(database_url, pool_size=1, max_overflow=0, poolclass=BorrowingPool)
     prepare(engine)
     session = OptInSession(engine)
     query = sa.text("select pg_backend_pid()")
+    if disposed:
+        with session.begin():
+            before = session.scalar(query)
+            engine.dispose()
+        assert session.scalar(query) != before
     parents = session.scalar(query)
     receiving, sending = os.pipe()
     child = os.fork()

@@ -90,19 +90,31 @@ _ROWS = re.compile(r"\(\?\)(?:\s*,\s*\(\?\))+")
 
 def classify(query: Any) -> StatementClass:
     """The class of a text; a dictionary access for one that was seen before."""
+    if isinstance(query, bytes):
+        query = query.decode("utf-8", "replace")
+    elif not isinstance(query, str):
+        return _classify(_composed(query))
     found = known_texts.get(query)
     if found is not None:
         return found
-    if isinstance(query, bytes):
-        query = query.decode("utf-8", "replace")
-    elif not isinstance(query, str):  # a psycopg `sql.Composed`: in doubt it is not a read
-        return StatementClass(Effect.MAY_WRITE)
     if len(query) > _LONG:
         shape = _ROWS.sub("(?)", _PLACEHOLDERS.sub("?", query))
         if (found := _shapes.get(shape)) is None:
             found = _keep(_shapes, shape, _classify(query))
         return found
     return _keep(known_texts, query, _classify(query))
+
+
+def _composed(query: Any) -> str:
+    """The text of one that is composed by the driver's `sql` module, which has no hash; values without a connection to
+    quote them for are left out."""
+    parts = getattr(query, "__iter__", None)
+    if parts is not None:
+        return "".join(map(_composed, parts()))
+    try:
+        return str(query.as_string(None))
+    except Exception:  # whatever it is that wants a connection, or is no such thing
+        return ' "" '
 
 
 def _keep(where: dict[str, StatementClass], text: str, found: StatementClass) -> StatementClass:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ..drivers.pending import note_parsed, parsed
 from ..session.private import EmptyListener
@@ -59,13 +59,20 @@ class SessionCursor:
 
     def fetchmany(self, size: int | None = None) -> Any:
         rows = self._rows
+        wanted: int = size or self.arraysize
         if rows is None:
-            return self.driver_cursor.fetchmany() if size is None else self.driver_cursor.fetchmany(size)
-        found = (self.fetchone() for _ in range(min(size or 1, len(rows))))
+            return self.driver_cursor.fetchmany(wanted)
+        found = (self.fetchone() for _ in range(min(wanted, len(rows))))
         return list(found)
 
     def __iter__(self) -> Any:
         return iter(self.fetchall())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         cursor, self.driver_cursor = self.driver_cursor, None
@@ -98,8 +105,14 @@ class StatementCursor(SessionCursor):
     repeats = True
     """Whether a read is run again when its connection is lost under it."""
 
-    def execute(self, query: Any, parameters: Any = None) -> Any:
+    def execute(self, query: Any, parameters: Any = None, **options: Any) -> Any:
         link = self.link
+        if options:  # the driver's own, which nothing rides with
+            written = link.owner.judge(link, classify(query), query, parameters)
+            if not link.in_transaction:
+                return self.execute_in_transaction(query, parameters, written, **options)
+            self.__class__ = link.transaction_cursor  # type: ignore[assignment]
+            return self.execute(query, parameters, **options)
         try:
             statement = known_texts[query]
         except (KeyError, TypeError):
@@ -111,6 +124,8 @@ class StatementCursor(SessionCursor):
             if link.in_transaction:  # this statement has begun one
                 self.__class__ = link.transaction_cursor  # type: ignore[assignment]
                 return self.execute(query, parameters)
+            if written is not None and link.rest_options.read_only:  # only a transaction can be READ ONLY
+                return self.execute_in_transaction(query, parameters, written)
         begin, events = link.engine.dispatch.begin, owner.dispatch
         after = begin if events is None else events.after_begin
         if (
@@ -151,6 +166,10 @@ class StatementCursor(SessionCursor):
                     or pool.dispatch.reset.__class__ is not EmptyListener
                 ):
                     server = link.second_look(server)
+        if written is not None and server.rest.characteristics.read_only:
+            if server is not link.kept and server is not link.early:
+                server.give_back()
+            return self.execute_in_transaction(query, parameters, written)
         try:
             cursor = self.driver_cursor = server.dbapi.cursor()
             if parameters is None:
@@ -182,7 +201,7 @@ class StatementCursor(SessionCursor):
             owner.wrote(written)
             if link.replicas is not None:
                 owner.positions().written(link.replicas.primary, None)
-        return None
+        return self
 
     def take_over(self, cursor: Any, server: ServerConnection) -> None:
         """Keep the driver's cursor, and the rows that are in it."""
@@ -197,15 +216,16 @@ class StatementCursor(SessionCursor):
         self.__class__ = LastTryCursor
         self.execute(query, parameters)
 
-    def execute_in_transaction(self, query: Any, parameters: Any, written: str | None) -> None:
+    def execute_in_transaction(self, query: Any, parameters: Any, written: str | None, **options: Any) -> Any:
         """In a short transaction of its own: somebody listens to the beginning of transactions, and counts on each
         statement having one; or its settings cannot share its message."""
         link = self.link
         with link.owner.short_transaction(link.engine):
             self.__class__ = link.transaction_cursor  # type: ignore[assignment]
-            self.execute(query, parameters)
+            self.execute(query, parameters, **options)
         if written is not None:
             link.owner.wrote(written)
+        return self
 
     def executemany(self, query: Any, parameters: Any) -> Any:
         """Several statements: in a transaction of their own."""
@@ -230,8 +250,12 @@ class StatementCursor(SessionCursor):
             server.dbapi.commit()
             link.driver.resume_autocommit(server.dbapi, link.dialect, server.rest)
         except BaseException as error:
-            link.early = None
-            server.drop(error)
+            if server is link.kept and isinstance(error, Exception) and not server.is_lost():
+                server.dbapi.rollback()
+                link.driver.resume_autocommit(server.dbapi, link.dialect, server.rest)
+            else:
+                link.early = None
+                server.drop(error)
             raise
         if written is not None:
             link.owner.wrote(written)
@@ -255,11 +279,11 @@ class TransactionCursor(SessionCursor):
 
     __slots__ = ()
 
-    def execute(self, query: Any, parameters: Any = None) -> Any:
+    def execute(self, query: Any, parameters: Any = None, **options: Any) -> Any:
         link = self.link
         if not link.in_transaction:  # a cursor that outlived its transaction
             self.__class__ = StatementCursor  # type: ignore[assignment]
-            return self.execute(query, parameters)
+            return self.execute(query, parameters, **options)
         if link.trouble is not None:
             raise link.aborted()
         try:
@@ -285,7 +309,12 @@ class TransactionCursor(SessionCursor):
         first = not link.begun
         waited = list(pending.commands) if first else []
         try:
-            if link.native or not pending.commands or (not first and pending.waits_for_commit()):
+            if options:
+                parameters = options.pop("params", options.pop("vars", parameters))
+                link.send_pending(server)
+                cursor = self.driver_cursor = server.dbapi.cursor()
+                cursor.execute(query, parameters, **options)
+            elif link.native or not pending.commands or (not first and pending.waits_for_commit()):
                 cursor = self.driver_cursor = server.dbapi.cursor()
                 if parameters is None:
                     cursor.execute(query)
@@ -304,9 +333,9 @@ class TransactionCursor(SessionCursor):
             link.begun = True
         except BaseException as error:
             if first and link.first_statement_failed(server, error, waited):
-                return self.execute(query, parameters)
+                return self.execute(query, parameters, **options)
             if first and link.settings_command is not None and link.settings_were_fine(server, error, waited):
-                return self.execute(query, parameters)
+                return self.execute(query, parameters, **options)
             link.note_failure(server, error, first=first)
             raise
         if link.prefetches and server.buffers and self.description is not None:
@@ -315,11 +344,11 @@ class TransactionCursor(SessionCursor):
             statement is not PLAIN_READ and (link.log is not None or link.replicas is not None)
         ):
             link.note_statement(statement, query)
-        if query not in parsed:
+        if query.__class__ is str and query not in parsed:
             note_parsed(query)
         if server.has_notices and server.dbapi.notices:
             link.take_notices(server.dbapi)
-        return None
+        return self
 
     def executemany(self, query: Any, parameters: Any) -> Any:
         self.link.wrote = True

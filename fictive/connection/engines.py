@@ -46,7 +46,6 @@ def prepare(engine: sa.Engine) -> None:
         if root not in _prepared:
             dialect, driver = root.dialect, driver_for(root.dialect)
             dialect.connect = functools.partial(_connect, dialect, driver, dialect.connect)  # type: ignore[method-assign]
-            event.listen(root, "connect", functools.partial(_note_rest, driver))
             for name, listener in listeners_of(root, driver):
                 event.listen(root, name, listener)
             if driver.begins_by_statement:
@@ -138,11 +137,8 @@ def _check_out(dialect: sa.Dialect, driver: Driver, dbapi: Any, record: Connecti
     if not driver.is_alive(dbapi):
         note_lost(dialect)
         raise sa.exc.DisconnectionError("the server has closed the connection")
-
-
-def _note_rest(driver: Driver, dbapi: Any, record: ConnectionPoolEntry) -> None:
-    """The mode in which a connection was made, and in which it is to lie in the pool."""
-    record.info[REST] = driver.rest(dbapi)
+    if REST not in record.info:  # the application's `connect` listeners, which may set a level, have all been called
+        record.info[REST] = driver.rest(dbapi)
 
 
 def _restore(dialect: sa.Dialect, driver: Driver, dbapi: Any, record: ConnectionPoolEntry) -> None:

@@ -347,7 +347,9 @@ class Link(Watchable):
     def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
         """Close the server connection in use for good."""
         server = self.server or self.kept or self.early
-        self.in_transaction = self.begun = self.native = False
+        if self.in_transaction:  # to its end, so that nothing runs in autocommit in its place
+            self.trouble = self.trouble or "The connection of this transaction was invalidated."
+        self.begun = self.native = False
         self.server = self.early = None
         if server is not None:
             self._drop(server, e)
@@ -725,7 +727,7 @@ class Link(Watchable):
     def stream_connection(self) -> SessionConnection:
         """A connection in a READ ONLY transaction, for one result that is read bit by bit."""
         connection = SessionConnection(self.engine, self.owner)
-        connection.link.options = _READ_ONLY
+        connection.link.options = _READ_ONLY.over(connection.link.options)
         connection.begin()
         events = self.owner.dispatch
         if events is not None and events.after_begin:
@@ -755,6 +757,8 @@ class Link(Watchable):
 
     def in_use(self) -> ServerConnection:
         """The connection of the statement that is about to be sent, outside a transaction."""
+        if self.owner.keeps:
+            return self.keep()
         server = self.kept or self.early
         if server is None:
             server = self.early = self.borrow()
@@ -825,7 +829,15 @@ class DriverSide:
     notices: Sequence[str] = ()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._link.server_connection, name)
+        link = self._link
+        if name in ("commit", "rollback"):
+            return getattr(link, name)
+        return getattr(link.dbapi_connection if name in _SENDS else link.server_connection, name)
+
+
+# What of a driver's connection sends, or changes what is sent next.
+_SENDS = frozenset({"cursor", "execute", "lobject", "pipeline", "reset", "set_client_encoding", "set_isolation_level",
+                    "set_session", "tpc_begin", "transaction"})  # fmt: skip
 
 
 def abandoned(trouble: str | None, first_error: BaseException | None) -> TransactionAborted:

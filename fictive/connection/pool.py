@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
+from . import process
+
 if TYPE_CHECKING:
     from .servers import ServerConnection
 
@@ -143,6 +145,8 @@ class BorrowingPool(QueuePool):
 
     def dispose(self) -> None:
         self.check_in_all()
+        for server in process.servers_of(self):  # in use: they are closed when they come back, not idle for the next
+            server.taint()
         super().dispose()
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from .servers import ServerConnection
 
-__all__ = ["engines", "generation", "servers", "watch"]
+__all__ = ["engines", "generation", "servers", "servers_of", "watch"]
 
 generation = object()
 """Another one in each process: what has an older one belongs to a parent."""
@@ -33,16 +33,25 @@ def watch(engine: sa.Engine) -> None:
         atexit.register(_dispose_all)
 
 
+def servers_of(pool: Any) -> list[ServerConnection]:
+    """The connections of a pool that sessions have, or that lie idle."""
+    while True:
+        try:
+            return [each for each in servers if each.pool is pool and each.fairy.dbapi_connection is not None]
+        except RuntimeError:  # another thread has added one meanwhile
+            continue
+
+
 def _after_fork() -> None:
     """SQLAlchemy documentation, "Using Connection Pools with Multiprocessing or os.fork()"."""
     global generation
     generation = object()
     for server in list(servers):
         _inherited.append((server, server.fairy))  # never collected, so that nothing ends the parent's transactions
+        if (idle := getattr(server.pool, "idle", None)) is not None:  # also of a pool that was disposed of
+            idle.clear()
     for engine in list(engines):
         _inherited.append(engine.pool)
-        if (idle := getattr(engine.pool, "idle", None)) is not None:
-            idle.clear()
         engine.dispose(close=False)
 
 

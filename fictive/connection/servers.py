@@ -32,7 +32,7 @@ PINNED = "fictive.pinned"
 """The key, in a pool entry's `info`, by which the pool closes a connection however it comes back."""
 
 REST = "fictive.rest"
-"""The key, in a pool entry's `info`, of the mode in which the connection was taken from the pool."""
+"""The key, in a pool entry's `info`, of the mode in which the connection was made, and is to lie in the pool."""
 
 # When the connections of a dialect object, which is one per engine, were last found lost.
 _lost: weakref.WeakKeyDictionary[sa.Dialect, float] = weakref.WeakKeyDictionary()
@@ -71,12 +71,16 @@ class ServerConnection:
         self.idle_since = 0.0
         self.buffers = driver.buffers
         self.has_notices = driver.has_notices
-        self.rest: Rest = fairy.info.get(REST) or driver.rest(self.dbapi)
-        fairy.info[REST] = self.rest
-        self.begin_command = self.rest.characteristics.begin_command()
+        self._note_rest()
+        fairy.info.setdefault(REST, self.rest)
         self.transaction_status: Callable[[], int] = driver.status_of(self.dbapi)
         self.poll: Callable[[int], Any] = driver.poll(self.dbapi)
         process.servers.add(self)
+
+    def _note_rest(self) -> None:
+        """The level and the like that are set on it, by the application's listeners of the pool too."""
+        self.rest: Rest = self.driver.rest(self.dbapi)
+        self.begin_command = self.rest.characteristics.begin_command()
 
     def tell_taken(self) -> None:
         """Tell the application's listeners of a connection that is taken from the idle ones, as of one from the
@@ -84,6 +88,7 @@ class ServerConnection:
         for listener in self.pool.checkout_listeners:
             if listener is not self.pool.checkout_listeners[0]:
                 listener(self.dbapi, self.fairy._connection_record, self.fairy)
+        self._note_rest()
 
     def tell_given(self) -> None:
         for listener in self.pool.checkin_listeners:

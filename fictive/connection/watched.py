@@ -142,7 +142,7 @@ class WatchedStatementCursor(StatementCursor):
 
     __slots__ = ()
 
-    def execute(self, query: Any, parameters: Any = None) -> Any:
+    def execute(self, query: Any, parameters: Any = None, **options: Any) -> Any:
         link = self.link
         failure: BaseException | None = None
         link.prepared = None if link.driver.buffers else _prepared(link)
@@ -150,7 +150,7 @@ class WatchedStatementCursor(StatementCursor):
         self.__class__ = StatementCursor  # type: ignore[assignment]  # a second try is not another statement
         started = perf_counter()
         try:
-            return StatementCursor.execute(self, query, parameters)
+            return StatementCursor.execute(self, query, parameters, **options)
         except BaseException as error:
             failure = error
             raise
@@ -174,11 +174,11 @@ class WatchedTransactionCursor(TransactionCursor):
 
     __slots__ = ()
 
-    def execute(self, query: Any, parameters: Any = None) -> Any:
+    def execute(self, query: Any, parameters: Any = None, **options: Any) -> Any:
         link = self.link
         if not link.in_transaction:  # a cursor that outlived its transaction
             self.__class__ = WatchedStatementCursor  # type: ignore[assignment]
-            return self.execute(query, parameters)
+            return self.execute(query, parameters, **options)
         waiting = link.pending.commands
         carried: Any = list(waiting) if waiting else ()
         server = link.server
@@ -189,7 +189,7 @@ class WatchedTransactionCursor(TransactionCursor):
         self.__class__ = TransactionCursor  # type: ignore[assignment]  # a second try is not another statement
         started = perf_counter()
         try:
-            return TransactionCursor.execute(self, query, parameters)
+            return TransactionCursor.execute(self, query, parameters, **options)
         except BaseException as error:
             failure = error
             raise

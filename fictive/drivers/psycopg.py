@@ -141,7 +141,7 @@ class PsycopgDriver(PostgreSQLDriver):
         is_known = factory in _reaching
         if not self.carries or not isinstance(factory, type) or not (is_known or pending.commands == ["BEGIN"]):
             return None
-        if not (parameters and query in _single) and not _is_single(query, parameters):
+        if not (parameters and query.__class__ is str and query in _single) and not _is_single(query, parameters):
             commands = pending.take()
             self.send(server, commands)
             pending.sent(commands)
