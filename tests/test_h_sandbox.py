@@ -929,3 +929,76 @@ def test_h4_a_pool_is_used_again_by_the_next_sandbox_while_nobody_listens_to_mor
             assert names() == ["x"]
     assert pool is before
     assert taken == []
+
+
+# -- what a statement may do besides what its first word says ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "made_by",
+    [
+        "INSERT INTO tag (label) VALUES ('t'); CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)",
+        "SELECT make_late()",
+    ],
+    ids=["behind a row", "in a function"],
+)
+def test_h4_a_deferred_constraint_is_checked_whatever_made_it(app: Flask, made_by: str) -> None:
+    with db.sandbox():
+        with db.session.begin():
+            db.session.execute(sa.text("DROP TABLE booking"))
+            db.session.execute(
+                sa.text(
+                    "CREATE FUNCTION make_late() RETURNS void LANGUAGE sql AS "
+                    "'CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)'"
+                )
+            )
+        block()  # a commit that has seen that no constraint is deferrable
+        with db.session.begin():
+            db.session.execute(sa.text(made_by))
+        with pytest.raises(sa.exc.IntegrityError), db.session.begin():
+            db.session.execute(sa.text("INSERT INTO late VALUES (1), (1)"))
+
+
+def test_h4_set_session_authorization_ends_with_its_connection(app: Flask) -> None:
+    with db.sandbox():
+        with db.session.begin():
+            db.session.execute(sa.text("SET SESSION AUTHORIZATION pg_read_all_data"))
+            assert db.session.scalar(sa.text("SELECT current_user")) == "pg_read_all_data"
+        assert db.session.scalar(sa.text("SELECT current_user")) != "pg_read_all_data"
+        block()
+        assert names() == ["x"]
+
+
+def test_h4_a_setting_that_cannot_be_put_back_leaves_the_sandbox_in_use(app: Flask) -> None:
+    with db.sandbox():
+        with db.pinned():
+            db.session.execute(sa.text("SET fictive.kept = 'a'"))
+            db.session.execute(sa.text("SELECT pg_advisory_lock(1)"))
+            (connection,) = db.engine.pool.source.connections[-1:]  # type: ignore[attr-defined]
+            connection.settings["no such setting"] = ""
+        block()
+        assert names() == ["x"]
+        assert db.session.scalars(sa.text("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'")).all() == []
+
+
+@pytest.mark.parametrize("scope", ["LOCAL", "SESSION"])
+def test_h4_a_role_commits_without_a_right_to_the_schemas_of_deferred_constraints(app: Flask, scope: str) -> None:
+    with db.sandbox():
+        with db.session.begin():
+            for command in (
+                "CREATE ROLE guest", "GRANT ALL ON item, item_id_seq TO guest", "CREATE SCHEMA hidden",
+                "CREATE TABLE hidden.late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)",
+            ):  # fmt: skip
+                db.session.execute(sa.text(command))
+        with db.session.begin():
+            db.session.execute(sa.text(f"SET {scope} ROLE guest"))
+            db.session.add(Item(name="x"))
+        assert names() == ["x"]
+        with pytest.raises(sa.exc.IntegrityError), db.session.begin():
+            db.session.execute(sa.text("INSERT INTO hidden.late VALUES (1), (1)"))
+            db.session.execute(sa.text(f"SET {scope} ROLE guest"))
+        with db.pinned():
+            db.session.execute(sa.text("SET ROLE guest"))
+            with db.session.begin():
+                db.session.add(Item(name="y"))
+            assert db.session.scalar(sa.text("SELECT current_user")) == "guest"

@@ -46,6 +46,13 @@ WHERE c.condeferrable AND NOT EXISTS (
     WHERE o.conname = c.conname AND o.connamespace = c.connamespace AND NOT o.condeferrable)
 """
 
+_AS_OWN_ROLE = (
+    "SELECT pg_catalog.set_config('fictive.role', pg_catalog.current_setting('role'), true); "
+    "SET LOCAL ROLE NONE; {}; "
+    "SELECT pg_catalog.set_config('role', pg_catalog.current_setting('fictive.role'), true)"
+)
+"""Around a command that a role of the application's may have no right to."""
+
 _HARMLESS = frozenset(
     """
     adapters cancel cancel_safe cursor_factory dsn encoding fileno get_dsn_parameters get_parameter_status info notices
@@ -536,12 +543,11 @@ class SharedConnection:
                 rows = self.server.run(_DEFERRABLE).fetchall()
             self._deferrable = [name for name, _ in rows]
             self._deferred = [name for name, is_deferred in rows if is_deferred]
-        commands = []
-        if self._deferrable:
-            commands.append("SET CONSTRAINTS ALL IMMEDIATE")
-            if self._deferred:
-                commands.append(f"SET CONSTRAINTS {', '.join(self._deferred)} DEFERRED")
+        commands = ["SET CONSTRAINTS ALL IMMEDIATE"] if self._deferrable else []
         commands += _restoring(connection.local_settings)
+        if self._deferred:  # after a local role, which may have no right to use a constraint's schema
+            deferred = f"SET CONSTRAINTS {', '.join(self._deferred)} DEFERRED"
+            commands += _AS_OWN_ROLE.format(deferred).split("; ") if "role" in connection.settings else [deferred]
         for name, action in connection.temporary:
             commands.append(f"DROP TABLE IF EXISTS {name}" if action == "DROP" else f"TRUNCATE {name}")
         return commands
@@ -600,10 +606,11 @@ class SharedConnection:
             return
         self.rollback(connection)
         if connection.has_session_state:
-            with self.turn(connection):
-                self.server.run(
-                    *_restoring(connection.settings), "SELECT pg_catalog.pg_advisory_unlock_all()", "DISCARD TEMP"
-                )
+            with self.turn(connection), contextlib.suppress(self.server.dialect.loaded_dbapi.Error):
+                with self.server.protected():  # such as a role that is gone
+                    self.server.run(
+                        "SELECT pg_catalog.pg_advisory_unlock_all()", "DISCARD TEMP", *_restoring(connection.settings)
+                    )
 
 
 class SandboxConnection:
