@@ -1002,3 +1002,50 @@ def test_h4_a_role_commits_without_a_right_to_the_schemas_of_deferred_constraint
             with db.session.begin():
                 db.session.add(Item(name="y"))
             assert db.session.scalar(sa.text("SELECT current_user")) == "guest"
+
+
+# -- the driver's connection --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def raw(app: Flask) -> Iterator[Any]:
+    """A connection as the driver's, in a sandbox."""
+    with db.sandbox():
+        pooled = db.engine.raw_connection()
+        yield pooled.driver_connection
+        pooled.close()
+        block()  # the sandbox is in use still
+        assert "x" in names()
+
+
+def rows_of(raw: Any) -> list[str]:
+    cursor = raw.cursor()
+    cursor.execute("SELECT name FROM item ORDER BY name")
+    return [name for (name,) in cursor.fetchall()]
+
+
+def test_h4_composed_statements_are_read_as_text_is(raw: Any) -> None:
+    if db.engine.dialect.driver == "psycopg":
+        from psycopg import sql
+    else:
+        from psycopg2 import sql  # type: ignore[no-redef]
+    cursor = raw.cursor()
+    insert = sql.SQL("INSERT INTO {} (name) VALUES ({})")
+    for name, end in (("a", "COMMIT"), ("b", "ROLLBACK"), ("c", "COMMIT")):
+        cursor.execute(insert.format(sql.Identifier("item"), sql.Literal(name)))
+        cursor.execute(sql.SQL("SAVEPOINT {}").format(sql.Identifier("s")))
+        cursor.execute(insert.format(sql.Identifier("item"), sql.Literal("undone")))
+        cursor.execute(sql.SQL("ROLLBACK TO SAVEPOINT {}").format(sql.Identifier("s")))
+        cursor.execute(sql.SQL(end))
+    cursor.execute(sql.SQL("SET LOCAL work_mem = {}").format(sql.Literal("3MB")))
+    cursor.execute(sql.SQL("COMMIT"))
+    cursor.execute(sql.SQL("SHOW work_mem"))
+    assert cursor.fetchone() == ("4MB",)
+    assert rows_of(raw) == ["a", "c"]
+
+
+def test_h4_a_command_has_no_rows(raw: Any) -> None:
+    cursor = raw.cursor()
+    cursor.execute("SELECT 1")
+    cursor.execute("COMMIT")
+    assert cursor.description is None

@@ -70,8 +70,8 @@ def text_of(query: Any) -> SandboxText:
     """What is known of a statement; a dictionary access for a text that was seen before."""
     if isinstance(query, bytes):
         query = query.decode("utf-8", "replace")
-    elif not isinstance(query, str):  # a psycopg `sql.Composed`, of which nothing is known
-        return _examined("", classify(query))
+    elif not isinstance(query, str):  # a template string, of which nothing is known
+        return _examined("", StatementClass(Effect.MAY_WRITE))
     found = _known.get(query)
     if found is None:
         found = _examined(query, classify(query))

@@ -266,6 +266,8 @@ class SharedConnection:
         connection: SandboxConnection = cursor.connection
         self._take_turn(connection)
         try:
+            if query.__class__ is not str:
+                query = self.server.rendered(query)
             text = text_of(query)
             if text.is_plain or not self._controls(connection, text):
                 running = self._prepare(connection, text, parameters)
@@ -276,6 +278,8 @@ class SharedConnection:
                     self._failed(connection, running, error)
                     raise
                 self._done(connection, running)
+            else:
+                cursor.forget()
         finally:
             self._turn.release()
 
@@ -290,7 +294,7 @@ class SharedConnection:
         """Around what sends statements by a way of its own; gives False where it was a command about the transaction,
         and is done."""
         with self.turn(connection):
-            text = text_of(query)
+            text = text_of(self.server.rendered(query))
             if not text.is_plain and self._controls(connection, text):
                 yield False
                 return
@@ -776,6 +780,11 @@ class SandboxCursor:
         """What the sandbox calls when it is this statement's turn."""
         state = self.__dict__
         state["driver_cursor"] = server.execute(None if self.is_plain else self.driver_cursor, query, parameters)
+
+    def forget(self) -> None:
+        """Have no result, as after a command about the transaction."""
+        if self.is_plain:
+            self.__dict__.pop("driver_cursor", None)
 
     def execute(self, query: Any, parameters: Any = None, *args: Any, **kwargs: Any) -> Any:
         if not (args or kwargs or self.has_name):
