@@ -1004,7 +1004,7 @@ def test_h4_a_role_commits_without_a_right_to_the_schemas_of_deferred_constraint
             assert db.session.scalar(sa.text("SELECT current_user")) == "guest"
 
 
-# -- the driver's connection --------------------------------------------------------------------------------------------
+# -- the driver's connection ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -1049,3 +1049,50 @@ def test_h4_a_command_has_no_rows(raw: Any) -> None:
     cursor.execute("SELECT 1")
     cursor.execute("COMMIT")
     assert cursor.description is None
+
+
+@pytest.mark.parametrize("driver", ["psycopg"], indirect=True)
+def test_h4_psycopgs_own_transaction_blocks(raw: Any) -> None:
+    import psycopg
+
+    def insert(*names: str) -> None:
+        for name in names:
+            raw.execute("INSERT INTO item (name) VALUES (%s)", (name,))
+
+    with raw.transaction() as outer:
+        insert("a")
+        with pytest.raises(ZeroDivisionError), raw.transaction():
+            insert("undone")
+            raise ZeroDivisionError
+        with pytest.raises(psycopg.errors.UniqueViolation), raw.transaction("its own"):
+            insert("a")
+        with raw.transaction(force_rollback=True):
+            insert("undone")
+        with raw.transaction():
+            insert("b")
+        with pytest.raises(psycopg.ProgrammingError, match="forbidden"):
+            raw.commit()
+    with raw.transaction() as outer, raw.transaction():
+        insert("undone")
+        raise psycopg.Rollback(outer)
+    insert("c")
+    with raw.transaction():
+        insert("d")
+    raw.rollback()
+    assert rows_of(raw) == ["a", "b"]
+
+
+@pytest.mark.parametrize("driver", ["psycopg"], indirect=True)
+def test_h4_psycopgs_own_pipeline(raw: Any) -> None:
+    import psycopg
+
+    with raw.pipeline() as pipeline:
+        raw.execute("INSERT INTO item (name) VALUES ('a')")
+        cursor = raw.execute("SELECT name FROM item")
+        pipeline.sync()
+        assert cursor.fetchall() == [("a",)]
+    raw.commit()
+    with pytest.raises(psycopg.errors.UniqueViolation), raw.pipeline():
+        raw.execute("INSERT INTO item (name) VALUES ('a')")
+    raw.rollback()
+    assert rows_of(raw) == ["a"]

@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from ..connection.classify import StatementClass, summary
 from ..errors import ConfigurationError, SandboxError
 from ..session.callers import caller
+from .psycopg_blocks import block_of, check_no_block
 from .sandbox_texts import ON_COMMIT, SandboxText, settings_of, temporary_tables, text_of
 from .savepoints import IDLE, INERROR, INTRANS, SandboxServer
 
@@ -641,6 +642,8 @@ class SandboxConnection:
         self.temporary: list[tuple[str, str]] = []
         self.portals: list[str] = []
         self.has_session_state = False
+        self.blocks = 0
+        """How many of psycopg's `transaction()` are open."""
         self.rides = False
         """Whether commands are given to it that travel with a statement, and are no round trips."""
         self.riding: list[str] = []
@@ -651,6 +654,8 @@ class SandboxConnection:
             raise AttributeError(name)
         if name.startswith("tpc_") or name == "xid":
             raise SandboxError(TWO_PHASE)
+        if self.shared.server.is_psycopg and (block := block_of(self, name)) is not None:
+            return block
         if name not in _HARMLESS:
             self.shared.begin_now(has_to_be_known=name == "lobject")
         return getattr(self.shared.dbapi, name)
@@ -723,10 +728,12 @@ class SandboxConnection:
         self.shared.command(self, command)
 
     def commit(self) -> None:
+        check_no_block(self, "commit")
         self.shared.commit(self)
 
     def rollback(self) -> None:
         if not self.closed:
+            check_no_block(self, "rollback")
             self.shared.rollback(self)
 
     def reset(self) -> None:
