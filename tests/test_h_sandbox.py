@@ -1004,6 +1004,35 @@ def test_h4_a_role_commits_without_a_right_to_the_schemas_of_deferred_constraint
             assert db.session.scalar(sa.text("SELECT current_user")) == "guest"
 
 
+def test_h4_a_setting_outlasts_a_local_one_before_it(app: Flask) -> None:
+    show = sa.text("SHOW work_mem")
+    with db.sandbox():
+        before = db.session.scalar(show)
+        with db.pinned():
+            with db.session.begin():
+                db.session.execute(sa.text("SET LOCAL work_mem = '3MB'"))
+                db.session.execute(sa.text("SET work_mem = '5MB'"))
+            assert db.session.scalar(show) == "5MB"
+        assert db.session.scalar(show) == before
+
+
+@pytest.mark.parametrize(
+    "command", ["LOCK TABLE item", "SAVEPOINT s", "RELEASE s", "ROLLBACK TO s", "DECLARE c CURSOR FOR SELECT 1"]
+)
+def test_h4_what_needs_a_transaction_block_fails_without_one(app: Flask, command: str) -> None:
+    def run() -> str | None:
+        with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            with pytest.raises(sa.exc.DBAPIError) as caught:
+                connection.exec_driver_sql(command)
+            connection.exec_driver_sql("DECLARE held CURSOR WITH HOLD FOR SELECT 1")
+            connection.exec_driver_sql("CLOSE held")
+        return sqlstate(caught.value)
+
+    assert run() == "25P01"
+    with db.sandbox():
+        assert run() == "25P01"
+
+
 # -- the driver's connection ------------------------------------------------------------------------------------------
 
 

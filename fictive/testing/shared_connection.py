@@ -54,6 +54,9 @@ _AS_OWN_ROLE = (
 )
 """Around a command that a role of the application's may have no right to."""
 
+_IN_BLOCKS = ("LOCK TABLE", "SAVEPOINT", "RELEASE SAVEPOINT", "ROLLBACK", "DECLARE CURSOR")
+"""What PostgreSQL refuses in autocommit (ROLLBACK is ROLLBACK TO here), and would do in the sandbox's transaction."""
+
 _HARMLESS = frozenset(
     """
     adapters cancel cancel_safe cursor_factory dsn encoding fileno get_dsn_parameters get_parameter_status info notices
@@ -326,6 +329,9 @@ class SharedConnection:
                 writes = not statement.is_plain_read
             if statement.transaction_only == "PREPARE TRANSACTION":
                 raise SandboxError(TWO_PHASE)
+            if connection.state == IDLE and _needs_block(text, statement):
+                self._record(connection, text.text, is_statement=True)
+                self.fail("25P01", f"{statement.transaction_only} can only be used in transaction blocks")
             if statement.may_end_transaction:
                 raise SandboxError(f"{summary(text.text)!r} holds a COMMIT or ROLLBACK among other statements.")
         in_transaction = connection.state == INTRANS
@@ -565,6 +571,8 @@ class SharedConnection:
         """Remember the value of a setting that is about to change: of a local one to the end of the transaction."""
         for name, is_local in settings_of(text, parameters, statement):
             kept = connection.local_settings if is_local else connection.settings
+            if not is_local and name in connection.local_settings:  # which it ends
+                kept.setdefault(name, connection.local_settings.pop(name))
             if name not in kept and name not in ("all", "session"):
                 try:
                     with self.server.protected():
@@ -870,6 +878,12 @@ class SandboxCursor:
 
     def __exit__(self, *exc_info: Any) -> None:
         self.close()
+
+
+def _needs_block(text: SandboxText, statement: StatementClass) -> bool:
+    """Whether PostgreSQL refuses it in autocommit. Several statements of one text are a block; a cursor WITH HOLD, or
+    what else stays with the connection, needs none."""
+    return statement.transaction_only in _IN_BLOCKS and statement.connection_state is None and ";" not in text.command
 
 
 def _restoring(settings: Mapping[str, str | None]) -> list[str]:
