@@ -558,7 +558,7 @@ class SharedConnection:
         commands += _restoring(connection.local_settings)
         if self._deferred:  # after a local role, which may have no right to use a constraint's schema
             deferred = f"SET CONSTRAINTS {', '.join(self._deferred)} DEFERRED"
-            commands += _AS_OWN_ROLE.format(deferred).split("; ") if "role" in connection.settings else [deferred]
+            commands.append(_AS_OWN_ROLE.format(deferred) if "role" in connection.settings else deferred)
         for name, action in connection.temporary:
             commands.append(f"DROP TABLE IF EXISTS {name}" if action == "DROP" else f"TRUNCATE {name}")
         return commands
