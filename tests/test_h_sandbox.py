@@ -929,3 +929,199 @@ def test_h4_a_pool_is_used_again_by_the_next_sandbox_while_nobody_listens_to_mor
             assert names() == ["x"]
     assert pool is before
     assert taken == []
+
+
+# -- what a statement may do besides what its first word says ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "made_by",
+    [
+        "INSERT INTO tag (label) VALUES ('t'); CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)",
+        "SELECT make_late()",
+    ],
+    ids=["behind a row", "in a function"],
+)
+def test_h4_a_deferred_constraint_is_checked_whatever_made_it(app: Flask, made_by: str) -> None:
+    with db.sandbox():
+        with db.session.begin():
+            db.session.execute(sa.text("DROP TABLE booking"))
+            db.session.execute(
+                sa.text(
+                    "CREATE FUNCTION make_late() RETURNS void LANGUAGE sql AS "
+                    "'CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)'"
+                )
+            )
+        block()  # a commit that has seen that no constraint is deferrable
+        with db.session.begin():
+            db.session.execute(sa.text(made_by))
+        with pytest.raises(sa.exc.IntegrityError), db.session.begin():
+            db.session.execute(sa.text("INSERT INTO late VALUES (1), (1)"))
+
+
+def test_h4_set_session_authorization_ends_with_its_connection(app: Flask) -> None:
+    with db.sandbox():
+        with db.session.begin():
+            db.session.execute(sa.text("SET SESSION AUTHORIZATION pg_read_all_data"))
+            assert db.session.scalar(sa.text("SELECT current_user")) == "pg_read_all_data"
+        assert db.session.scalar(sa.text("SELECT current_user")) != "pg_read_all_data"
+        block()
+        assert names() == ["x"]
+
+
+def test_h4_a_setting_that_cannot_be_put_back_leaves_the_sandbox_in_use(app: Flask) -> None:
+    with db.sandbox():
+        with db.pinned():
+            db.session.execute(sa.text("SET fictive.kept = 'a'"))
+            db.session.execute(sa.text("SELECT pg_advisory_lock(1)"))
+            (connection,) = db.engine.pool.source.connections[-1:]  # type: ignore[attr-defined]
+            connection.settings["no such setting"] = ""
+        block()
+        assert names() == ["x"]
+        assert db.session.scalars(sa.text("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'")).all() == []
+
+
+@pytest.mark.parametrize("scope", ["LOCAL", "SESSION"])
+def test_h4_a_role_commits_without_a_right_to_the_schemas_of_deferred_constraints(app: Flask, scope: str) -> None:
+    with db.sandbox():
+        with db.session.begin():
+            for command in (
+                "CREATE ROLE guest", "GRANT ALL ON item, item_id_seq TO guest", "CREATE SCHEMA hidden",
+                "CREATE TABLE hidden.late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)",
+            ):  # fmt: skip
+                db.session.execute(sa.text(command))
+        with db.session.begin():
+            db.session.execute(sa.text(f"SET {scope} ROLE guest"))
+            db.session.add(Item(name="x"))
+        assert names() == ["x"]
+        with pytest.raises(sa.exc.IntegrityError), db.session.begin():
+            db.session.execute(sa.text("INSERT INTO hidden.late VALUES (1), (1)"))
+            db.session.execute(sa.text(f"SET {scope} ROLE guest"))
+        with db.pinned():
+            db.session.execute(sa.text("SET ROLE guest"))
+            with db.session.begin():
+                db.session.add(Item(name="y"))
+            assert db.session.scalar(sa.text("SELECT current_user")) == "guest"
+
+
+def test_h4_a_setting_outlasts_a_local_one_before_it(app: Flask) -> None:
+    show = sa.text("SHOW work_mem")
+    with db.sandbox():
+        before = db.session.scalar(show)
+        with db.pinned():
+            with db.session.begin():
+                db.session.execute(sa.text("SET LOCAL work_mem = '3MB'"))
+                db.session.execute(sa.text("SET work_mem = '5MB'"))
+            assert db.session.scalar(show) == "5MB"
+        assert db.session.scalar(show) == before
+
+
+@pytest.mark.parametrize(
+    "command", ["LOCK TABLE item", "SAVEPOINT s", "RELEASE s", "ROLLBACK TO s", "DECLARE c CURSOR FOR SELECT 1"]
+)
+def test_h4_what_needs_a_transaction_block_fails_without_one(app: Flask, command: str) -> None:
+    def run() -> str | None:
+        with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            with pytest.raises(sa.exc.DBAPIError) as caught:
+                connection.exec_driver_sql(command)
+            connection.exec_driver_sql("DECLARE held CURSOR WITH HOLD FOR SELECT 1")
+            connection.exec_driver_sql("CLOSE held")
+        return sqlstate(caught.value)
+
+    assert run() == "25P01"
+    with db.sandbox():
+        assert run() == "25P01"
+
+
+# -- the driver's connection ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def raw(app: Flask) -> Iterator[Any]:
+    """A connection as the driver's, in a sandbox."""
+    with db.sandbox():
+        pooled = db.engine.raw_connection()
+        yield pooled.driver_connection
+        pooled.close()
+        block()  # the sandbox is in use still
+        assert "x" in names()
+
+
+def rows_of(raw: Any) -> list[str]:
+    cursor = raw.cursor()
+    cursor.execute("SELECT name FROM item ORDER BY name")
+    return [name for (name,) in cursor.fetchall()]
+
+
+def test_h4_composed_statements_are_read_as_text_is(raw: Any) -> None:
+    if db.engine.dialect.driver == "psycopg":
+        from psycopg import sql
+    else:
+        from psycopg2 import sql  # type: ignore[no-redef]
+    cursor = raw.cursor()
+    insert = sql.SQL("INSERT INTO {} (name) VALUES ({})")
+    for name, end in (("a", "COMMIT"), ("b", "ROLLBACK"), ("c", "COMMIT")):
+        cursor.execute(insert.format(sql.Identifier("item"), sql.Literal(name)))
+        cursor.execute(sql.SQL("SAVEPOINT {}").format(sql.Identifier("s")))
+        cursor.execute(insert.format(sql.Identifier("item"), sql.Literal("undone")))
+        cursor.execute(sql.SQL("ROLLBACK TO SAVEPOINT {}").format(sql.Identifier("s")))
+        cursor.execute(sql.SQL(end))
+    cursor.execute(sql.SQL("SET LOCAL work_mem = {}").format(sql.Literal("3MB")))
+    cursor.execute(sql.SQL("COMMIT"))
+    cursor.execute(sql.SQL("SHOW work_mem"))
+    assert cursor.fetchone() == ("4MB",)
+    assert rows_of(raw) == ["a", "c"]
+
+
+def test_h4_a_command_has_no_rows(raw: Any) -> None:
+    cursor = raw.cursor()
+    cursor.execute("SELECT 1")
+    cursor.execute("COMMIT")
+    assert cursor.description is None
+
+
+@pytest.mark.parametrize("driver", ["psycopg"], indirect=True)
+def test_h4_psycopgs_own_transaction_blocks(raw: Any) -> None:
+    import psycopg
+
+    def insert(*names: str) -> None:
+        for name in names:
+            raw.execute("INSERT INTO item (name) VALUES (%s)", (name,))
+
+    with raw.transaction() as outer:
+        insert("a")
+        with pytest.raises(ZeroDivisionError), raw.transaction():
+            insert("undone")
+            raise ZeroDivisionError
+        with pytest.raises(psycopg.errors.UniqueViolation), raw.transaction("its own"):
+            insert("a")
+        with raw.transaction(force_rollback=True):
+            insert("undone")
+        with raw.transaction():
+            insert("b")
+        with pytest.raises(psycopg.ProgrammingError, match="forbidden"):
+            raw.commit()
+    with raw.transaction() as outer, raw.transaction():
+        insert("undone")
+        raise psycopg.Rollback(outer)
+    insert("c")
+    with raw.transaction():
+        insert("d")
+    raw.rollback()
+    assert rows_of(raw) == ["a", "b"]
+
+
+@pytest.mark.parametrize("driver", ["psycopg"], indirect=True)
+def test_h4_psycopgs_own_pipeline(raw: Any) -> None:
+    import psycopg
+
+    with raw.pipeline() as pipeline:
+        raw.execute("INSERT INTO item (name) VALUES ('a')")
+        cursor = raw.execute("SELECT name FROM item")
+        pipeline.sync()
+        assert cursor.fetchall() == [("a",)]
+    raw.commit()
+    with pytest.raises(psycopg.errors.UniqueViolation), raw.pipeline():
+        raw.execute("INSERT INTO item (name) VALUES ('a')")
+    raw.rollback()
+    assert rows_of(raw) == ["a"]

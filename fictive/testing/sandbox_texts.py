@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..connection.classify import StatementClass, classify
+from ..connection.classify import Effect, StatementClass, classify
 
 __all__ = ["ON_COMMIT", "SandboxText", "settings_of", "temporary_tables", "text_of"]
 
@@ -19,7 +19,8 @@ _CURSOR = re.compile(r"\s*DECLARE\b.*?\bCURSOR\b.*?\bFOR\b(.*)", re.IGNORECASE |
 _CURSOR_USE = re.compile(r"\s*(?:FETCH|MOVE|CLOSE)\b", re.IGNORECASE)
 _CURSOR_NAME = re.compile(r'\s*(DECLARE|CLOSE)\s+("(?:[^"]|"")+"|\w+)', re.IGNORECASE)
 _SET = re.compile(
-    r"(?:^|;)\s*(?:RE)?SET\s+(?:(LOCAL|SESSION)\s+)?(TIME\s+ZONE|(?!CHARACTERISTICS|CONSTRAINTS|TRANSACTION)[a-z_][\w.]*)",
+    r"(?:^|;)\s*(?:RE)?SET\s+(?:(LOCAL|SESSION(?!\s+AUTHORIZATION))\s+)?"
+    r"(TIME\s+ZONE|SESSION\s+AUTHORIZATION|(?!CHARACTERISTICS|CONSTRAINTS|TRANSACTION)[a-z_][\w.]*)",
     re.IGNORECASE,
 )
 _SET_CONFIG = re.compile(r"\bset_config\s*\(\s*(?:'((?:[^']|'')+)'|%\((\w+)\)s|(%s))", re.IGNORECASE)
@@ -55,7 +56,7 @@ class SandboxText:
     """DECLARE or CLOSE, and the name of the cursor."""
     only_reads: bool
     is_dml: bool
-    """False where it may change the schema."""
+    """False where it may change the schema, as a function that fictive does not know may."""
     is_plain: bool
     """Whether it is no command about the transaction, and changes nothing but rows and the schema."""
 
@@ -69,8 +70,8 @@ def text_of(query: Any) -> SandboxText:
     """What is known of a statement; a dictionary access for a text that was seen before."""
     if isinstance(query, bytes):
         query = query.decode("utf-8", "replace")
-    elif not isinstance(query, str):  # a psycopg `sql.Composed`, of which nothing is known
-        return _examined("", classify(query))
+    elif not isinstance(query, str):  # a template string, of which nothing is known
+        return _examined("", StatementClass(Effect.MAY_WRITE))
     found = _known.get(query)
     if found is None:
         found = _examined(query, classify(query))
@@ -105,7 +106,7 @@ def _examined(text: str, statement: StatementClass) -> SandboxText:
         read_only=mode[1].upper() == "ONLY" if mode is not None else None,
         cursor=(cursor[1].upper(), cursor[2]) if cursor is not None else None,
         only_reads=_only_reads(text, statement),
-        is_dml=_DML.match(text) is not None,
+        is_dml=_DML.match(text) is not None and ";" not in command and statement.effect is not Effect.MAY_WRITE,
         is_plain=not (
             savepoint
             or control
@@ -131,8 +132,8 @@ def settings_of(text: str, parameters: Any, statement: StatementClass) -> list[t
     """The settings that a statement is about to change, and whether to the end of the transaction only."""
     found = []
     for scope, words in _SET.findall(text):
-        name = words.lower() if words[:4].lower() != "time" or "zone" not in words.lower() else "timezone"
-        found.append((name, scope.upper() == "LOCAL"))
+        name = "_".join(words.lower().split())
+        found.append(("timezone" if name == "time_zone" else name, scope.upper() == "LOCAL"))
     if "set_config" in text.lower():
         is_local = statement.transaction_only is not None and statement.transaction_only.startswith("set_config")
         for literal, key, positional in _SET_CONFIG.findall(text):

@@ -123,6 +123,12 @@ class SandboxServer:
             note_parsed(query)
         return cursor
 
+    def rendered(self, query: Any) -> Any:
+        """The text of a statement that was composed with the driver's `sql` module; others as they are."""
+        if isinstance(query, (str, bytes)) or not hasattr(query, "as_string"):
+            return query
+        return query.as_string(self._plain_cursor())
+
     def adopt(self) -> None:
         """Let psycopg2 know of the transaction, for what it does in none: named cursors and large objects. From then
         on nothing rides."""

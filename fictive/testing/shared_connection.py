@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from ..connection.classify import StatementClass, summary
 from ..errors import ConfigurationError, SandboxError
 from ..session.callers import caller
+from .psycopg_blocks import block_of, check_no_block
 from .sandbox_texts import ON_COMMIT, SandboxText, settings_of, temporary_tables, text_of
 from .savepoints import IDLE, INERROR, INTRANS, SandboxServer
 
@@ -45,6 +46,16 @@ WHERE c.condeferrable AND NOT EXISTS (
     SELECT FROM pg_catalog.pg_constraint o
     WHERE o.conname = c.conname AND o.connamespace = c.connamespace AND NOT o.condeferrable)
 """
+
+_AS_OWN_ROLE = (
+    "SELECT pg_catalog.set_config('fictive.role', pg_catalog.current_setting('role'), true); "
+    "SET LOCAL ROLE NONE; {}; "
+    "SELECT pg_catalog.set_config('role', pg_catalog.current_setting('fictive.role'), true)"
+)
+"""Around a command that a role of the application's may have no right to."""
+
+_IN_BLOCKS = ("LOCK TABLE", "SAVEPOINT", "RELEASE SAVEPOINT", "ROLLBACK", "DECLARE CURSOR")
+"""What PostgreSQL refuses in autocommit (ROLLBACK is ROLLBACK TO here), and would do in the sandbox's transaction."""
 
 _HARMLESS = frozenset(
     """
@@ -259,6 +270,8 @@ class SharedConnection:
         connection: SandboxConnection = cursor.connection
         self._take_turn(connection)
         try:
+            if query.__class__ is not str:
+                query = self.server.rendered(query)
             text = text_of(query)
             if text.is_plain or not self._controls(connection, text):
                 running = self._prepare(connection, text, parameters)
@@ -269,6 +282,8 @@ class SharedConnection:
                     self._failed(connection, running, error)
                     raise
                 self._done(connection, running)
+            else:
+                cursor.forget()
         finally:
             self._turn.release()
 
@@ -283,7 +298,7 @@ class SharedConnection:
         """Around what sends statements by a way of its own; gives False where it was a command about the transaction,
         and is done."""
         with self.turn(connection):
-            text = text_of(query)
+            text = text_of(self.server.rendered(query))
             if not text.is_plain and self._controls(connection, text):
                 yield False
                 return
@@ -314,6 +329,9 @@ class SharedConnection:
                 writes = not statement.is_plain_read
             if statement.transaction_only == "PREPARE TRANSACTION":
                 raise SandboxError(TWO_PHASE)
+            if connection.state == IDLE and _needs_block(text, statement):
+                self._record(connection, text.text, is_statement=True)
+                self.fail("25P01", f"{statement.transaction_only} can only be used in transaction blocks")
             if statement.may_end_transaction:
                 raise SandboxError(f"{summary(text.text)!r} holds a COMMIT or ROLLBACK among other statements.")
         in_transaction = connection.state == INTRANS
@@ -536,12 +554,11 @@ class SharedConnection:
                 rows = self.server.run(_DEFERRABLE).fetchall()
             self._deferrable = [name for name, _ in rows]
             self._deferred = [name for name, is_deferred in rows if is_deferred]
-        commands = []
-        if self._deferrable:
-            commands.append("SET CONSTRAINTS ALL IMMEDIATE")
-            if self._deferred:
-                commands.append(f"SET CONSTRAINTS {', '.join(self._deferred)} DEFERRED")
+        commands = ["SET CONSTRAINTS ALL IMMEDIATE"] if self._deferrable else []
         commands += _restoring(connection.local_settings)
+        if self._deferred:  # after a local role, which may have no right to use a constraint's schema
+            deferred = f"SET CONSTRAINTS {', '.join(self._deferred)} DEFERRED"
+            commands.append(_AS_OWN_ROLE.format(deferred) if "role" in connection.settings else deferred)
         for name, action in connection.temporary:
             commands.append(f"DROP TABLE IF EXISTS {name}" if action == "DROP" else f"TRUNCATE {name}")
         return commands
@@ -554,6 +571,8 @@ class SharedConnection:
         """Remember the value of a setting that is about to change: of a local one to the end of the transaction."""
         for name, is_local in settings_of(text, parameters, statement):
             kept = connection.local_settings if is_local else connection.settings
+            if not is_local and name in connection.local_settings:  # which it ends
+                kept.setdefault(name, connection.local_settings.pop(name))
             if name not in kept and name not in ("all", "session"):
                 try:
                     with self.server.protected():
@@ -600,10 +619,11 @@ class SharedConnection:
             return
         self.rollback(connection)
         if connection.has_session_state:
-            with self.turn(connection):
-                self.server.run(
-                    *_restoring(connection.settings), "SELECT pg_catalog.pg_advisory_unlock_all()", "DISCARD TEMP"
-                )
+            with self.turn(connection), contextlib.suppress(self.server.dialect.loaded_dbapi.Error):
+                with self.server.protected():  # such as a role that is gone
+                    self.server.run(
+                        "SELECT pg_catalog.pg_advisory_unlock_all()", "DISCARD TEMP", *_restoring(connection.settings)
+                    )
 
 
 class SandboxConnection:
@@ -630,6 +650,8 @@ class SandboxConnection:
         self.temporary: list[tuple[str, str]] = []
         self.portals: list[str] = []
         self.has_session_state = False
+        self.blocks = 0
+        """How many of psycopg's `transaction()` are open."""
         self.rides = False
         """Whether commands are given to it that travel with a statement, and are no round trips."""
         self.riding: list[str] = []
@@ -640,6 +662,8 @@ class SandboxConnection:
             raise AttributeError(name)
         if name.startswith("tpc_") or name == "xid":
             raise SandboxError(TWO_PHASE)
+        if self.shared.server.is_psycopg and (block := block_of(self, name)) is not None:
+            return block
         if name not in _HARMLESS:
             self.shared.begin_now(has_to_be_known=name == "lobject")
         return getattr(self.shared.dbapi, name)
@@ -712,10 +736,12 @@ class SandboxConnection:
         self.shared.command(self, command)
 
     def commit(self) -> None:
+        check_no_block(self, "commit")
         self.shared.commit(self)
 
     def rollback(self) -> None:
         if not self.closed:
+            check_no_block(self, "rollback")
             self.shared.rollback(self)
 
     def reset(self) -> None:
@@ -769,6 +795,11 @@ class SandboxCursor:
         """What the sandbox calls when it is this statement's turn."""
         state = self.__dict__
         state["driver_cursor"] = server.execute(None if self.is_plain else self.driver_cursor, query, parameters)
+
+    def forget(self) -> None:
+        """Have no result, as after a command about the transaction."""
+        if self.is_plain:
+            self.__dict__.pop("driver_cursor", None)
 
     def execute(self, query: Any, parameters: Any = None, *args: Any, **kwargs: Any) -> Any:
         if not (args or kwargs or self.has_name):
@@ -847,6 +878,12 @@ class SandboxCursor:
 
     def __exit__(self, *exc_info: Any) -> None:
         self.close()
+
+
+def _needs_block(text: SandboxText, statement: StatementClass) -> bool:
+    """Whether PostgreSQL refuses it in autocommit. Several statements of one text are a block; a cursor WITH HOLD, or
+    what else stays with the connection, needs none."""
+    return statement.transaction_only in _IN_BLOCKS and statement.connection_state is None and ";" not in text.command
 
 
 def _restoring(settings: Mapping[str, str | None]) -> list[str]:
