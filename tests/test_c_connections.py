@@ -208,6 +208,7 @@ def test_c1_after_a_restart(mode: str, own_server: postgres.Server, own_engine: 
     assert_pool_is_clean(own_engine)
 
 
+@pytest.mark.any_sqlalchemy
 def test_c1_while_the_server_is_down_a_request_fails_soon(
     own_server: postgres.Server, driver: str, wire: Wire
 ) -> None:
@@ -696,6 +697,7 @@ def test_c3_a_child_does_not_share_its_parents_connections(database_url: str, dr
 THREADS = 20
 
 
+@pytest.mark.any_sqlalchemy
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("modes", [["fast"] * 4, ["immediate"] * 4, ["fast", "immediate"] * 2], ids="-".join)
 def test_restarts_under_load(modes: list[str], own_server: postgres.Server, own_engine: sa.Engine) -> None:

@@ -13,6 +13,7 @@ from tests.chaos.ledger import Ledger
 from tests.chaos.run import run
 
 
+@pytest.mark.any_sqlalchemy
 @pytest.mark.filterwarnings("ignore")
 def test_a15_a18_c1_no_promise_is_broken_under_faults(driver: str) -> None:
     report = run("fictive", driver, seconds=8, threads=20, rate=10)

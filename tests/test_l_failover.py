@@ -41,6 +41,7 @@ def url_of(pair: Nodes, driver: str) -> str:
     return f"postgresql+{driver}://postgres@/postgres?{'&'.join(hosts)}&target_session_attrs=read-write"
 
 
+@pytest.mark.any_sqlalchemy
 def test_l3_a_promotion_under_load(pair: Nodes, driver: str) -> None:
     engine = sa.create_engine(url_of(pair, driver), pool_size=THREADS)
     ended = threading.Event()

@@ -184,6 +184,7 @@ def test_l1_errors_of_the_replica_never_come_out(pair: Pair, session: OptInSessi
     assert session.scalars(NAMES).all() == []
 
 
+@pytest.mark.any_sqlalchemy
 def test_l1_a_replica_that_is_down_costs_no_read(pair: Pair, session: OptInSession) -> None:
     pair.stop_clock()
     session.scalars(NAMES).all()

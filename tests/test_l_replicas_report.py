@@ -58,6 +58,7 @@ def test_l1_a_read_that_came_back_costs_two_round_trips(pair: Pair, nodes: Nodes
     assert watched.report.replica_fallbacks == ((f"127.0.0.1:{pair.replica.port}", "behind"),)
 
 
+@pytest.mark.any_sqlalchemy
 def test_l1_a_replica_that_cannot_be_reached_is_named(pair: Pair) -> None:
     pair.replica.refuse = True
     pair.replica.reset()

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tests.types_matrix import BY_VALUE, TYPES, VALUES, WAYS, Matrix
 
 SHARDS = 8
-_SAMPLE = 3  # values and ways of each type, by a seed that is the type's name; values beside those below
+_SAMPLE = 2  # values and ways of each type, by a seed that is the type's name; values beside those below
 _OFTEN = ["None", "sql null"]
 _KINDS: dict[str, list[str]] = {
     # by the beginning of a type's name: values that are stored, in another form or just so
