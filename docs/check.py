@@ -8,6 +8,7 @@ Screenshots of ten pages go to docs/_build/screenshots.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import functools
 import http.server
@@ -71,6 +72,15 @@ def served(directory: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
+
+
+@contextlib.contextmanager
+def opened(chromium: str) -> Iterator[Page]:
+    """A page of a new browser."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser.new_page()
+        browser.close()
 
 
 def check(page: Page, name: str, url: str, screenshots: Path, trouble: Trouble) -> dict[str, list[str]]:
@@ -169,16 +179,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [str(path.relative_to(options.html)) for path in sorted(options.html.rglob("*.html"))]
     names = [name for name in names if not name.startswith("_modules/")]
     trouble, started = Trouble(), time.monotonic()
-    with served(options.html) as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        check_itself(page, screenshots, trouble)
-        chosen = [name for name in names if not options.names or name.removesuffix(".html") in options.names]
-        pages = {name: check(page, name, url, screenshots, trouble) for name in chosen}
-        check_links(pages, options.html, trouble)
-        check_paths(names, options.html, trouble)
-        check_searches(page, url, trouble)
-        browser.close()
+    chosen = [name for name in names if not options.names or name.removesuffix(".html") in options.names]
+    pages: dict[str, dict[str, list[str]]] = {}
+    with served(options.html) as url:
+
+        def look(share: Sequence[str]) -> None:
+            """In a thread of its own, with a browser of its own: each is busy with one page at a time."""
+            with opened(chromium) as page:
+                pages.update((name, check(page, name, url, screenshots, trouble)) for name in share)
+
+        with opened(chromium) as page:
+            check_itself(page, screenshots, trouble)
+            check_searches(page, url, trouble)
+        browsers = os.cpu_count() or 1
+        with concurrent.futures.ThreadPoolExecutor(browsers) as pool:
+            list(pool.map(look, [chosen[n::browsers] for n in range(browsers)]))
+    check_links(pages, options.html, trouble)
+    check_paths(names, options.html, trouble)
     print("\n".join(trouble) or "nothing is wrong")
     print(f"{len(pages)} pages in {time.monotonic() - started:.0f} s; screenshots in {screenshots}")
     return 1 if trouble else 0
