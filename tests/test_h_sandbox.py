@@ -1004,6 +1004,14 @@ def test_h4_a_role_commits_without_a_right_to_the_schemas_of_deferred_constraint
             assert db.session.scalar(sa.text("SELECT current_user")) == "guest"
 
 
+@pytest.mark.parametrize("name", ["app.tenant", '"app.tenant"', 'app."tenant"', '"app"."tenant"'])
+def test_h4_a_setting_does_not_reach_the_next_user_however_it_is_written(app: Flask, name: str) -> None:
+    with db.sandbox():
+        with db.session.begin():
+            db.session.execute(sa.text(f"SET {name} = 'a'"))
+        assert db.session.scalar(sa.text("SELECT current_setting('app.tenant', true)")) in (None, "")
+
+
 def test_h4_a_setting_outlasts_a_local_one_before_it(app: Flask) -> None:
     show = sa.text("SHOW work_mem")
     with db.sandbox():

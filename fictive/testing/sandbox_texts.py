@@ -18,9 +18,10 @@ _SET_TRANSACTION = re.compile(r"SET\s+(?:LOCAL\s+)?TRANSACTION\b(?!\s+SNAPSHOT)[
 _CURSOR = re.compile(r"\s*DECLARE\b.*?\bCURSOR\b.*?\bFOR\b(.*)", re.IGNORECASE | re.DOTALL)
 _CURSOR_USE = re.compile(r"\s*(?:FETCH|MOVE|CLOSE)\b", re.IGNORECASE)
 _CURSOR_NAME = re.compile(r'\s*(DECLARE|CLOSE)\s+("(?:[^"]|"")+"|\w+)', re.IGNORECASE)
+_NAME = r'(?:"(?:[^"]|"")+"|[a-z_]\w*)'
 _SET = re.compile(
     r"(?:^|;)\s*(?:RE)?SET\s+(?:(LOCAL|SESSION(?!\s+AUTHORIZATION))\s+)?"
-    r"(TIME\s+ZONE|SESSION\s+AUTHORIZATION|(?!CHARACTERISTICS|CONSTRAINTS|TRANSACTION)[a-z_][\w.]*)",
+    rf"(TIME\s+ZONE|SESSION\s+AUTHORIZATION|(?!CHARACTERISTICS|CONSTRAINTS|TRANSACTION){_NAME}(?:\.{_NAME})*)",
     re.IGNORECASE,
 )
 _SET_CONFIG = re.compile(r"\bset_config\s*\(\s*(?:'((?:[^']|'')+)'|%\((\w+)\)s|(%s))", re.IGNORECASE)
@@ -132,7 +133,7 @@ def settings_of(text: str, parameters: Any, statement: StatementClass) -> list[t
     """The settings that a statement is about to change, and whether to the end of the transaction only."""
     found = []
     for scope, words in _SET.findall(text):
-        name = "_".join(words.lower().split())
+        name = "_".join(words.lower().replace('"', "").split())
         found.append(("timezone" if name == "time_zone" else name, scope.upper() == "LOCAL"))
     if "set_config" in text.lower():
         is_local = statement.transaction_only is not None and statement.transaction_only.startswith("set_config")
