@@ -360,10 +360,13 @@ STATEMENTS: dict[str, Callable[[sa_orm.Session], Any]] = {
 }
 
 
-def test_a34_what_a_statement_wrote(session: OptInSession) -> None:
+@pytest.mark.parametrize("policy", ["commit", "begin", "report", "refuse"])
+def test_a34_what_a_statement_wrote(session: OptInSession, policy: str) -> None:
     """Compared with what another session sees."""
-    for run in WAYS:
+    for run in WAYS if policy != "refuse" else [in_a_block]:
         for what, statement in STATEMENTS.items():
+            session.rollback()  # what was looked at, under a policy that begins with it
+            session.writes_outside = "commit"  # type: ignore[assignment]
             for table in reversed(Base.metadata.sorted_tables):
                 session.execute(sa.delete(table))
             session.expunge_all()
@@ -376,6 +379,7 @@ def test_a34_what_a_statement_wrote(session: OptInSession) -> None:
             session.commit()
             for each in (one, two, *kids):
                 shown(each)
+            session.writes_outside = policy  # type: ignore[assignment]
             with run(session):
                 statement(session)
             for each in (one, two, *kids):
