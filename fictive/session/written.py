@@ -20,7 +20,7 @@ from sqlalchemy.sql import visitors
 
 from . import private
 
-__all__ = ["expire_stale", "note_written"]
+__all__ = ["columns_read", "expire", "expire_stale", "note_written", "secondary_tables"]
 
 _RELATIONS = "fictive.relations"
 """The key, in the `info` of a class that is mapped, of its `_Relations`."""
@@ -119,10 +119,29 @@ def expire_stale(session: Any) -> None:
     """Let what `note_written` found be loaded anew, once the flush is done."""
     stale, session._fictive.stale = session._fictive.stale, None
     for state, key in stale:
-        obj = state.obj()
-        if obj is not None and obj in session:
-            session.expire(obj, [key])
-            private.expire_with_savepoint(session, state)
+        expire(session, state, [key])
+
+
+def expire(session: Any, state: Any, keys: Sequence[str]) -> None:
+    """Let attributes of an object be loaded anew, and again where the savepoint that is open is rolled back."""
+    obj = state.obj()
+    if obj is not None and obj in session:
+        session.expire(obj, keys)
+        private.expire_with_savepoint(session, state)
+
+
+def columns_read(attribute: Any) -> set[sa.Column[Any]]:
+    """The columns by which a mapped attribute is loaded: of a relationship's joins, or of an expression."""
+    is_relationship = isinstance(attribute, sa_orm.RelationshipProperty)
+    joins = (attribute.primaryjoin, attribute.secondaryjoin) if is_relationship else attribute.columns[:1]
+    parts = (part for join in joins if join is not None for part in visitors.iterate(join))
+    return {part for part in parts if isinstance(part, sa.Column)}
+
+
+def secondary_tables(relation: Any) -> set[Any]:
+    """The tables between the two sides of a relationship."""
+    secondary = relation.secondary
+    return set() if secondary is None else {each for each in visitors.iterate(secondary) if isinstance(each, sa.Table)}
 
 
 def _relations(state: Any) -> _Relations:
@@ -158,11 +177,9 @@ def _relations_of(mapper: sa_orm.Mapper[Any]) -> _Relations:
 
 def _reader(mapper: sa_orm.Mapper[Any], owner: sa_orm.Mapper[Any], relation: Any) -> _Reader | None:
     """How a relationship is loaded from rows of a mapper, beyond its foreign keys and theirs."""
-    joins = [join for join in (relation.primaryjoin, relation.secondaryjoin) if join is not None]
-    read = {each for join in joins for each in visitors.iterate(join) if isinstance(each, sa.Column)}
+    read = columns_read(relation)
     if relation.secondary is not None:
-        tables = {each for each in visitors.iterate(relation.secondary) if isinstance(each, sa.Table)}
-        if not tables.isdisjoint(mapper.tables):
+        if not secondary_tables(relation).isdisjoint(mapper.tables):
             return _Reader(owner, relation.key, True, _attributes_of(mapper, read))
         read -= set(mapper.primary_key)
         by_rows = True
@@ -176,9 +193,9 @@ def _reader(mapper: sa_orm.Mapper[Any], owner: sa_orm.Mapper[Any], relation: Any
 def _subqueries(mapper: sa_orm.Mapper[Any], owner: sa_orm.Mapper[Any]) -> Iterator[_Reader]:
     """A mapper's `column_property()` with a subquery over rows of another one."""
     for attribute in owner.column_attrs:
-        found = list(visitors.iterate(attribute.columns[0]))
-        if attribute.parent is owner and any(isinstance(each, sa.ScalarSelect) for each in found):
-            read = {each for each in found if isinstance(each, sa.Column)} - set(owner.primary_key)
+        parts = visitors.iterate(attribute.columns[0])
+        if attribute.parent is owner and any(isinstance(each, sa.ScalarSelect) for each in parts):
+            read = columns_read(attribute) - set(owner.primary_key)
             if columns := _attributes_of(mapper, read):
                 yield _Reader(owner, attribute.key, True, columns)
 

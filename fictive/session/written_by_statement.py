@@ -8,14 +8,14 @@ table, or `synchronize_session=False`). All is loaded when it is looked at next.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from sqlalchemy.sql import visitors
 
 from . import private
+from .written import columns_read, expire, secondary_tables
 
 __all__ = ["EXPIRES_ITSELF", "expire_written", "expire_written_in_bulk"]
 
@@ -73,10 +73,7 @@ def _expire(session: sa_orm.Session, written: _Written) -> None:
         if mapper not in reading:
             reading[mapper] = [each for each in mapper.attrs if _reads(each, written)]
         if stale := [each.key for each in reading[mapper] if _is_stale(state, each, written)]:
-            obj = state.obj()
-            if obj is not None:
-                session.expire(obj, stale)
-                private.expire_with_savepoint(session, state)
+            expire(session, state, stale)
 
 
 def _is_stale(state: Any, attribute: Any, written: _Written) -> bool:
@@ -92,26 +89,20 @@ def _reads(attribute: Any, written: _Written) -> bool:
     """Whether an attribute of that kind may be another one after what was written."""
     if isinstance(attribute, sa_orm.RelationshipProperty):
         if written.makes_rows or written.removes_rows:
-            secondary = [] if attribute.secondary is None else list(visitors.iterate(attribute.secondary))
-            return any(each is written.table for each in (*attribute.mapper.tables, *secondary))
-        joins = [each for each in (attribute.primaryjoin, attribute.secondaryjoin) if each is not None]
-        return _was_any_written((part for join in joins for part in visitors.iterate(join)), written)
+            return written.table in {*attribute.mapper.tables, *secondary_tables(attribute)}
+        return any(_was_written(column, written) for column in columns_read(attribute))
     if not isinstance(attribute, sa_orm.ColumnProperty):
         return False
     expression = attribute.columns[0]
     if isinstance(expression, sa.Column):
         if written.is_synchronized and not (_is_made(expression) and not written.removes_rows):
             return False
-        return not written.makes_rows and _was_any_written(attribute.columns, written)
-    return _was_any_written(visitors.iterate(expression), written)
+        return not written.makes_rows and any(_was_written(column, written) for column in attribute.columns)
+    return any(_was_written(column, written) for column in columns_read(attribute))
 
 
-def _was_any_written(parts: Iterable[Any], written: _Written) -> bool:
-    return any(isinstance(part, sa.Column) and _was_written(part, written) for part in parts)
-
-
-def _was_written(column: sa.Column[Any], written: _Written) -> bool:
-    if column.table is not written.table:
+def _was_written(column: Any, written: _Written) -> bool:
+    if not isinstance(column, sa.Column) or column.table is not written.table:
         return False
     if written.columns is None:
         return not column.primary_key  # by which the objects are known
