@@ -14,7 +14,7 @@ from ..errors import UnsupportedDialect
 from .copying import CopyWriter
 from .pending import PendingCommands
 
-__all__ = ["NO_OPTIONS", "Driver", "TransactionOptions", "TransactionStatus", "dbapi_connection"]
+__all__ = ["NO_OPTIONS", "Driver", "TransactionOptions", "TransactionStatus", "bare", "dbapi_connection"]
 
 
 class TransactionStatus(enum.Enum):
@@ -63,6 +63,14 @@ class Rest:
 
     autocommit: bool = False
     characteristics: TransactionOptions = NO_OPTIONS
+
+
+def bare(wrapped: Any, kind: Any) -> Any:
+    """The driver's own connection, or cursor, within those that tools put around it (wrapt's proxies, which
+    `isinstance` takes for what they wrap)."""
+    while not issubclass(type(wrapped), kind) and (inner := getattr(wrapped, "__wrapped__", None)) is not None:
+        wrapped = inner
+    return wrapped
 
 
 def dbapi_connection(connection: sa.Connection) -> Any:

@@ -27,7 +27,7 @@ from psycopg.cursor import Cursor  # not psycopg.Cursor, which tools that watch 
 from psycopg.pq import Format
 
 from . import copying
-from .base import Rest, dbapi_connection
+from .base import Rest, bare, dbapi_connection
 from .pending import PendingCommands, as_bytes, is_anonymous_block
 from .postgresql import PostgreSQLDriver
 
@@ -156,9 +156,9 @@ class PsycopgDriver(PostgreSQLDriver):
                 cursor = ours = dbapi.cursor()
             finally:
                 dbapi.cursor_factory = factory
-            while not issubclass(type(ours), _Carrying):  # isinstance() believes a proxy
-                if (ours := getattr(ours, "__wrapped__", None)) is None:
-                    return None
+            ours = bare(ours, _Carrying)
+            if not issubclass(type(ours), _Carrying):
+                return None
         ours.carries = pending
         cursor.execute(query, parameters)
         if ours.carries is None:

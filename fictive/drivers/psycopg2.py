@@ -18,7 +18,7 @@ import psycopg2.extensions as ext
 import sqlalchemy as sa
 
 from . import copying
-from .base import NO_OPTIONS, Rest
+from .base import NO_OPTIONS, Rest, bare
 from .pending import PendingCommands, again, are_plain, as_bytes, goes_alone, may_carry
 from .postgresql import IDLE, PostgreSQLDriver
 
@@ -28,14 +28,6 @@ _LEVELS = {1: "READ COMMITTED", 2: "REPEATABLE READ", 3: "SERIALIZABLE", 4: "REA
 _Cursor: Any = ext.cursor
 _Connection: Any = ext.connection
 _MOST_KNOWN = 10_000
-
-
-def bare(wrapped: Any, kind: Any = ext.connection) -> Any:
-    """The driver's own connection, or cursor, within those that tools put around it (wrapt's proxies, which
-    `isinstance` takes for what they wrap)."""
-    while not issubclass(type(wrapped), kind) and (inner := getattr(wrapped, "__wrapped__", None)) is not None:
-        wrapped = inner
-    return wrapped
 
 
 class Psycopg2Driver(PostgreSQLDriver):
@@ -64,7 +56,7 @@ class Psycopg2Driver(PostgreSQLDriver):
         # psycopg2 begins by itself with whatever comes next; the server answers with a warning and changes nothing
         dbapi.autocommit = False
         before = list(dbapi.notices)
-        _Cursor(bare(dbapi)).execute("SELECT")  # an empty query is an error for psycopg2
+        _Cursor(bare(dbapi, _Connection)).execute("SELECT")  # an empty query is an error for psycopg2
         dbapi.notices[:] = before
 
     def transaction_status(self, dbapi: Any) -> int:
@@ -93,11 +85,11 @@ class Psycopg2Driver(PostgreSQLDriver):
         dbapi = server.dbapi
         if dbapi.status == ext.STATUS_READY and not dbapi.autocommit:
             dbapi.autocommit = True
-        _Cursor(bare(dbapi)).execute(as_bytes("; ".join(commands)))
+        _Cursor(bare(dbapi, _Connection)).execute(as_bytes("; ".join(commands)))
 
     def commit(self, server: Any, releases: list[str]) -> None:
         dbapi = server.dbapi
-        cursor = _Cursor(dbapi if type(dbapi) is _Connection else bare(dbapi))
+        cursor = _Cursor(dbapi if type(dbapi) is _Connection else bare(dbapi, _Connection))
         cursor.execute("; ".join([*releases, "COMMIT"]) if releases else "COMMIT")
 
     def can_carry(self, dbapi: Any) -> bool:
@@ -140,7 +132,7 @@ class Psycopg2Driver(PostgreSQLDriver):
         for name, value in settings:
             calls.append("pg_catalog.set_config(%s, %s, true)")
             values += [name, value]
-        quoted: bytes = _Cursor(bare(dbapi)).mogrify("SELECT " + ", ".join(calls), values)
+        quoted: bytes = _Cursor(bare(dbapi, _Connection)).mogrify("SELECT " + ", ".join(calls), values)
         return quoted.decode("utf-8", "surrogateescape")
 
     def _send_apart(self, server: Any, pending: PendingCommands) -> None:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from ..connection.servers import REST
 from ..drivers import TransactionStatus, driver_for
-from ..drivers.base import Rest
+from ..drivers.base import Rest, bare
 from ..drivers.pending import PendingCommands, note_parsed, parsed
 
 __all__ = ["IDLE", "INERROR", "INTRANS", "SandboxServer"]
@@ -138,16 +138,13 @@ class SandboxServer:
 
     def _plain_cursor(self) -> Any:
         """The driver's own class of cursor, past those of the application and of tools that watch."""
-        dbapi = self.dbapi
-        while (inner := getattr(dbapi, "__wrapped__", None)) is not None:
-            dbapi = inner
         if self.is_psycopg:
-            from psycopg.cursor import Cursor
+            import psycopg
 
-            return Cursor(dbapi)
-        from psycopg2.extensions import cursor
+            return psycopg.Cursor(bare(self.dbapi, psycopg.Connection))
+        from psycopg2.extensions import connection, cursor
 
-        return cursor(dbapi)
+        return cursor(bare(self.dbapi, connection))
 
     # -- savepoints ---------------------------------------------------------------------------------------------------
 
