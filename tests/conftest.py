@@ -75,6 +75,11 @@ def pytest_runtest_setup() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+    gc.collect()  # else engines of tests are still there at exit, to be disposed of when the logs are closed
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Start one server for all workers of a run; a run without workers starts it when a test needs it."""
     if config.getoption("pooler"):

@@ -23,6 +23,12 @@ PATIENCE = 5.0
 # What a test may not leave behind in its database. Backends whose clients have just gone are gone soon.
 OWN = "select oid from pg_database where datname = current_database()"
 
+# Who waits for a lock in it; the lock of a row, which is a transaction's, is of no database.
+WAITING = """
+select pid from pg_locks where not granted
+and pid in (select pid from pg_stat_activity where datname = current_database())
+"""
+
 # What shows every change to a catalog: each row version has the transaction that made it, so the newest one changes
 # or the number of rows does. age() spares the cast of xmin, 20,000 of them.
 TRACE = "count(*), age('3'::xid) - nullif(min(age(xmin)), 2147483647)"  # that age is for ever

@@ -39,6 +39,7 @@ from fictive.sqlalchemy import (
     upsert_many,
 )
 from fictive.testing.wire import Wire
+from tests.fresh_database import WAITING
 from tests.wirelog import messages, own_verbs
 
 
@@ -541,7 +542,7 @@ def test_d8_two_upserts_at_once_wait_for_each_other(app: Flask, look: Look) -> N
 
         thread = threading.Thread(target=other)
         thread.start()
-        while not look("select 1 from pg_locks where not granted"):
+        while not look(WAITING):
             assert thread.is_alive()
         # the other one has written what comes before, and waits; this one needs none of what it holds
         upsert_many(one, Page, [{"slug": "s00300", "title": "again"}], key="slug")

@@ -19,6 +19,7 @@ from fictive.rows.link_sql import linked_by
 from fictive.sqlalchemy import LinkChanges, OptInSession, m2m_add, m2m_clear, m2m_remove, m2m_set
 from fictive.testing.wire import Wire
 from tests.conftest import MakeApp
+from tests.fresh_database import WAITING
 from tests.models import Child, Item, Tag, db
 from tests.wirelog import messages
 
@@ -503,7 +504,7 @@ def test_e2_set_beside_an_insert_of_the_same_link(item: Any, database_url: str, 
 
         worker = threading.Thread(target=work)
         worker.start()
-        while not look("select 1 from pg_locks where not granted"):
+        while not look(WAITING):
             assert worker.is_alive()
         first.commit()
         worker.join()

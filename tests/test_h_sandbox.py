@@ -19,6 +19,7 @@ from fictive.drivers import sqlstate
 from fictive.sqlalchemy import OptInSession, Rollback, cleanup_tables
 from fictive.testing.sandbox import sandbox
 from fictive.testing.wire import Wire
+from tests.fresh_database import OWN
 from tests.interrupts import OURS, Interrupt, Striker
 from tests.models import opt_in
 from tests.wirelog import messages
@@ -978,7 +979,8 @@ def test_h4_a_setting_that_cannot_be_put_back_leaves_the_sandbox_in_use(app: Fla
             connection.settings["no such setting"] = ""
         block()
         assert names() == ["x"]
-        assert db.session.scalars(sa.text("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'")).all() == []
+        held = f"SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND database = ({OWN})"
+        assert db.session.scalars(sa.text(held)).all() == []
 
 
 @pytest.mark.parametrize("scope", ["LOCAL", "SESSION"])

@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from fictive.testing import postgres
 from fictive.testing import wire as wire_module
 from fictive.testing.wire import Exchange, Wire, _Frames
+from tests.fresh_database import OWN
 
 pytestmark = pytest.mark.any_sqlalchemy
 
@@ -376,7 +377,7 @@ def test_time_in_transaction(
     wire: Wire, connect: Any, api: Any, url: str, clock: Clock, beside: ThreadPoolExecutor
 ) -> None:
     connection = connect(api)
-    waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+    waiting = f"select count(*) from pg_locks where locktype = 'advisory' and not granted and database = ({OWN})"
     with direct(url) as cursor, wire.record() as log:
 
         def waits() -> bool:

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
+from tests.fresh_database import OWN
 from tests.test_g_waiting import until
 
 HERE = Path(__file__).parent
 MANY = 10
-WAITING = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+WAITING = f"select count(*) from pg_locks where locktype = 'advisory' and not granted and database = ({OWN})"
 Look = Callable[..., list[Any]]
 
 
