@@ -1,7 +1,7 @@
 """Rule A31: the value that is stored does not depend on the way it was written, nor on the number of rows.
 
 `tests/types_matrix.py` has the types, the values and the ways. A sample of the cells is tried here; all of them, some
-hours of work, with `--all-cells` (`tox -e types`).
+hours of work, with `--all-cells` (`tox -e types`): a test for each type then, so that one sees how far it is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from tests.types_matrix import BY_VALUE, TYPES, VALUES, WAYS, Matrix
 
-SHARDS = 8
+PARTS = 8  # of the sample
 _SAMPLE = 2  # values and ways of each type, by a seed that is the type's name; values beside those below
 _OFTEN = ["None", "sql null"]
 _KINDS: dict[str, list[str]] = {
@@ -55,10 +55,16 @@ def engine(database_url: str) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "names" in metafunc.fixturenames:
+        all_cells = metafunc.config.getoption("--all-cells")
+        parts = len(TYPES) if all_cells else PARTS
+        names = [list(TYPES)[part::parts] for part in range(parts)]
+        metafunc.parametrize("names", names, ids=list(TYPES) if all_cells else None)
+
+
 @pytest.mark.timeout(20_000)
-@pytest.mark.parametrize("shard", range(SHARDS))
-def test_a31_a_flush_and_every_other_way(engine: sa.Engine, shard: int, pytestconfig: pytest.Config) -> None:
-    names = list(TYPES)[shard::SHARDS]
+def test_a31_a_flush_and_every_other_way(engine: sa.Engine, names: list[str], pytestconfig: pytest.Config) -> None:
     wrong = []
     with contextlib.closing(Matrix(engine, names)) as matrix:
         for name in names:
