@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -34,6 +37,16 @@ def outside(engine: sa.Engine) -> Any:
         return session.scalar(PID)
 
 
+def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.001)
+
+
+def named(engine: sa.Engine) -> Any:
+    with OptInSession(engine) as session:
+        return session.scalar(sa.text("SELECT current_setting('application_name')"))
+
+
 def test_a2_the_next_session_takes_what_the_last_one_left(make_engine: MakeEngine) -> None:
     engine = make_engine(pool_size=2, max_overflow=0, pool_timeout=2)
     pool = engine.pool
@@ -58,6 +71,70 @@ def test_a2_connections_beyond_the_size_of_the_pool_are_closed(make_engine: Make
         assert len({one.scalar(PID), two.scalar(PID), outside(engine)}) == 3
     assert isinstance(engine.pool, BorrowingPool)
     assert (engine.pool.overflow(), engine.pool.checkedin(), engine.pool.checkedout()) == (0, 1, 0)
+
+
+def test_l1_those_who_wait_for_a_full_pool_take_what_is_given_back(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of them checks a connection in and out, which takes longer than a statement."""
+    engine, held = make_engine(pool_size=1, max_overflow=0), threading.Event()
+    pool = engine.pool
+    assert isinstance(pool, BorrowingPool)
+    outside(engine)
+    checked_out: list[None] = []
+    connect = pool.connect
+    monkeypatch.setattr(pool, "connect", lambda: (checked_out.append(None), connect())[1])
+
+    def hold() -> None:
+        with OptInSession(engine) as session, session.begin():
+            session.scalar(PID)
+            held.set()
+            until(lambda: len(pool.wanted) == 4)
+            assert not done.wait(0.02)  # longer than before another connection would be opened
+
+    done = threading.Event()
+    with ThreadPoolExecutor(5) as executor:
+        holding = executor.submit(hold)
+        held.wait()
+        found = [executor.submit(outside, engine) for _ in range(4)]
+        holding.result()
+        assert len({each.result() for each in found}) == 1
+    assert (len(pool.idle), pool.checkedin(), pool.wanted, checked_out) == (1, 1, set(), [])
+
+
+def test_c4_waiting_for_a_full_pool_ends_as_sqlalchemys(make_engine: MakeEngine) -> None:
+    engine = make_engine(pool_size=1, max_overflow=0, pool_timeout=0.06)
+    pool = engine.pool
+    assert isinstance(pool, BorrowingPool)
+    with OptInSession(engine) as session, session.begin():
+        session.scalar(PID)
+        errors = []
+        for wait in (lambda: outside(engine), lambda: engine.connect()):
+            with pytest.raises(sa.exc.TimeoutError) as caught:
+                wait()
+            errors.append((str(caught.value), caught.value.code))
+    assert errors[0] == errors[1]
+    assert pool.wanted == set()
+    outside(engine)
+
+
+def test_a_connection_that_is_closed_makes_room_for_one_that_waits(make_engine: MakeEngine) -> None:
+    engine, held = make_engine(pool_size=1, max_overflow=0), threading.Event()
+    pool = engine.pool
+    assert isinstance(pool, BorrowingPool)
+
+    def lose() -> None:
+        with OptInSession(engine) as session, session.begin():
+            session.execute(sa.text("SET application_name = 'theirs'"))  # so that it is closed
+            held.set()
+            until(lambda: len(pool.wanted) == 1)
+
+    with ThreadPoolExecutor(2) as executor:
+        losing = executor.submit(lose)
+        held.wait()
+        name = executor.submit(named, engine)
+        losing.result()
+        assert name.result() != "theirs"
 
 
 @pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)

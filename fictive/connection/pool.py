@@ -9,12 +9,14 @@ interrupt could leave taken.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from . import process
@@ -31,6 +33,10 @@ IDLE_FOR = 1.0
 """Seconds that a connection may be idle in a pool that pings or recycles."""
 HAND_OVER = 0.005
 """Seconds that a statement waits for another one's connection before a further one is opened."""
+
+
+LOOK_AGAIN = 0.05
+"""Seconds after which one that waits looks itself: a connection may also be closed, and so make room."""
 
 
 class BorrowingPool(QueuePool):
@@ -64,18 +70,28 @@ class BorrowingPool(QueuePool):
         return bool(self.dispatch.reset)
 
     def take_soon(self) -> ServerConnection | None:
-        """The next connection that a statement gives back, if that is soon, and before one more is opened."""
-        if self._overflow < 0 or self._queued():
-            return None  # the pool has one, or is to open one of those that it keeps
-        me, end = object(), time.monotonic() + HAND_OVER
+        """The next connection that a statement gives back, if that is soon, and before one more is opened. Where none
+        may be, all who wait do so here, for as long as the pool's `timeout`: to check a connection in and out again
+        takes longer than most statements."""
+        me, began = object(), time.monotonic()
         try:
             self.wanted.add(me)
-            while True:
-                try:
+            while self._overflow >= 0 and not self._queued():  # else the pool has one, or opens one of those it keeps
+                with contextlib.suppress(IndexError):
                     return self.idle.pop()
-                except IndexError:
-                    self._came_back.get(timeout=max(0.0, end - time.monotonic()))
-        except queue.Empty:
+                may_open = self._max_overflow < 0 or self._overflow < self._max_overflow
+                left = began + (HAND_OVER if may_open else self._timeout) - time.monotonic()
+                if left > 0:
+                    with contextlib.suppress(queue.Empty):
+                        self._came_back.get(timeout=min(left, LOOK_AGAIN))
+                elif may_open:
+                    break
+                else:
+                    raise sa.exc.TimeoutError(
+                        f"QueuePool limit of size {self.size()} overflow {self.overflow()} reached, connection timed "
+                        f"out, timeout {self._timeout:0.2f}",
+                        code="3o7r",
+                    )
             return None
         finally:
             self.wanted.discard(me)

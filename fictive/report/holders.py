@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -92,17 +93,17 @@ class Holders:
         self._held.pop(record, None)
 
     def _name_them_in_timeouts(self, engine: sa.Engine) -> None:
-        """Wrap the pool's `connect`; on each pool that the engine gets."""
-        pool = engine.pool
-        connect = pool.connect
+        """Wrap what waits for a connection; on each pool that the engine gets."""
+        pool: Any = engine.pool
+        for name in ("connect", "take_soon"):
+            if (waits := getattr(pool, name, None)) is not None:
+                setattr(pool, name, functools.partial(self._name_them_in_timeout, waits))
 
-        def connect_or_name_holders() -> Any:
-            try:
-                return connect()
-            except sa.exc.TimeoutError as error:
-                if holders := self.held:
-                    named = "".join(f"\n  {each}" for each in holders)
-                    error.args = (f"{error.args[0] if error.args else error}\nHeld by:{named}", *error.args[1:])
-                raise
-
-        pool.connect = connect_or_name_holders  # type: ignore[method-assign]
+    def _name_them_in_timeout(self, waits: Callable[[], Any]) -> Any:
+        try:
+            return waits()
+        except sa.exc.TimeoutError as error:
+            if holders := self.held:
+                named = "".join(f"\n  {each}" for each in holders)
+                error.args = (f"{error.args[0] if error.args else error}\nHeld by:{named}", *error.args[1:])
+            raise
