@@ -5,6 +5,8 @@ Exact, and the same on every machine, unlike times. `./run bench calls` shows th
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import subprocess
 import sys
@@ -15,7 +17,8 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from benchmarks import calls
+from benchmarks import bytecodes, calls, peers
+from benchmarks.peers import Setup
 from benchmarks.schema import Databases
 from benchmarks.work import WORK
 from fictive.flask_sqlalchemy import OptInTransactionMixin
@@ -38,6 +41,19 @@ def test_k_calls_at_most_plains(pg: Server, driver: str) -> None:
     ratios = {label: row["plain"] / row["fictive"] for label, row in rows.items()}
     assert list(ratios) == [work.label for work in WORK]
     assert not {label: rows[label] for label, ratio in ratios.items() if ratio < LEAST.get(label, 1)}
+
+
+def test_k_a_view_executes_less_bytecode_than_plains(pg: Server, driver: str) -> None:
+    found: dict[tuple[str, int], int] = {}
+    with Databases(pg.url(), driver) as databases, calls.new_urls(databases) as urls:
+        for name, url in urls.items():
+            with contextlib.closing(peers.load(name)(Setup(url, driver))) as peer:
+                for selects in (1, 20):
+                    by_package = bytecodes.count(functools.partial(peer.request, f"/selects/{selects}"), repeats=1)
+                    assert ("fictive" in by_package) is (name == "fictive")
+                    found[name, selects] = by_package.total()
+    assert found["fictive", 1] < found["plain", 1]
+    assert found["fictive", 20] < found["plain", 20]
 
 
 def test_k_calls_of_a_far_keyset_page_are_those_of_the_first(database_url: str) -> None:

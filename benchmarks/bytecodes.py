@@ -1,0 +1,86 @@
+"""Where a view's work is done: the bytecode instructions that Python executes for it, by package. Within one per cent
+the same on every machine.
+
+`python -m benchmarks.bytecodes --driver psycopg2`
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import gc
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from fictive.testing import postgres
+
+from . import peers
+from .calls import WARM, new_urls
+from .peers import Setup
+from .proxy import ROOT
+from .schema import Databases
+
+REPEATS = 5
+_OURS = ("fictive", "benchmarks")
+
+
+def count(work: Callable[[], object], repeats: int = REPEATS) -> Counter[str]:
+    """By package, the instructions of a piece of work; what is written in C is not seen."""
+    for _ in range(WARM):
+        work()
+    found: Counter[str] = Counter()
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if event == "call":
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        elif event == "opcode":
+            found[_package(frame.f_code.co_filename)] += 1
+        return trace
+
+    gc.collect()
+    gc.disable()  # finalizers of what earlier work left are not this work's
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for _ in range(repeats):
+            work()
+    finally:
+        sys.settrace(before)
+        gc.enable()
+    return Counter({package: round(number / repeats) for package, number in found.items()})
+
+
+def _package(file: str) -> str:
+    """That of a function's file: `sqlalchemy`; `Python` for the standard library."""
+    path = Path(file)
+    if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in _OURS:
+        return path.relative_to(ROOT).parts[0]
+    parts = path.parts
+    return parts[parts.index("site-packages") + 1] if "site-packages" in parts else "Python"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--driver", choices=["psycopg2", "psycopg"], default="psycopg2")
+    parser.add_argument("--selects", type=int, nargs="+", default=[1, 5, 20], help="of each view (default: 1 5 20)")
+    options = parser.parse_args()
+    with (
+        postgres.private_server() as server,
+        Databases(server.url(), options.driver) as databases,
+        new_urls(databases) as urls,
+    ):
+        for name, url in urls.items():
+            with contextlib.closing(peers.load(name)(Setup(url, options.driver))) as peer:
+                for number in options.selects:
+                    found = count(functools.partial(peer.request, f"/selects/{number}"))
+                    shown = ", ".join(f"{package} {size:,}" for package, size in found.most_common())
+                    print(f"{name}, {number} SELECTs: {sum(found.values()):,} ({shown})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
