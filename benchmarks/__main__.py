@@ -24,7 +24,7 @@ from .peers import NAMES, installed
 from .proxy import delayed
 from .results import CALLS, DELAYED, INSTRUCTIONS, LOOPBACK, WAYS, Run
 from .schema import Databases
-from .timing import Progress
+from .timing import Progress, awake, can_stay_awake
 
 DELAY = 0.0005  # seconds each way: two machines in one data centre
 DRIVERS = ("psycopg2", "psycopg")
@@ -43,8 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if INSTRUCTIONS in only and not available():
         print(f"error: {ValgrindMissing()}", file=sys.stderr)
         return 1
+    if options.awake and not can_stay_awake():
+        print("error: --awake needs Linux, and root", file=sys.stderr)
+        return 1
     try:
-        run = measure(options.driver, _scale(options), only=only, smoke=options.smoke, pythons=options.python)
+        with awake() if options.awake else contextlib.nullcontext():
+            run = measure(options.driver, _scale(options), only=only, smoke=options.smoke, pythons=options.python)
+        if options.awake:
+            run.machine["processors"] = "kept awake"
     except postgres.EmbeddedServerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -172,6 +178,11 @@ def _parser() -> argparse.ArgumentParser:
         type=_python,
         metavar="PATH",
         help="count calls and instructions with this Python too, such as one with another SQLAlchemy",
+    )
+    parser.add_argument(
+        "--awake",
+        action="store_true",
+        help="keep the processors from sleeping between messages, which takes long in a virtual machine; Linux, root",
     )
     parser.add_argument("--rounds", type=_rounds, metavar="N", help=f"default: {Scale().rounds}")
     parser.add_argument("--json", metavar="FILE", help="write everything, each sample included, to FILE")

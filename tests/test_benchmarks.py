@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from benchmarks import calls, cleanup, cost, counts, hooks, instructions, peers, plots, queue, report, sandbox
+from benchmarks import calls, cleanup, cost, counts, hooks, instructions, peers, plots, queue, report, sandbox, timing
 from benchmarks.__main__ import main
 from benchmarks.measurements import MEASUREMENTS, SMOKE, Bench, round_trip
 from benchmarks.peers import Setup
@@ -456,6 +456,18 @@ def test_help_names_the_measurements_and_bad_arguments_are_refused(capsys: pytes
     for bad in (["--only", "nothing"], ["nothing"], ["--driver", "oracle"], ["--rounds", "0"], ["--python", "/no/py"]):
         with pytest.raises(SystemExit, match="2"):
             main(bad)
+
+
+def test_processors_are_kept_awake_where_that_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = tmp_path / "cpu_dma_latency"
+    monkeypatch.setattr(timing, "_LATENCY", request)
+    assert main(["--awake", "views"]) == 1
+    assert "--awake needs Linux, and root" in capsys.readouterr().err
+    request.touch()
+    with timing.awake():
+        assert request.read_bytes() == bytes(4)  # microseconds that a processor may take to wake up
 
 
 def test_benchmarks_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
