@@ -128,9 +128,12 @@ def as_stored(value: Any, type_: sa.types.TypeEngine[Any], dialect: sa.Dialect, 
         given = bound(cut_to_length(value, type_, dialect), type_)
         # another type's text may differ from what a cast to citext makes of it
         return given if is_text else sa.cast(given, type_ if isinstance(stored, postgresql.CITEXT) else sa.Text())
+    given_class = kind or type(value)
     for stored_class, exact in _EXACT:
-        if isinstance(stored, stored_class) and (kind or type(value)) in exact:
+        if isinstance(stored, stored_class) and given_class in exact:
             return bound(value, type_)
+    if isinstance(stored, sa.Integer) and issubclass(given_class, (bytes, bytearray, memoryview)):
+        return bound(value, type_)  # PostgreSQL 18 casts it to a number where asked, and stores none
     return sa.cast(bound(value, type_), type_)
 
 
