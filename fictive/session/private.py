@@ -29,7 +29,6 @@ __all__ = [
     "EmptyListener",
     "IdentityMapBase",
     "as_single_insert",
-    "bind_parameters",
     "cached_as_it_is",
     "columns_set",
     "commit_as_is",
@@ -73,9 +72,7 @@ __all__ = [
     "sessions",
     "set_transaction",
     "text_of",
-    "texts_of",
     "transaction_of",
-    "yields_per",
 ]
 
 
@@ -265,28 +262,9 @@ def connects_in_autocommit(dialect: sa.Dialect) -> bool:
     return is_autocommit({"isolation_level": getattr(dialect, "_on_connect_isolation_level", None)})
 
 
-def yields_per(execution_options: Mapping[str, Any]) -> bool:
-    """Whether `Query.yield_per()` was called; it goes another way than the execution option of the same name."""
-    return bool(getattr(execution_options.get("_sa_orm_load_options"), "_yield_per", None))
-
-
 def locks_rows(element: Any) -> bool:
     """Whether a SELECT has FOR UPDATE or FOR SHARE; SQLAlchemy has `with_for_update()` but no way to ask."""
     return getattr(element, "_for_update_arg", None) is not None
-
-
-def texts_of(element: Any) -> list[str]:
-    """SQL that a construct holds as text: literal columns, prefixes, suffixes and hints of a SELECT."""
-    if getattr(element, "is_literal", False):
-        return [str(element.name)]
-    found = [str(text) for text, *_ in (*getattr(element, "_prefixes", ()), *getattr(element, "_suffixes", ()))]
-    found += [str(text) for _, text in getattr(element, "_statement_hints", ())]
-    return found
-
-
-def bind_parameters(clause: sa.TextClause) -> Mapping[str, sa.BindParameter[Any]]:
-    """The `:name` parameters of a text, with the values that `bindparams()` gave them."""
-    return clause._bindparams
 
 
 def options_of(statement: Any) -> Sequence[Any]:
