@@ -5,12 +5,14 @@ All that is decided about a statement is decided here, where it is about to be s
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
 from ..drivers.pending import note_parsed, parsed
+from ..errors import TransactionRequired
 from ..session.private import EmptyListener
 from . import process
 from .classify import PLAIN_READ, classify, known_texts
@@ -33,7 +35,8 @@ IDLE, _ACTIVE, INTRANS, INERROR, _UNKNOWN = range(5)
 class SessionCursor:
     """What the cursors have in common: a driver's cursor behind them, once there is one."""
 
-    __slots__ = ("__weakref__", "_rows", "arraysize", "connection", "description", "driver_cursor", "link")
+    __slots__ = ("__weakref__", "_rows", "arraysize", "connection", "description", "driver_cursor", "link",
+                 "repeats")  # fmt: skip
 
     def __init__(self, link: Link) -> None:
         self.link = link
@@ -41,6 +44,8 @@ class SessionCursor:
         self.driver_cursor: Any = None
         self.description: Any = None
         self._rows: Any = None
+        self.repeats = True
+        """Whether a read outside is run again when its connection is lost under it."""
 
     def fetchall(self) -> Any:
         rows = self._rows
@@ -102,8 +107,6 @@ class StatementCursor(SessionCursor):
     """A statement outside: borrows a connection, sends, fetches, and gives the connection back."""
 
     __slots__ = ()
-    repeats = True
-    """Whether a read is run again when its connection is lost under it."""
 
     def execute(self, query: Any, parameters: Any = None, **options: Any) -> Any:
         link = self.link
@@ -182,9 +185,8 @@ class StatementCursor(SessionCursor):
                 if server.has_notices and server.dbapi.notices:
                     link.take_notices(server.dbapi)
         except BaseException as error:
-            repeats = self.repeats and written is None
-            if link.statement_failed(server, error, may_repeat=repeats):
-                self.__class__ = LastTryCursor
+            if link.statement_failed(server, error, may_repeat=self.repeats and written is None):
+                self.repeats = False
                 return self.execute(query, parameters)
             raise
         if server is not link.early and server is not link.kept:
@@ -211,11 +213,6 @@ class StatementCursor(SessionCursor):
             if server.has_notices and server.dbapi.notices:
                 self.link.take_notices(server.dbapi)
 
-    def run_again(self, query: Any, parameters: Any) -> None:
-        """For the last time: its connection was lost, and nothing was done."""
-        self.__class__ = LastTryCursor
-        self.execute(query, parameters)
-
     def execute_in_transaction(self, query: Any, parameters: Any, written: str | None, **options: Any) -> Any:
         """In a short transaction of its own: somebody listens to the beginning of transactions, and counts on each
         statement having one; or its settings cannot share its message."""
@@ -231,47 +228,15 @@ class StatementCursor(SessionCursor):
         """Several statements: in a transaction of their own."""
         link = self.link
         written = link.owner.judge(link, classify(query), query, None)
-        if link.in_transaction:
+        has_begun = link.in_transaction
+        with contextlib.nullcontext() if has_begun else link.owner.short_transaction(link.engine):
             self.__class__ = link.transaction_cursor  # type: ignore[assignment]
-            return self.executemany(query, parameters)
-        if link.owner.local_settings.function is not None and link.owner.local_settings.of(link):
-            with link.owner.short_transaction(link.engine):
-                self.__class__ = link.transaction_cursor  # type: ignore[assignment]
-                self.executemany(query, parameters)
-            if written is not None:
-                link.owner.wrote(written)
-            return None
-        server = link.in_use()
-        try:
-            link.driver.lend_natively(server.dbapi, link.dialect, server.rest.characteristics)
-            cursor = self.driver_cursor = server.dbapi.cursor()
-            cursor.executemany(query, parameters)
-            self.description = cursor.description
-            server.dbapi.commit()
-            link.driver.resume_autocommit(server.dbapi, link.dialect, server.rest)
-        except BaseException as error:
-            if server is link.kept and isinstance(error, Exception) and not server.is_lost():
-                server.dbapi.rollback()
-                link.driver.resume_autocommit(server.dbapi, link.dialect, server.rest)
-            else:
-                link.early = None
-                server.drop(error)
-            raise
+            self.executemany(query, parameters)
         if written is not None:
             link.owner.wrote(written)
-            if link.replicas is not None:
-                link.owner.positions().written(link.replicas.primary, None)
-        return None
 
     def _driver_cursor(self) -> Any:
         return self.link.in_use().dbapi.cursor()
-
-
-class LastTryCursor(StatementCursor):
-    """For a read that is run for the second time."""
-
-    __slots__ = ()
-    repeats = False
 
 
 class TransactionCursor(SessionCursor):
@@ -326,8 +291,6 @@ class TransactionCursor(SessionCursor):
                     link.go_native(server)
                     cursor = server.dbapi.cursor()
                     cursor.execute(query, parameters)
-                elif server.native:
-                    link.native = True
                 self.driver_cursor = cursor
             self.description = cursor.description
             link.begun = True
@@ -426,8 +389,11 @@ class StreamCursor(SessionCursor):
                 if link.in_transaction:  # this statement has begun one
                     self._finish()
                     self._stream = self._end = None
-                else:
-                    link.owner.refuse_streams()
+                elif link.owner.keeps:
+                    raise TransactionRequired(
+                        "yield_per and stream_results need a transaction, and in pinned() only you can begin it: "
+                        "`with db.pinned(), db.session.begin():`."
+                    )
             text = query.decode() if isinstance(query, bytes) else query
             self._run(f"DECLARE {self._name} CURSOR WITHOUT HOLD FOR {text}", parameters)
         except BaseException:

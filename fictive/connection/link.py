@@ -17,7 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from traceback import clear_frames
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
@@ -59,65 +59,56 @@ BEHIND_THE_BACK = "The transaction was ended on the driver's connection, not by 
 _NEVER_IDLE: deque[ServerConnection] = deque(maxlen=0)
 
 
-class LinkOwner(Protocol):
-    """What a session decides about statements outside a transaction, asked where they are about to be sent."""
+class LinkOwner:
+    """What is decided about statements outside a transaction, asked where they are about to be sent.
 
-    statement_options: Mapping[str, Any]
+    That of a session is `session.scope.Scope`. This one is for connections that fictive itself uses, and on which
+    everything may be run.
+    """
+
+    statement_options: Mapping[str, Any] = {}
     """What execution options say of the statement under way."""
-    retries: bool
+    retries = False
     """Whether what met a lost connection is run again where it can have done nothing."""
-    keeps: bool
+    keeps = True
     """Whether connections are pinned."""
-    dispatch: Any
+    dispatch: Any = None
     """The session's events; None without a session."""
-    had_error: bool
+    had_error = False
     """Whether a statement of the transaction has failed."""
-    local_settings: SettingsSource
-    patience: float
+    local_settings: SettingsSource = NO_SETTINGS
+    patience = PATIENCE
 
     def judge(self, link: Link, statement: StatementClass, query: Any, parameters: Any) -> str | None:
         """Raise for what must not run outside, or begin a transaction for it; else what to remember of a write."""
+        return None
 
     def wrote(self, what: str) -> None:
         """A write was committed at once."""
 
     def positions(self) -> Positions:
         """How far this session has written, and has to see."""
-
-    def refuse_streams(self) -> None:
-        """Raise where a stream cannot have a transaction of its own."""
+        return Positions()
 
     def short_transaction(self, engine: sa.Engine) -> contextlib.AbstractContextManager[None]:
         """A transaction for one statement, whose beginning is told to those who listen, with its settings."""
+        raise NotImplementedError
 
     def tell_begun(self, connection: SessionConnection) -> None:
         """Tell those who listen to the session's `after_begin` of a stream's transaction."""
 
 
-class Watchable:
-    """What a link has for `watched`: the classes of its cursors, and whom it tells."""
+class Link:
+    """One session's way to one engine's server connections."""
 
-    __slots__ = ("number", "prepared", "replica_trips", "watcher")
+    __slots__ = ("__weakref__", "_connection_record", "begins_with", "begun", "dialect", "driver", "driver_side",
+                 "early", "ending", "engine", "first_error", "idle", "in_transaction", "is_pooled", "kept", "log",
+                 "lost", "may_be_committed", "native", "number", "options", "owner", "pending", "prefetches",
+                 "prepared", "remembered", "replica_trips", "replicas", "rest_options", "retried", "server",
+                 "settings", "settings_command", "streams", "trouble", "users", "watcher", "wrote")  # fmt: skip
 
     statement_cursor: ClassVar[type[StatementCursor]] = StatementCursor
     transaction_cursor: ClassVar[type[TransactionCursor]] = TransactionCursor
-
-    def replica_asked(self, server: ServerConnection) -> None:
-        """A read is about to be sent to a replica, on `server`."""
-
-    def replica_told(self, replica: Replica, outcome: str) -> None:
-        """It was `"answered"`; or the primary is asked next, since the replica was `"behind"` or `"unreachable"`, or
-        the read `"failed"`."""
-
-
-class Link(Watchable):
-    """One session's way to one engine's server connections."""
-
-    __slots__ = ("__weakref__", "_connection_record", "begins_with", "begun", "connection", "dialect", "driver",
-                 "driver_side", "early", "ending", "engine", "first_error", "idle", "in_transaction", "is_pooled",
-                 "kept", "log", "lost", "may_be_committed", "native", "options", "owner", "pending", "prefetches",
-                 "remembered", "replicas", "rest_options", "retried", "server", "settings", "settings_command",
-                 "streams", "trouble", "users", "wrote")  # fmt: skip
 
     def __init__(self, engine: sa.Engine, owner: LinkOwner) -> None:
         self.engine = engine
@@ -182,7 +173,6 @@ class Link(Watchable):
         self.driver_side = DriverSide()
         self.driver_side._link = self
         self._connection_record: Any = None
-        self.connection: Any = None
 
     def __repr__(self) -> str:
         state = "in transaction" if self.in_transaction else "pinned" if self.kept else "in autocommit"
@@ -454,7 +444,6 @@ class Link(Watchable):
             self.trouble = "A statement of this transaction had no connection to run on."
             raise
         self._connection_record = server.fairy._connection_record
-        server.native = False
         server.trips = 0
         if self.settings and self.settings_command is None:
             self._insert_settings(server)
@@ -722,6 +711,13 @@ class Link(Watchable):
         self.driver_side.notices = list(dbapi.notices)
         del dbapi.notices[:]
 
+    def replica_asked(self, server: ServerConnection) -> None:
+        """A read is about to be sent to a replica, on `server`: for `watched`."""
+
+    def replica_told(self, replica: Replica, outcome: str) -> None:
+        """It was `"answered"`; or the primary is asked next, since the replica was `"behind"` or `"unreachable"`, or
+        the read `"failed"`: for `watched`."""
+
     # -- streams ------------------------------------------------------------------------------------------------------
 
     def stream_connection(self) -> SessionConnection:
@@ -984,8 +980,7 @@ class SessionConnection(sa.Connection):
     @contextlib.contextmanager
     def standing_alone(cls, engine: sa.Engine) -> Iterator[sa.Connection]:
         """A connection that is kept for the block, each statement on it standing alone; of no session."""
-        owner = _NoSession()
-        connection = cls(engine, owner)
+        connection = cls(engine, LinkOwner())
         try:
             yield connection
         finally:
@@ -996,36 +991,6 @@ class SessionConnection(sa.Connection):
                 server.note_pinned(False)
                 server.release()
             connection.close()
-
-
-class _NoSession:
-    """The owner of a connection that fictive itself uses, and on which everything may be run."""
-
-    dispatch = None
-    statement_options: Mapping[str, Any] = {}
-    retries = False
-    keeps = True
-    had_error = False
-    local_settings = NO_SETTINGS
-    patience = PATIENCE
-
-    def judge(self, link: Link, statement: StatementClass, query: Any, parameters: Any) -> str | None:
-        return None
-
-    def wrote(self, what: str) -> None:
-        pass
-
-    def positions(self) -> Positions:
-        return Positions()
-
-    def refuse_streams(self) -> None:
-        pass
-
-    def short_transaction(self, engine: sa.Engine) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def tell_begun(self, connection: SessionConnection) -> None:
-        pass
 
 
 _BEGIN_OPTIONS = {

@@ -50,7 +50,7 @@ class ServerConnection:
     """One connection of the driver's, taken from an engine's pool and in autocommit."""
 
     __slots__ = ("__weakref__", "begin_command", "buffers", "dbapi", "dialect", "driver", "fairy",
-                 "generation", "has_notices", "idle_since", "idles", "native", "poll", "pool", "rest",
+                 "generation", "has_notices", "idle_since", "idles", "poll", "pool", "rest",
                  "tainted", "transaction_status", "trips")  # fmt: skip
 
     def __init__(self, fairy: PoolProxiedConnection, engine: sa.Engine, driver: Driver) -> None:
@@ -66,8 +66,6 @@ class ServerConnection:
         """Whether it can lie idle for the next statement."""
         self.trips = 0
         """How many messages with commands alone were sent on it."""
-        self.native = False
-        """Whether the driver begins and ends the transaction that is open."""
         self.idle_since = 0.0
         self.buffers = driver.buffers
         self.has_notices = driver.has_notices

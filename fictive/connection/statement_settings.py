@@ -228,7 +228,8 @@ def execute_with_settings(
             refusal = refusal_of(link, server, command, settings, error)
             cursor.driver_cursor = None if server.is_lost() else server.dbapi.cursor()  # a sign that it was sent
         if link.statement_failed(server, error, may_repeat=cursor.repeats and written is None):
-            cursor.run_again(query, parameters)
+            cursor.repeats = False
+            cursor.execute(query, parameters)
             return
         if refusal is not None:
             raise refusal from error

@@ -165,9 +165,6 @@ class WatchedStatementCursor(StatementCursor):
                     trips = 1 + link.replica_trips
                     _tell(self, query, parameters, started, ended, trips, (), failure, link.prepared)
 
-    def executemany(self, query: Any, parameters: Any) -> Any:
-        return _watched_many(self, StatementCursor.executemany, query, parameters, 2)
-
 
 class WatchedTransactionCursor(TransactionCursor):
     """Times the statement, and notes what it carried."""
@@ -209,11 +206,11 @@ class WatchedTransactionCursor(TransactionCursor):
                 _tell(self, query, parameters, started, ended, trips, carried, failure, prepared)
 
     def executemany(self, query: Any, parameters: Any) -> Any:
-        return _watched_many(self, TransactionCursor.executemany, query, parameters, 0)
+        return _watched_many(self, TransactionCursor.executemany, query, parameters)
 
     def run_instead(self, run: Callable[[Any], None], query: Any) -> None:
         """A COPY, which is more than `execute`."""
-        _watched_many(self, lambda cursor, query, parameters: run(cursor), query, None, 0)
+        _watched_many(self, lambda cursor, query, parameters: run(cursor), query, None)
 
 
 WatchedLink.statement_cursor = WatchedStatementCursor
@@ -237,10 +234,8 @@ def _tell(
         link.watcher.statement(text, parameters, started, ended, rows, trips, carried, link.number, failure)
 
 
-def _watched_many(cursor: Any, run: Callable[..., Any], query: Any, parameters: Any, ends: int) -> Any:
-    """Several sets of parameters: psycopg2 sends each by itself, psycopg all in one pipeline.
-
-    `ends`: how many messages BEGIN and COMMIT are."""
+def _watched_many(cursor: Any, run: Callable[..., Any], query: Any, parameters: Any) -> Any:
+    """Several sets of parameters: psycopg2 sends each by itself, psycopg all in one pipeline."""
     link = cursor.link
     server = link.server
     sent = 0 if server is None else server.trips
@@ -256,7 +251,7 @@ def _watched_many(cursor: Any, run: Callable[..., Any], query: Any, parameters: 
         trips = len(parameters) if parameters is not None and link.driver.buffers else 1
         if link.server is not None:
             trips += link.server.trips - (sent if link.server is server else 0)
-        _tell(cursor, query, parameters, started, ended, trips + ends, (), failure, None)
+        _tell(cursor, query, parameters, started, ended, trips, (), failure, None)
 
 
 def _prepared(link: Link) -> Prepared:

@@ -13,11 +13,10 @@ import sqlalchemy as sa
 from ..config import Settings, UnsavedChanges, WritesOutside
 from ..connection.classify import Effect, StatementClass, classify_with, summary
 from ..connection.engines import prepare
-from ..connection.link import Link, SessionConnection
-from ..connection.pool import PATIENCE, BorrowingPool
+from ..connection.link import Link, LinkOwner, SessionConnection
+from ..connection.pool import BorrowingPool
 from ..connection.pooler import refusal
 from ..connection.replicas import Positions, positions_of
-from ..connection.statement_settings import NO_SETTINGS
 from ..errors import TransactionRequired
 from ..report.watcher import WATCHER
 from . import private
@@ -38,8 +37,8 @@ _told: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
 _reported: set[str] = set()
 
 
-class Scope:
-    """The part of a session that its connection objects know (`connection.link.LinkOwner`)."""
+class Scope(LinkOwner):
+    """The part of a session that its connection objects know."""
 
     def __init__(
         self,
@@ -54,15 +53,12 @@ class Scope:
         self.mode = mode
         self.unsaved_changes = unsaved_changes
         self.retries = retries
-        self.patience = PATIENCE
-        self.keeps = self.had_error = self.reports = False
-        self.dispatch: Any = None
-        self.local_settings = NO_SETTINGS
+        self.patience = settings.patience
+        self.keeps = self.reports = False
         self.lent: list[sa.Connection] = []
         """Connections of somebody else's that the session is bound to."""
         self.is_special = False
         """Whether `execute` has to look at a statement before it is compiled."""
-        self.statement_options: Mapping[str, Any] = EMPTY
         self.connections: dict[sa.Engine, SessionConnection] = {}
         self.committed_writes = WriteLog()
         self.stale: list[tuple[Any, str]] | None = None
@@ -104,7 +100,6 @@ class Scope:
     # -- asked by the connection object -------------------------------------------------------------------------------
 
     def judge(self, link: Link | sa.Connection, statement: StatementClass, query: Any, parameters: Any) -> str | None:
-        """See `LinkOwner.judge`."""
         options = self.statement_options
         if options or statement.bound_flag is not None:
             statement = classify_with(statement, parameters, options)
@@ -136,15 +131,7 @@ class Scope:
         session = self._session()
         return positions_of({} if session is None else session.info)
 
-    def refuse_streams(self) -> None:
-        if self.keeps:
-            raise TransactionRequired(
-                "yield_per and stream_results need a transaction, and in pinned() only you can begin it: "
-                "`with db.pinned(), db.session.begin():`."
-            )
-
     def short_transaction(self, engine: sa.Engine) -> contextlib.AbstractContextManager[None]:
-        """See `LinkOwner.short_transaction`."""
         session = self._session()
         assert session is not None
         if engine not in _told and self.connection(engine).link.begin_is_heard():
@@ -158,7 +145,6 @@ class Scope:
         return session._short_transaction(engine)
 
     def tell_begun(self, connection: SessionConnection) -> None:
-        """See `LinkOwner.tell_begun`."""
         session = self._session()
         if session is not None:
             session.dispatch.after_begin(session, private.transaction_of(session), connection)

@@ -111,7 +111,6 @@ class OptInSession(sa_orm.Session):
             mode = WritesOutside.BEGIN
         scope = self._fictive = Scope(self, settings, mode, unsaved, retries)
         scope.reports = reports
-        scope.patience = settings.patience
         if local_settings is not None:
             if not isinstance(local_settings, SettingsSource):
                 local_settings = SettingsSource(local_settings)
