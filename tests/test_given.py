@@ -1,5 +1,5 @@
 """What the functions on any session share: which session is meant, on which database, and doing several statements
-as one (rules A5, A21, A23 for `together`)."""
+as one (rules A5, A21, A23 for `atomic`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import sqlalchemy.orm as sa_orm
 from flask import Flask
 
 from fictive.errors import TransactionRequired, UnsupportedDialect
-from fictive.session.given import dialect_of, require_postgresql, session_of, together
+from fictive.session.given import dialect_of, require_postgresql, session_of
+from fictive.session.session import atomic
 from fictive.testing.wire import Wire
 from tests.models import Item, db
 from tests.wirelog import verbs
@@ -40,12 +41,12 @@ def test_a21_require_postgresql_elsewhere() -> None:
 
 
 def _two_writes(fail: bool = False) -> None:
-    with together(db.session(), "two writes"):
+    with atomic(db.session(), "two writes"):
         db.session.execute(sa.insert(Item).values(name="a"))
         db.session.execute(sa.insert(Item).values(name="a" if fail else "b"))
 
 
-def test_a5_together_outside_is_one_transaction(app: Flask, wire: Wire, look: Any) -> None:
+def test_a5_atomic_outside_is_one_transaction(app: Flask, wire: Wire, look: Any) -> None:
     with wire.record() as log:
         _two_writes()
     assert verbs(log) == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
@@ -53,20 +54,20 @@ def test_a5_together_outside_is_one_transaction(app: Flask, wire: Wire, look: An
     assert look("select count(*) from item") == [2]
 
 
-def test_a5_together_that_fails_leaves_nothing(app: Flask, look: Any) -> None:
+def test_a5_atomic_that_fails_leaves_nothing(app: Flask, look: Any) -> None:
     with pytest.raises(sa.exc.IntegrityError):
         _two_writes(fail=True)
     assert look("select count(*) from item") == [0]
     assert db.session.scalar(sa.select(sa.func.count(Item.id))) == 0
 
 
-def test_together_inside_joins(app: Flask, wire: Wire) -> None:
+def test_atomic_inside_joins(app: Flask, wire: Wire) -> None:
     with wire.record() as log, db.session.begin():
         _two_writes()
     assert verbs(log) == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
 
 
-def test_together_flushes_nothing_that_is_pending(app: Flask, look: Any) -> None:
+def test_atomic_flushes_nothing_that_is_pending(app: Flask, look: Any) -> None:
     db.session.add(Item(name="pending"))
     _two_writes()
     assert look("select count(*) from item") == [2]
@@ -74,7 +75,7 @@ def test_together_flushes_nothing_that_is_pending(app: Flask, look: Any) -> None
     assert look("select count(*) from item") == [3]
 
 
-def test_a23_together_under_begin_stays_open(app: Flask, look: Any) -> None:
+def test_a23_atomic_under_begin_stays_open(app: Flask, look: Any) -> None:
     db.session.writes_outside = "begin"
     _two_writes()
     assert db.session.in_transaction()
@@ -82,17 +83,17 @@ def test_a23_together_under_begin_stays_open(app: Flask, look: Any) -> None:
     assert look("select count(*) from item") == [0]
 
 
-def test_a23_together_under_refuse(app: Flask, wire: Wire) -> None:
+def test_a23_atomic_under_refuse(app: Flask, wire: Wire) -> None:
     db.session.writes_outside = "refuse"
     with wire.record() as log, pytest.raises(TransactionRequired, match="two writes outside"):
         _two_writes()
     assert not log.exchanges
 
 
-def test_together_on_a_plain_session_is_its_owners(database_url: str) -> None:
+def test_atomic_on_a_plain_session_is_its_owners(database_url: str) -> None:
     engine = sa.create_engine(database_url)
     with sa_orm.Session(engine) as session:
-        with together(session, "two writes"):
+        with atomic(session, "two writes"):
             session.execute(sa.insert(Item).values(name="a"))
         assert session.in_transaction()
         session.rollback()

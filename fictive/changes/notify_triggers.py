@@ -19,7 +19,8 @@ from sqlalchemy.schema import ExecutableDDLElement
 
 from ..config import flag
 from ..rows.attributes import mapper_of
-from ..session.given import commits_without_a_block, require_postgresql, session_of, together
+from ..session.given import commits_without_a_block, require_postgresql, session_of
+from ..session.session import atomic
 
 __all__ = [
     "ANY_ROW",
@@ -102,7 +103,7 @@ def notify_changes(model: type[Any], on: object = None, *, inserts: bool = False
         return
     session = session_of(on)
     require_postgresql(session, "notify_changes()", model)
-    with commits_without_a_block(session), together(session, "notify_changes()"):
+    with commits_without_a_block(session), atomic(session, "notify_changes()"):
         for statement in statements:
             session.execute(statement, bind_arguments={"mapper": mapper_of(model)})
 

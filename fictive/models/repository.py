@@ -13,8 +13,8 @@ from ..config import WritesOutside
 from ..errors import ConfigurationError, NotFoundError
 from ..rows import bulk
 from ..rows.attributes import mapper_of, unknown_attribute
-from ..session.given import dialect_of, session_of, together
-from ..session.session import OptInSession
+from ..session.given import dialect_of, session_of
+from ..session.session import OptInSession, atomic
 from . import keyset
 from .filters import FilterSet
 
@@ -306,7 +306,7 @@ class Repository(Generic[_M]):
         """The session; one that refuses writes raises before an object is touched, which it would write later."""
         session = self.session
         if isinstance(session, OptInSession) and session.writes_outside is WritesOutside.REFUSE:
-            with together(session, f"{type(self).__name__}.{method}"):
+            with atomic(session, f"{type(self).__name__}.{method}"):
                 pass
         return session
 

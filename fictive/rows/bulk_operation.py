@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from ..drivers import sqlstate
 from ..errors import ConfigurationError, DuplicateRows, KeyOfDeletedRow, TransactionAlreadyBegun
-from ..session.given import session_of, together
-from ..session.session import OptInSession
+from ..session.given import session_of
+from ..session.session import OptInSession, atomic
 from ..session.written_by_statement import expire_written_in_bulk
 from .attributes import attribute_names, live_attribute, mapper_of
 from .bulk_input import Batch, RowReader, attribute_named, duplicate_rows, shown_key
@@ -210,7 +210,7 @@ class BulkOperation:
     def _atomic(self) -> Iterator[None]:
         session = self.session
         self.is_alone = isinstance(session, OptInSession) and not session.in_transaction()
-        with together(session, f"{self.function} of {self.mapper.class_.__name__}"):
+        with atomic(session, f"{self.function} of {self.mapper.class_.__name__}"):
             self.connection = connection = session.connection(bind_arguments=writing(self.mapper))
             # a savepoint alone would be a transaction on SQLite, and commit at its end
             needless = self.is_alone or (connection.dialect.name == "sqlite" and not isinstance(session, OptInSession))

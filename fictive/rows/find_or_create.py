@@ -15,9 +15,9 @@ from ..connection.replicas import has_replicas
 from ..drivers import sqlstate
 from ..errors import ConfigurationError, KeyOfDeletedRow, UnsupportedDialect
 from ..session import private
-from ..session.given import dialect_of, session_of, together
+from ..session.given import dialect_of, session_of
 from ..session.model_events import OWNER
-from ..session.session import OptInSession
+from ..session.session import OptInSession, atomic
 from . import get_or_create_sql
 from .attributes import mapper_of
 from .lookups import Lookup, lookup_of, plan_of
@@ -310,7 +310,7 @@ class LookupOperation:
 
         What is pending in the caller's session stays as it is, whatever happens in here.
         """
-        with together(self.session, self.what):
+        with atomic(self.session, self.what):
             if self.dialect.name == "sqlite":
                 level = ""
                 self._write(get_or_create_sql.write_lock(self.mapper))

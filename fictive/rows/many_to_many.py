@@ -15,7 +15,8 @@ from sqlalchemy.orm.attributes import instance_state
 
 from ..errors import ConfigurationError, UnsavedObject
 from ..other_names import also_named
-from ..session.given import require_postgresql, session_of, together
+from ..session.given import require_postgresql, session_of
+from ..session.session import atomic
 from .attributes import as_key, attribute_names, python_types
 from .link_sql import Columns, Key, linked_by
 from .write_binding import execute_write
@@ -153,7 +154,7 @@ class LinkOperation:
         The rows that come back end with the related key.
         """
         links, must_flush = self.links, self._must_flush()
-        with together(self.session, self._what) if must_flush else contextlib.nullcontext():
+        with atomic(self.session, self._what) if must_flush else contextlib.nullcontext():
             if must_flush:
                 self.session.flush()
             owner = _reader(links.owner_mapper, links.owner.values())(sa.inspect(self._instance))

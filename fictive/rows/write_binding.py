@@ -11,8 +11,8 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..config import WritesOutside
-from ..session.given import together, write_on
-from ..session.session import OptInSession
+from ..session.given import write_on
+from ..session.session import OptInSession, atomic
 from ..session.written_by_statement import EXPIRES_ITSELF
 
 __all__ = ["asked_about_write", "execute_write", "writing"]
@@ -45,7 +45,7 @@ def execute_write(
         if session.writes_outside is WritesOutside.COMMIT:
             options["fictive_outside"] = True
         else:
-            around = together(session, what)
+            around = atomic(session, what)
     with around, asked_about_write(session, writing(mapper, table)):
         return session.execute(statement, parameters, bind_arguments={"mapper": mapper}, execution_options=options)
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..errors import UnsupportedDialect
-from .session import OptInSession, atomic, has_block
+from .session import OptInSession, has_block
 
 __all__ = [
     "commits_without_a_block",
@@ -18,7 +18,6 @@ __all__ = [
     "in_a_block",
     "require_postgresql",
     "session_of",
-    "together",
     "undone_on_error",
     "write_on",
 ]
@@ -51,11 +50,6 @@ def require_postgresql(session: sa_orm.Session, feature: str, entity: Any = None
     if dialect.name != "postgresql":
         raise UnsupportedDialect(f"{feature} needs PostgreSQL; this session is on {dialect.name}+{dialect.driver}.")
     return dialect
-
-
-def together(session: sa_orm.Session, what: str) -> contextlib.AbstractContextManager[None]:
-    """`session.atomic`."""
-    return atomic(session, what)
 
 
 def in_a_block(session: sa_orm.Session) -> bool:
