@@ -23,10 +23,11 @@ import sqlalchemy.orm as sa_orm
 
 from . import cli
 from .config import LazyLoads, NPlusOne, Settings, refuse_unknown
-from .connection.engines import prepare, set_patience
+from .connection.engines import prepare
 from .connection.pool import BorrowingPool
 from .connection.pooler import set_pooler
 from .connection.replicas import on_primary, positions_of, set_replicas
+from .connection.servers import set_patience
 from .connection.statement_settings import SettingsFunction, SettingsSource
 from .databases.engine_options import POOL_OPTIONS, add_options, merged_connect_args
 from .databases.urls import database_url

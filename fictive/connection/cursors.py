@@ -11,6 +11,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
+from ..drivers.base import IDLE, INTRANS, TransactionStatus
 from ..drivers.pending import note_parsed, parsed
 from ..errors import TransactionRequired
 from ..session.private import EmptyListener
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
     from .servers import ServerConnection
     from .statement_settings import DueSettings
 
-__all__ = ["IDLE", "INERROR", "INTRANS", "StatementCursor", "StreamCursor", "TransactionCursor"]
+__all__ = ["StatementCursor", "StreamCursor", "TransactionCursor"]
 
 log = logging.getLogger("fictive.connection")
 
-IDLE, _ACTIVE, INTRANS, INERROR, _UNKNOWN = range(5)
-"""libpq's PGTransactionStatusType; -1 where a driver cannot tell."""
+_LOST = TransactionStatus.UNKNOWN
 
 
 class SessionCursor:
@@ -152,7 +152,7 @@ class StatementCursor(SessionCursor):
         elif link.streams and written is None and (stream := link.open_stream()) is not None:
             return stream.run(self, query, parameters)
         elif not self.repeats:
-            server = check_out(link.engine, link.driver, patience=owner.patience)
+            server = check_out(link.engine, link.driver)
         else:
             try:
                 server = link.idle.pop()
@@ -268,7 +268,7 @@ class TransactionCursor(SessionCursor):
             link.begun = link.look_natively(server)
         if link.begun:
             status = server.transaction_status()
-            if status == IDLE or status == _UNKNOWN:  # noqa: SIM109 - cheaper
+            if status == IDLE or status == _LOST:  # noqa: SIM109 - cheaper
                 raise link.ended_behind_the_back()
         pending = link.pending
         first = not link.begun
@@ -314,7 +314,6 @@ class TransactionCursor(SessionCursor):
         return self
 
     def executemany(self, query: Any, parameters: Any) -> Any:
-        self.link.wrote = True
         cursor = self.driver_cursor = self._driver_cursor()
         statement = classify(query)
         try:

@@ -22,8 +22,8 @@ from ..errors import ConfigurationError
 from ..session import private
 from . import process
 from .link import SessionConnection, statement_timeout_command
-from .pool import PATIENCE, BorrowingPool, patiently
-from .servers import PINNED, REST, lost_at, note_lost
+from .pool import BorrowingPool
+from .servers import PINNED, REST, note_lost, patiently
 
 __all__ = ["check_engine", "connection_in_autocommit", "listeners_of", "prepare", "status_of"]
 
@@ -108,14 +108,6 @@ def status_of(connection: sa.Connection) -> TransactionStatus:
     return driver_for(connection.dialect).status(dbapi_connection(connection))
 
 
-_patience: weakref.WeakKeyDictionary[sa.Dialect, float] = weakref.WeakKeyDictionary()
-
-
-def set_patience(engine: sa.Engine, seconds: float) -> None:
-    """For how long after the loss of a connection of the engine's connecting is tried again; 5 seconds otherwise."""
-    _patience[private.root_engine(engine).dialect] = seconds
-
-
 def connection_in_autocommit(engine: sa.Engine) -> Any:
     """A connection of the caller's own, each statement on it standing alone: `with connection_in_autocommit(e) as c:`.
 
@@ -127,9 +119,7 @@ def connection_in_autocommit(engine: sa.Engine) -> Any:
 
 def _connect(dialect: sa.Dialect, driver: Driver, connect: Any, *cargs: Any, **cparams: Any) -> Any:
     driver.connect_arguments(cparams)
-    refusal = dialect.loaded_dbapi.OperationalError
-    patience = _patience.get(dialect, PATIENCE)
-    return patiently(lambda: connect(*cargs, **cparams), refusal, lambda: lost_at(dialect), patience)
+    return patiently(lambda: connect(*cargs, **cparams), dialect)
 
 
 def _check_out(dialect: sa.Dialect, driver: Driver, dbapi: Any, record: ConnectionPoolEntry, proxy: Any) -> None:
@@ -152,7 +142,7 @@ def _restore(dialect: sa.Dialect, driver: Driver, dbapi: Any, record: Connection
         elif rest is not None:
             known = driver.restore(dbapi, dialect, rest)
         else:
-            known = driver.status(dbapi) in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
+            known = driver.status(dbapi) in (TransactionStatus.IDLE, TransactionStatus.UNTOLD)
     except BaseException as error:  # whatever it was, the connection's mode is not known
         record.invalidate(error)
         if not isinstance(error, Exception):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import sqlalchemy as sa
 
 from ..drivers import NO_OPTIONS, TransactionOptions, driver_for, sqlstate
+from ..drivers.base import IDLE, INERROR, INTRANS
 from ..drivers.pending import PendingCommands, as_bytes
 from ..errors import AbortedTransactionStatement, ConfigurationError, PinnedConnectionLost, TransactionAborted
 from ..session import private
@@ -29,11 +30,11 @@ from ..session.private import EmptyListener
 from . import pooler, process
 from . import replicas as read_replicas
 from .classify import Effect, StatementClass, classify_with, summary
-from .cursors import IDLE, INERROR, INTRANS, StatementCursor, StreamCursor, TransactionCursor
-from .pool import IDLE_FOR, PATIENCE, BorrowingPool
+from .cursors import StatementCursor, StreamCursor, TransactionCursor
+from .pool import IDLE_FOR, BorrowingPool
 from .pooler import direct_engine, is_pooled, refusal
 from .replicas import COMMIT_POSITION, Positions, parse_lsn, replicas_of
-from .servers import ServerConnection, check_out, note_lost
+from .servers import AT_REST, ServerConnection, check_out, note_lost
 from .statement_settings import MAY_BE_OF_SETTINGS, NO_SETTINGS, explained
 
 if TYPE_CHECKING:
@@ -77,7 +78,6 @@ class LinkOwner:
     had_error = False
     """Whether a statement of the transaction has failed."""
     local_settings: SettingsSource = NO_SETTINGS
-    patience = PATIENCE
 
     def judge(self, link: Link, statement: StatementClass, query: Any, parameters: Any) -> str | None:
         """Raise for what must not run outside, or begin a transaction for it; else what to remember of a write."""
@@ -201,7 +201,7 @@ class Link:
         server = self.server
         if server is not None and server.generation is not process.generation:
             inherited = self.inherited()
-            self._end(inherited)
+            self.end(inherited)
             raise inherited
         releases = self.pending.with_commit() if self.pending.commands else []
         if (
@@ -215,7 +215,7 @@ class Link:
             error: Exception = self.aborted()
             if server is not None and server.is_lost():  # as the driver would say it, had COMMIT been sent
                 error = self.dialect.loaded_dbapi.OperationalError(self.trouble)
-                self._end(error)
+                self.end(error)
             else:
                 self.ending = True
                 self.rollback()
@@ -223,7 +223,7 @@ class Link:
         replicas = self.replicas if self.wrote else None
         position: int | None = None
         try:
-            if server is not None and server.generation is process.generation:
+            if server is not None:
                 if self.native:
                     self.may_be_committed = True
                     server.dbapi.commit()
@@ -240,11 +240,11 @@ class Link:
                     server.drop(error)  # SQLAlchemy takes it for a lost connection, and so for an unknown outcome
             if isinstance(error, Exception) and server is not None and not server.is_lost():
                 self.may_be_committed = False
-            self._end(error)
+            self.end(error)
             raise
         if replicas is not None:
             self.owner.positions().written(replicas.primary, position)
-        self._end()
+        self.end()
 
     def _why_not_committable(self, server: ServerConnection) -> str | None:
         if server.poll(0) and not self.driver.is_alive(server.dbapi):
@@ -267,12 +267,12 @@ class Link:
             if server is not None and server.generation is process.generation and not server.is_lost():
                 if self.native or self.driver.own_transaction(server.dbapi):
                     server.dbapi.rollback()
-                elif self.begun and server.transaction_status() != 0:
+                elif self.begun and server.transaction_status() != IDLE:
                     self.driver.send(server, ["ROLLBACK"])
         except BaseException as error:
-            self._end(error)
+            self.end(error)
             raise
-        self._end()
+        self.end()
 
     def _end_by_hand(self, how: str) -> None:
         """The user ends the transaction on the connection that the session handed out: nothing may run after it in
@@ -286,8 +286,9 @@ class Link:
         finally:
             self.trouble = BEHIND_THE_BACK
 
-    def _end(self, error: BaseException | None = None) -> None:
-        """The transaction is over: back to autocommit, and the connection goes back."""
+    def end(self, error: BaseException | None = None) -> None:
+        """The transaction is over: back to autocommit, and the connection goes back. After an interrupt, when how far
+        it came is not known, the connection is closed."""
         server, self.server = self.server, None
         was_native, options = self.native, self.options
         self.in_transaction = self.begun = self.native = False
@@ -310,7 +311,7 @@ class Link:
             elif not self.driver.rides_in_autocommit or not server.dbapi.autocommit:
                 self.driver.enter_autocommit(server.dbapi, self.dialect, server.rest)
             # after a COMMIT or ROLLBACK of ours that was answered it is known
-            if (error is not None or was_native) and server.transaction_status() not in (0, -1):
+            if (error is not None or was_native) and server.transaction_status() not in AT_REST:
                 raise sa.exc.InvalidRequestError("the connection is still in a transaction")
         except BaseException as failure:
             self._drop(server, failure)
@@ -319,10 +320,6 @@ class Link:
             return
         if server is not self.kept:
             server.give_back()
-
-    def abandon(self, error: BaseException) -> None:
-        """The transaction is over, and how far it came is not known: its connection is closed."""
-        self._end(error)
 
     def close(self) -> None:
         """The session is done with it."""
@@ -411,11 +408,11 @@ class Link:
         try:
             end(*args)
         except BaseException as error:
-            self._end(error)
+            self.end(error)
             raise
         if self.wrote and self.replicas is not None:
             self.owner.positions().written(self.replicas.primary, None)
-        self._end()
+        self.end()
 
     # -- transactions -----------------------------------------------------------------------------------------------
 
@@ -587,11 +584,12 @@ class Link:
         """The server has said something on an idle connection (a notice or notification, or that it is gone), it has
         been idle for long, or the application wants to be told of each connection that is taken."""
         if not self.driver.is_alive(server.dbapi):
-            self.replace(server)
+            log.info("a pooled connection was closed by the server; taking another one")
+            self._drop(server)
             return self.borrow()
         if (server.pool.ages and time.monotonic() - server.idle_since > IDLE_FOR) or server.pool.has_reset_listeners():
             server.release()
-            return check_out(self.engine, self.driver, patience=self.owner.patience)
+            return check_out(self.engine, self.driver)
         try:
             server.tell_taken()
         except sa.exc.DisconnectionError as error:
@@ -609,7 +607,7 @@ class Link:
             self.idle = pool.idle
             if (server := pool.take_soon()) is not None:
                 return self.second_look(server) if server.poll(0) else server
-        server = check_out(self.engine, self.driver, patience=self.owner.patience)
+        server = check_out(self.engine, self.driver)
         if isinstance(pool, sa.NullPool) and not self.in_transaction:
             self.kept = server  # to the end of the context: this pool would open one for each statement
         return server
@@ -644,7 +642,7 @@ class Link:
             return False
         is_lost = server.is_lost()
         self._note_demotion(server, error)
-        if is_lost or not isinstance(error, Exception) or server.transaction_status() not in (0, -1):
+        if not server.may_be_used(error):
             self.kept = None if server is self.kept else self.kept
             self._drop(server, error)
             if is_lost and may_repeat and self.owner.retries and isinstance(error, Exception):
@@ -746,11 +744,6 @@ class Link:
         for stream in list(self.streams or ()):
             stream.close()
 
-    def replace(self, server: ServerConnection) -> None:
-        """Close one that the server has closed while it lay idle."""
-        log.info("a pooled connection was closed by the server; taking another one")
-        self._drop(server)
-
     def in_use(self) -> ServerConnection:
         """The connection of the statement that is about to be sent, outside a transaction."""
         if self.owner.keeps:
@@ -766,7 +759,7 @@ class Link:
         if server is None:
             if self.is_pooled:
                 direct = direct_engine(self.engine, "pinned()")
-                server = self.kept = check_out(direct, self.driver, patience=self.owner.patience)
+                server = self.kept = check_out(direct, self.driver)
             else:
                 server = self.kept = self.borrow()
             server.note_pinned(True)
@@ -879,7 +872,7 @@ class SessionConnection(sa.Connection):
         """What the engine's own options ask of each transaction."""
         link = self.link
         link.begins_with = statement_timeout_command(options)
-        asked = {field: options[name] for name, field in _BEGIN_OPTIONS.items() if name in options}
+        asked = {field: options[name] for name, field in private.BEGIN_OPTIONS.items() if name in options}
         if asked:
             link.rest_options = link.options = TransactionOptions(**asked)
         if options.get("stream_results") or options.get("yield_per"):
@@ -890,7 +883,7 @@ class SessionConnection(sa.Connection):
         if self._transaction is None:
             link = self.link
             if link.server is not None:  # of a transaction that an interrupt has cut off from its end
-                link.abandon(KeyboardInterrupt())
+                link.end(KeyboardInterrupt())
             if link.begins_with or link.__class__ is not Link or link.owner.local_settings.function is not None:
                 link.begin()
             else:  # the same, without a call
@@ -926,7 +919,7 @@ class SessionConnection(sa.Connection):
 
     def execution_options(self, **options: Any) -> SessionConnection:
         """As SQLAlchemy's; the level, READ ONLY and DEFERRABLE are those of the transaction that is about to begin."""
-        asked = {field: options.pop(name) for name, field in _BEGIN_OPTIONS.items() if name in options}
+        asked = {field: options.pop(name) for name, field in private.BEGIN_OPTIONS.items() if name in options}
         if asked:
             if private.is_autocommit(asked):
                 raise ConfigurationError(
@@ -985,16 +978,9 @@ class SessionConnection(sa.Connection):
             yield connection
         finally:
             server, connection.link.kept = connection.link.kept, None
-            if server is not None and (server.is_lost() or server.transaction_status() not in (0, -1)):
-                server.drop()
-            elif server is not None:
+            if server is not None and server.may_be_used():
                 server.note_pinned(False)
                 server.release()
+            elif server is not None:
+                server.drop()
             connection.close()
-
-
-_BEGIN_OPTIONS = {
-    "isolation_level": "isolation_level",
-    "postgresql_readonly": "read_only",
-    "postgresql_deferrable": "deferrable",
-}

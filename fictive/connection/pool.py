@@ -13,7 +13,7 @@ import contextlib
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BorrowingPool"]
 
-PATIENCE = 5.0
-"""Seconds after the loss of a connection during which one that is refused is tried again."""
-_PAUSE = 0.05
 IDLE_FOR = 1.0
 """Seconds that a connection may be idle in a pool that pings or recycles."""
 HAND_OVER = 0.005
@@ -164,16 +161,3 @@ class BorrowingPool(QueuePool):
         for server in process.servers_of(self):  # in use: they are closed when they come back, not idle for the next
             server.taint()
         super().dispose()
-
-
-def patiently(
-    connect: Callable[[], Any], is_refusal: type[BaseException], since: Callable[[], float], patience: float
-) -> Any:
-    """Call `connect` until it works: shortly after a connection was lost, since the server may be restarting."""
-    while True:
-        try:
-            return connect()
-        except is_refusal:
-            if time.monotonic() - since() > patience:
-                raise
-            time.sleep(_PAUSE)

@@ -18,6 +18,7 @@ from sqlalchemy import event
 
 from ..errors import ConfigurationError, DirectConnectionRequired
 from ..session import private
+from .servers import patience_of, set_patience
 
 __all__ = ["FoundPooler", "direct_engine", "find_pooler", "is_pooled", "set_pooler", "way_around"]
 
@@ -129,7 +130,9 @@ def _like(engine: sa.Engine, url: sa.URL) -> sa.Engine:
     """An engine on `url` with the driver of `engine`, whose connections are few and are not kept."""
     if "+" not in url.drivername:
         url = url.set(drivername=engine.url.drivername)
-    return sa.create_engine(url, pool_size=1, max_overflow=-1, echo=engine.echo)
+    made = sa.create_engine(url, pool_size=1, max_overflow=-1, echo=engine.echo)
+    set_patience(made, patience_of(engine))
+    return made
 
 
 # -- finding out -----------------------------------------------------------------------------------------------------

@@ -73,10 +73,10 @@ def _read(
             cursor.take_over(found, server)
     except BaseException as error:
         lost = server.is_lost()
-        if lost or not isinstance(error, Exception) or server.transaction_status() not in (0, -1):
-            server.drop(error)
-        else:
+        if server.may_be_used(error):
             server.give_back()
+        else:
+            server.drop(error)
         if not isinstance(error, Exception):
             raise
         cursor.driver_cursor = cursor.description = cursor._rows = None
@@ -132,4 +132,4 @@ def _borrow(link: Link, engine: sa.Engine) -> ServerConnection:
         if not server.poll(0) or link.driver.is_alive(server.dbapi):
             return server
         server.drop()
-    return check_out(engine, link.driver, patience=0.0)
+    return check_out(engine, link.driver)

@@ -16,17 +16,24 @@ from ..drivers.base import Rest
 from ..session import private
 from ..session.private import EmptyListener
 from . import process
-from .pool import PATIENCE, BorrowingPool, patiently
+from .pool import BorrowingPool
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection
 
-__all__ = ["PINNED", "REST", "ServerConnection", "check_out", "lost_at", "note_lost"]
+__all__ = [
+    "AT_REST",
+    "PINNED",
+    "REST",
+    "ServerConnection",
+    "check_out",
+    "note_lost",
+    "patience_of",
+    "patiently",
+    "set_patience",
+]
 
 log = logging.getLogger("fictive.connection")
-
-INERROR = 3
-"""libpq's number for a transaction that the server has aborted."""
 
 PINNED = "fictive.pinned"
 """The key, in a pool entry's `info`, by which the pool closes a connection however it comes back."""
@@ -34,16 +41,39 @@ PINNED = "fictive.pinned"
 REST = "fictive.rest"
 """The key, in a pool entry's `info`, of the mode in which the connection was made, and is to lie in the pool."""
 
-# When the connections of a dialect object, which is one per engine, were last found lost.
+AT_REST = (TransactionStatus.IDLE, TransactionStatus.UNTOLD)
+
+# By dialect object, of which there is one per engine.
 _lost: weakref.WeakKeyDictionary[sa.Dialect, float] = weakref.WeakKeyDictionary()
+_patience: weakref.WeakKeyDictionary[sa.Dialect, float] = weakref.WeakKeyDictionary()
+
+_PATIENCE = 5.0
+_PAUSE = 0.05
 
 
 def note_lost(dialect: sa.Dialect) -> None:
+    """A connection of the engine's was found lost."""
     _lost[dialect] = time.monotonic()
 
 
-def lost_at(dialect: sa.Dialect) -> float:
-    return _lost.get(dialect, -math.inf)
+def set_patience(engine: sa.Engine, seconds: float) -> None:
+    """For how long after the loss of a connection of the engine's connecting is tried again; 5 seconds otherwise."""
+    _patience[private.root_engine(engine).dialect] = seconds
+
+
+def patience_of(engine: sa.Engine) -> float:
+    return _patience.get(engine.dialect, _PATIENCE)
+
+
+def patiently(connect: Callable[[], Any], dialect: sa.Dialect) -> Any:
+    """Call `connect` until it works: shortly after a connection was lost, since the server may be restarting."""
+    while True:
+        try:
+            return connect()
+        except dialect.loaded_dbapi.OperationalError:
+            if time.monotonic() - _lost.get(dialect, -math.inf) > _patience.get(dialect, _PATIENCE):
+                raise
+            time.sleep(_PAUSE)
 
 
 class ServerConnection:
@@ -97,9 +127,10 @@ class ServerConnection:
         """Whether the driver knows that the server is gone."""
         return self.driver.is_closed(self.dbapi)
 
-    def is_aborted(self) -> bool:
-        """Whether the server refuses all statements of the transaction until ROLLBACK."""
-        return self.transaction_status() == INERROR
+    def may_be_used(self, error: BaseException | None = None) -> bool:
+        """After a statement in autocommit, and its error: whether the next one can have it."""
+        is_known = error is None or isinstance(error, Exception)
+        return is_known and not self.is_lost() and self.transaction_status() in AT_REST
 
     def give_back(self) -> None:
         """After a statement or a transaction of a session: let the next one have it."""
@@ -163,10 +194,9 @@ class ServerConnection:
             raise
 
 
-def check_out(engine: sa.Engine, driver: Driver, *, patience: float = PATIENCE) -> ServerConnection:
+def check_out(engine: sa.Engine, driver: Driver) -> ServerConnection:
     """A connection from the engine's pool, in autocommit, and known to be alive as far as this side can tell."""
-    refusal = engine.dialect.loaded_dbapi.OperationalError
-    fairy = patiently(engine.raw_connection, refusal, lambda: lost_at(engine.dialect), patience)
+    fairy = patiently(engine.raw_connection, engine.dialect)
     try:
         server = ServerConnection(fairy, engine, driver)
         if driver.status(server.dbapi) in (TransactionStatus.IN_TRANSACTION, TransactionStatus.ABORTED):

@@ -113,7 +113,7 @@ class SettingsSource:
     def of(self, link: Link) -> DueSettings:
         """`due`, for a session's connection."""
         settings = self.due(link.engine)
-        if settings and not link.driver.has_settings:
+        if settings and not link.driver.has_options:
             raise UnsupportedDialect(
                 f"local_settings ({_names(settings)}) needs PostgreSQL by psycopg2 or psycopg; this is "
                 f"{link.dialect.name}+{link.dialect.driver}. The function may take the engine, and return {{}} for it."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -14,17 +15,34 @@ from ..errors import UnsupportedDialect
 from .copying import CopyWriter
 from .pending import PendingCommands
 
-__all__ = ["NO_OPTIONS", "Driver", "TransactionOptions", "TransactionStatus", "bare", "dbapi_connection"]
+__all__ = [
+    "IDLE",
+    "INERROR",
+    "INTRANS",
+    "NO_OPTIONS",
+    "Driver",
+    "Rest",
+    "TransactionOptions",
+    "TransactionStatus",
+    "bare",
+    "dbapi_connection",
+]
 
 
-class TransactionStatus(enum.Enum):
-    """What the server last said of a connection's transaction."""
+class TransactionStatus(enum.IntEnum):
+    """What the server last said of a connection's transaction: libpq's PGTransactionStatusType."""
 
-    IDLE = "idle"
-    ACTIVE = "active"
-    IN_TRANSACTION = "in transaction"
-    ABORTED = "aborted"
-    UNKNOWN = "unknown"
+    IDLE = 0
+    ACTIVE = 1
+    IN_TRANSACTION = 2
+    ABORTED = 3
+    UNKNOWN = 4
+    """The connection is lost."""
+    UNTOLD = -1
+    """The driver cannot tell."""
+
+
+IDLE, INTRANS, INERROR = TransactionStatus.IDLE, TransactionStatus.IN_TRANSACTION, TransactionStatus.ABORTED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +120,8 @@ class Driver(abc.ABC):
     """Whether SQLAlchemy's dialect looks for `notices` on a cursor's connection."""
 
     has_options: ClassVar[bool] = False
-    """Whether BEGIN can be asked for an isolation level, READ ONLY and DEFERRABLE."""
-
-    has_settings: ClassVar[bool] = False
-    """Whether settings can be given to a transaction or a statement (`set_command`)."""
+    """Whether BEGIN can be asked for an isolation level, READ ONLY and DEFERRABLE, and settings can be given to a
+    transaction or a statement (`set_command`)."""
 
     begins_by_statement: ClassVar[bool] = False
     """Whether connections are in autocommit all the time, and SQLAlchemy's `do_begin` sends a BEGIN."""
@@ -147,8 +163,8 @@ class Driver(abc.ABC):
         """What the server last said. Sends nothing."""
 
     def status_of(self, dbapi: Any) -> Callable[[], int]:
-        """A function for the status as libpq's number; -1 where the driver cannot tell."""
-        return lambda: -1
+        """A function for the status of a connection that is not closed, as a number."""
+        return functools.partial(self.status, dbapi)
 
     def is_closed(self, dbapi: Any) -> bool:
         """Whether the driver knows that the connection is lost. Sends nothing."""

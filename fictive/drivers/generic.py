@@ -27,4 +27,4 @@ class GenericDriver(Driver):
         return True
 
     def status(self, dbapi: Any) -> TransactionStatus:
-        return TransactionStatus.UNKNOWN
+        return TransactionStatus.UNTOLD

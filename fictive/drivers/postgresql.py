@@ -18,16 +18,6 @@ from .base import NO_OPTIONS, Driver, Rest, TransactionOptions, TransactionStatu
 
 __all__ = ["PostgreSQLDriver"]
 
-# libpq's PGTransactionStatusType, which both drivers hand on as it is.
-STATUS = (
-    TransactionStatus.IDLE,
-    TransactionStatus.ACTIVE,
-    TransactionStatus.IN_TRANSACTION,
-    TransactionStatus.ABORTED,
-    TransactionStatus.UNKNOWN,
-)
-IDLE, _ACTIVE, INTRANS, INERROR, _UNKNOWN = range(5)
-
 _MOST_READS = 1000
 
 # For a network that goes silent: found out after a minute on an idle connection, after half a minute with a query on
@@ -40,7 +30,6 @@ class PostgreSQLDriver(Driver):
 
     carries = True
     has_options = True
-    has_settings = True
     read_only_attribute: ClassVar[str]
 
     def connect_arguments(self, arguments: dict[str, Any]) -> None:
@@ -67,7 +56,7 @@ class PostgreSQLDriver(Driver):
         return True
 
     def status(self, dbapi: Any) -> TransactionStatus:
-        return TransactionStatus.UNKNOWN if dbapi.closed else STATUS[self.transaction_status(dbapi)]
+        return TransactionStatus.UNKNOWN if dbapi.closed else TransactionStatus(self.status_of(dbapi)())
 
     def forget(self, dbapi: Any, dialect: sa.Dialect, remembered: object) -> bool:
         # the server notices a closed socket a little later; locks have to be gone at once
@@ -76,8 +65,7 @@ class PostgreSQLDriver(Driver):
             dbapi.cursor().execute("SELECT pg_advisory_unlock_all()")
         return False
 
-    def transaction_status(self, dbapi: Any) -> int:
-        """libpq's number for the status."""
+    def status_of(self, dbapi: Any) -> Callable[[], int]:
         raise NotImplementedError
 
     def characteristics(self, dbapi: Any) -> TransactionOptions:

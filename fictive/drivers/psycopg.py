@@ -73,9 +73,6 @@ class PsycopgDriver(PostgreSQLDriver):
     def adopt(self, dbapi: Any) -> None:
         _set_autocommit(dbapi, False)
 
-    def transaction_status(self, dbapi: Any) -> int:
-        return int(dbapi.pgconn.transaction_status)
-
     def own_transaction(self, dbapi: Any) -> bool:
         return False  # psycopg goes by the server's status, whoever began
 

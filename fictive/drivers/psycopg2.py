@@ -18,9 +18,9 @@ import psycopg2.extensions as ext
 import sqlalchemy as sa
 
 from . import copying
-from .base import NO_OPTIONS, Rest, bare
+from .base import IDLE, NO_OPTIONS, Rest, bare
 from .pending import PendingCommands, again, are_plain, as_bytes, goes_alone, may_carry
-from .postgresql import IDLE, PostgreSQLDriver
+from .postgresql import PostgreSQLDriver
 
 __all__ = ["Psycopg2Driver"]
 
@@ -58,10 +58,6 @@ class Psycopg2Driver(PostgreSQLDriver):
         before = list(dbapi.notices)
         _Cursor(bare(dbapi, _Connection)).execute("SELECT")  # an empty query is an error for psycopg2
         dbapi.notices[:] = before
-
-    def transaction_status(self, dbapi: Any) -> int:
-        status: int = dbapi.get_transaction_status()
-        return status
 
     def own_transaction(self, dbapi: Any) -> bool:
         return bool(dbapi.status != ext.STATUS_READY)

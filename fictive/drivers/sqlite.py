@@ -8,7 +8,6 @@ rest in autocommit, and a transaction is begun by a real BEGIN: reads inside are
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -53,9 +52,6 @@ class SQLiteDriver(Driver):
 
     def status(self, dbapi: Any) -> TransactionStatus:
         return TransactionStatus.IN_TRANSACTION if dbapi.in_transaction else TransactionStatus.IDLE
-
-    def status_of(self, dbapi: Any) -> Callable[[], int]:
-        return lambda: 2 if dbapi.in_transaction else 0
 
     def is_closed(self, dbapi: Any) -> bool:
         return False

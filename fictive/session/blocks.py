@@ -12,7 +12,6 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..config import refuse_unknown
-from ..connection import process
 from ..errors import ConfigurationError, TransactionAlreadyBegun, TransactionEnded, TransactionRequired
 from . import private
 from .given import session_of
@@ -155,10 +154,7 @@ def _begin_on_plain_session(session: sa_orm.Session, options: BlockOptions) -> T
         options.check_inside(adopt(root).options, enclosed=is_enclosed(session))  # type: ignore[union-attr]
         whole = False
         if not options.savepoint:
-            joined = Joined(session, around)
-            if options.settings:
-                joined.settings = LocalSettings(around, options.settings)
-            return cast(Transaction, joined)
+            return cast(Transaction, Joined(session, around, options.settings))
         block = adopt(session.begin_nested())
         assert block is not None
     block.kind = Kind.BLOCK
@@ -293,8 +289,7 @@ def _add(kind: HookKind, given: Any, fn: Callable[..., object], args: Any, kwarg
         current = innermost(session)
         if current is None or not current.is_active:
             raise TransactionEnded(f"on_{kind}() in a transaction that has failed; rollback() ends it.")
-        current.hooks = [*(current.hooks or ()), (kind, hook)]
-        current.hooks_of = process.generation
+        current.add_hook(kind, hook)
     elif kind == "commit":
         hook()
 

@@ -9,14 +9,11 @@ from typing import Any, TypeVar, overload
 
 import sqlalchemy.orm as sa_orm
 
-from ..connection.engines import status_of
-from ..connection.link import abandoned
-from ..drivers import TransactionStatus
 from ..errors import TransactionAlreadyBegun
 from ..other_names import also_named
-from . import private
 from .given import session_of
 from .session import OptInSession
+from .transaction import innermost
 from .unentered import needs_with
 
 __all__ = ["create_db_context", "create_db_dependency", "finishing"]
@@ -115,7 +112,7 @@ def finishing(session: sa_orm.Session) -> Iterator[None]:
         if isinstance(session, OptInSession):
             session.commit()  # in autocommit with nothing pending it sends nothing
         elif session.in_transaction():
-            _raise_if_aborted(session)
+            innermost(session)  # makes an honest commit of it
             session.commit()
     except BaseException as error:
         try:
@@ -123,15 +120,6 @@ def finishing(session: sa_orm.Session) -> Iterator[None]:
         except Exception:  # also that warning, where warnings are errors; the first error is the one to see
             log.warning("rolling back after %r", error, exc_info=True)
         raise
-
-
-def _raise_if_aborted(session: sa_orm.Session) -> None:
-    """An honest commit for plain sessions; the opt-in session looks for itself, and knows the error."""
-    root = session.get_transaction()
-    if root is None:
-        return
-    if any(each.invalidated or status_of(each) is TransactionStatus.ABORTED for each in private.connections_of(root)):
-        raise abandoned(None, None)
 
 
 def _remove(session_factory: Callable[[], Any], session: sa_orm.Session) -> None:

@@ -23,9 +23,11 @@ from sqlalchemy.orm import session as sa_session
 
 __all__ = [
     "ACTIVE",
+    "BEGIN_OPTIONS",
     "CLOSED",
     "COMMITTED",
     "JOINTS",
+    "PREPARED",
     "EmptyListener",
     "IdentityMapBase",
     "as_single_insert",
@@ -40,11 +42,9 @@ __all__ = [
     "has_listeners",
     "in_identity_map",
     "is_autocommit",
-    "is_closed",
     "is_composite_key",
     "is_orm_dml",
     "is_own_listener",
-    "is_prepared",
     "join_events",
     "key_of",
     "load_numbers",
@@ -70,9 +70,7 @@ __all__ = [
     "run_on_cursor",
     "scope_of",
     "sessions",
-    "set_transaction",
     "text_of",
-    "transaction_of",
 ]
 
 
@@ -81,6 +79,9 @@ COMMITTED = sa_session.SessionTransactionState.COMMITTED
 
 ACTIVE = sa_session.SessionTransactionState.ACTIVE
 """The state of one that can be used."""
+
+PREPARED = sa_session.SessionTransactionState.PREPARED
+"""The state of one whose flush is done, and whose COMMIT is what comes next."""
 
 CLOSED = sa_session.SessionTransactionState.CLOSED
 """The state of one that has ended."""
@@ -149,16 +150,6 @@ def scope_of(session: sa_orm.Session) -> Any:
     return getattr(session, "_fictive", None)
 
 
-def transaction_of(session: sa_orm.Session) -> sa_orm.SessionTransaction | None:
-    """SQLAlchemy's innermost transaction object, that of a flush included, with or without a connection."""
-    return session._transaction
-
-
-def set_transaction(session: sa_orm.Session, transaction: sa_orm.SessionTransaction | None) -> None:
-    """Put another transaction object, or none, in the place of the session's."""
-    session._transaction = transaction
-
-
 def origin(session: sa_orm.Session, begin: bool) -> Any:
     """What `SessionTransaction` is to be made with, by `begin()` or by what begins one by itself."""
     if begin:
@@ -179,15 +170,6 @@ def return_interrupted(pool: Any, record: Any, error: BaseException) -> bool:
         record.invalidate(error)
         pool._do_return_conn(record)
     return True
-
-
-def is_prepared(transaction: sa_orm.SessionTransaction) -> bool:
-    """Whether its flush is done and COMMIT is what comes next."""
-    return transaction._state is sa_session.SessionTransactionState.PREPARED
-
-
-def is_closed(transaction: sa_orm.SessionTransaction) -> bool:
-    return transaction._state is sa_session.SessionTransactionState.CLOSED
 
 
 def pending_states(session: sa_orm.Session) -> list[tuple[str, list[Any]]]:
@@ -317,15 +299,18 @@ def own_options(statement: Any, execution_options: Mapping[str, Any], session: s
     return found
 
 
+BEGIN_OPTIONS = {
+    "isolation_level": "isolation_level",
+    "postgresql_readonly": "read_only",
+    "postgresql_deferrable": "deferrable",
+}
+"""The execution options of a Core connection for what a transaction is asked for, with the fields of
+`TransactionOptions` (SQLAlchemy documentation, "Setting READ ONLY / DEFERRABLE" of the PostgreSQL dialect)."""
+
+
 def core_options(options: Any) -> dict[str, Any]:
-    """The execution options of a Core connection for what a transaction is asked for (SQLAlchemy documentation,
-    "Setting READ ONLY / DEFERRABLE" of the PostgreSQL dialect)."""
-    names = {
-        "isolation_level": "isolation_level",
-        "read_only": "postgresql_readonly",
-        "deferrable": "postgresql_deferrable",
-    }
-    return {name: value for field, name in names.items() if (value := getattr(options, field)) is not None}
+    """`TransactionOptions` as those."""
+    return {name: value for name, field in BEGIN_OPTIONS.items() if (value := getattr(options, field)) is not None}
 
 
 def join_events(connection: sa.Connection, engine: sa.Engine) -> None:

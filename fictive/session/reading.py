@@ -88,11 +88,10 @@ class _PreparedGet:
     """`SELECT ... WHERE pk = :pk` of a mapper with one key column, built once: SQLAlchemy builds it for each
     `get()`."""
 
-    __slots__ = ("identity_class", "parameter", "statement")
+    __slots__ = ("identity_class", "statement")
 
     def __init__(self, mapper: sa_orm.Mapper[Any]) -> None:
         column = mapper.primary_key[0]
-        self.parameter = "pk_1"  # as in SQLAlchemy's own
         self.identity_class = mapper._identity_class
         self.statement = sa.select(mapper.class_).where(
             mapper.get_property_by_column(column).class_attribute == sa.bindparam("pk_1", type_=column.type)

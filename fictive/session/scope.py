@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -27,7 +27,7 @@ from .write_log import WriteLog
 if TYPE_CHECKING:
     from .session import OptInSession
 
-__all__ = ["EMPTY", "Scope", "needs_a_transaction", "refused"]
+__all__ = ["EMPTY", "Scope", "implicit", "needs_a_transaction", "refused"]
 
 EMPTY: Mapping[str, Any] = {}
 
@@ -53,7 +53,6 @@ class Scope(LinkOwner):
         self.mode = mode
         self.unsaved_changes = unsaved_changes
         self.retries = retries
-        self.patience = settings.patience
         self.keeps = self.reports = False
         self.lent: list[sa.Connection] = []
         """Connections of somebody else's that the session is bound to."""
@@ -92,7 +91,7 @@ class Scope(LinkOwner):
         """After an interrupt: close the connections of transactions that are over for SQLAlchemy."""
         for connection in self.connections.values():
             if connection.link.in_transaction and not connection.in_transaction():
-                connection.link.abandon(error)
+                connection.link.end(error)
 
     def pinned_bind(self, bind: sa.Engine | sa.Connection) -> sa.Engine | sa.Connection:
         return self.connection(bind) if isinstance(bind, sa.Engine) else bind
@@ -142,12 +141,12 @@ class Scope(LinkOwner):
                 "@db.local_settings gives cost no round trip.",
                 engine.url,
             )
-        return session._short_transaction(engine)
+        return implicit(session, engine=engine)
 
     def tell_begun(self, connection: SessionConnection) -> None:
         session = self._session()
         if session is not None:
-            session.dispatch.after_begin(session, private.transaction_of(session), connection)
+            session.dispatch.after_begin(session, session._transaction, connection)
 
     def begin_lasting(self, engine: sa.Engine | sa.Connection | None = None) -> Transaction:
         """Begin the transaction that a first write opens (`writes_outside="begin"`)."""
@@ -169,6 +168,35 @@ class Scope(LinkOwner):
         if line not in _reported:
             _reported.add(line)
             log_writes.warning("a write outside a transaction at %s; put what belongs together in begin()", line)
+
+
+@contextlib.contextmanager
+def implicit(session: OptInSession, what: str | None = None, *, engine: sa.Engine | None = None) -> Iterator[None]:
+    """A transaction for the body, committed with it. What is pending in the session stays as it is, either way.
+
+    `what` is remembered as written; `engine`: the one on whose connection a statement is about to be sent.
+    """
+    aside, session._transaction = session._transaction, None
+    try:
+        transaction = session._autobegin_t(begin=True)
+        assert isinstance(transaction, Transaction)
+        transaction.kind = Kind.IMPLICIT
+        try:
+            if engine is not None:
+                session._connection_for_bind(engine)
+            yield
+            private.commit_as_is(session, transaction)
+        except BaseException:
+            try:
+                transaction.close()
+            except Exception:
+                log.warning("ROLLBACK failed", exc_info=True)
+            raise
+    finally:
+        if session._transaction is None:
+            session._transaction = aside
+    if what is not None:
+        session._fictive.wrote(what)
 
 
 def needs_a_transaction(part: str) -> TransactionRequired:

@@ -14,7 +14,6 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..config import Settings, UnsavedChanges, WritesOutside, choice, flag, nearest
-from ..connection import process
 from ..connection.classify import classify
 from ..connection.pooler import direct_engine
 from ..connection.statement_settings import SettingsFunction, SettingsSource, set_on_foreign
@@ -32,9 +31,9 @@ from .callers import caller, stack_level
 from .hooks import Hook, HookKind, check_hook
 from .local_settings import LocalSettings
 from .options import BlockOptions, block_options, refuse_options_of_begin
-from .private import ACTIVE
+from .private import ACTIVE, CLOSED
 from .reading import IdentityMap, load_numbers, prepared_get
-from .scope import EMPTY, Scope, needs_a_transaction, refused
+from .scope import EMPTY, Scope, implicit, needs_a_transaction, refused
 from .transaction import Joined, Kind, Transaction, drop_left, ended_error, innermost, is_enclosed
 from .unentered import needs_with
 from .write_log import WriteLog, pending_writes, warn_of_committed
@@ -50,7 +49,6 @@ __all__ = ["OptInSession", "add_hook", "atomic", "check_options", "has_block", "
 
 log = logging.getLogger("fictive.session")
 log_unsaved = logging.getLogger("fictive.unsaved")
-log_committed = logging.getLogger("fictive.committed")
 
 _DEFAULTS = Settings()
 _SIMPLE_KEYS = frozenset({int, str, uuid.UUID})
@@ -211,24 +209,6 @@ class OptInSession(sa_orm.Session):
         if kind is Kind.LASTING:
             transaction.begun_at = caller()
         return transaction
-
-    @contextlib.contextmanager
-    def _short_transaction(self, engine: sa.Engine) -> Iterator[None]:
-        """A transaction for one statement in autocommit, on whose connection it is about to be sent."""
-        aside = self._transaction
-        private.set_transaction(self, None)
-        try:
-            transaction: Any = self._autobegin_t(begin=True)
-            transaction.kind = Kind.IMPLICIT
-            try:
-                self._connection_for_bind(engine)
-                yield
-                private.commit_as_is(self, transaction)
-            except BaseException:
-                transaction.close()
-                raise
-        finally:
-            private.set_transaction(self, aside)
 
     def _autoflush(self) -> None:
         transaction: Any = self._transaction
@@ -470,9 +450,7 @@ class OptInSession(sa_orm.Session):
             raise refused(pending_writes(self))
         if scope.mode is WritesOutside.BEGIN:
             scope.begin_lasting()
-            super().flush(*given)
-            if scope.stale:
-                expire_stale(self)
+            self.flush(objects)
             return
         writes = pending_writes(self)
         transaction = self._autobegin_t()
@@ -525,20 +503,19 @@ class OptInSession(sa_orm.Session):
             scope.committed_writes.clear()
             return
         block = self._trans_context_manager
-        is_ended = block is not None and block._state is not private.ACTIVE  # type: ignore[attr-defined]
+        is_ended = block is not None and block._state is not ACTIVE  # type: ignore[attr-defined]
         if self._transaction is None and not is_ended and (scope.mode is WritesOutside.BEGIN or not self._is_clean()):
             self._autobegin_t()
         writes, scope.committed_writes = scope.committed_writes, WriteLog()
         super().rollback()
         if writes:
             what = "rollback() outside a transaction cannot undo what was committed at once: "
-            log_committed.warning("%s%s%s", what, "; ".join(writes), self._fictive_place())
-            warn_of_committed(what, writes)
+            warn_of_committed(what, writes, self._fictive_place())
 
     def _discard(self, transaction: Transaction) -> None:
         """Roll an implicit transaction back after an error, which is the one to see; the session works at once."""
         try:
-            if not private.is_closed(transaction):
+            if transaction._state is not CLOSED:
                 transaction.rollback(_to_root=True)
         except Exception:
             log.warning("ROLLBACK failed", exc_info=True)
@@ -616,10 +593,8 @@ class OptInSession(sa_orm.Session):
         options.check_inside(self._begun_with(), enclosed=is_enclosed(self))
         if options.savepoint:
             return self._with_settings(self.begin_nested(), options)
-        joined = Joined(self, transaction)
-        if options.settings:
-            joined.settings = LocalSettings(transaction, options.settings)
-        return cast(Transaction, joined)  # which has all of it that a block's user needs
+        # which has all of it that a block's user needs
+        return cast(Transaction, Joined(self, transaction, options.settings))
 
     def _begun_with(self) -> TransactionOptions:
         root: Any = super().get_transaction()  # one that only records too, which ours passes over
@@ -801,37 +776,10 @@ def atomic(session: sa_orm.Session, what: str) -> contextlib.AbstractContextMana
     mode = session._fictive.mode
     if mode is WritesOutside.REFUSE:
         raise refused(what)
-    return _lasting(session) if mode is WritesOutside.BEGIN else _implicit(session, what)
-
-
-@contextlib.contextmanager
-def _implicit(session: OptInSession, what: str) -> Iterator[None]:
-    """A transaction for the body, committed with it. What is pending in the session stays as it is, either way."""
-    aside = session._transaction
-    private.set_transaction(session, None)
-    try:
-        transaction = session._autobegin_t(begin=True)
-        assert isinstance(transaction, Transaction)
-        transaction.kind = Kind.IMPLICIT
-        try:
-            yield
-            private.commit_as_is(session, transaction)
-        except BaseException:
-            try:
-                transaction.close()
-            except Exception:
-                log.warning("ROLLBACK failed", exc_info=True)
-            raise
-    finally:
-        if session._transaction is None:
-            private.set_transaction(session, aside)
-    session._fictive.wrote(what)
-
-
-@contextlib.contextmanager
-def _lasting(session: OptInSession) -> Iterator[None]:
+    if mode is WritesOutside.COMMIT:
+        return implicit(session, what)
     session._fictive.begin_lasting()
-    yield
+    return contextlib.nullcontext()
 
 
 def has_block(session: OptInSession) -> bool:
@@ -854,8 +802,7 @@ def add_hook(session: OptInSession, kind: HookKind, fn: Hook) -> None:
         return
     transaction = innermost(session)
     assert transaction is not None
-    transaction.hooks = [*(transaction.hooks or ()), (kind, fn)]
-    transaction.hooks_of = process.generation
+    transaction.add_hook(kind, fn)
 
 
 def report_unsaved(session: OptInSession) -> None:
@@ -875,13 +822,9 @@ def report_unsaved(session: OptInSession) -> None:
 
 def report_committed(session: OptInSession) -> None:
     """Warn of writes that stay although their context ended with an error."""
-    if session._fictive.committed_writes:
-        what, writes = (
-            "The context ended with an error, after these were committed at once: ",
-            session._fictive.committed_writes,
-        )
-        log_committed.warning("%s%s%s", what, "; ".join(writes), session._fictive_place())
-        warn_of_committed(what, writes)
+    if writes := session._fictive.committed_writes:
+        what = "The context ended with an error, after these were committed at once: "
+        warn_of_committed(what, writes, session._fictive_place())
 
 
 def check_options(options: Mapping[str, Any]) -> None:

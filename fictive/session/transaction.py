@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from traceback import clear_frames
 from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,6 +23,7 @@ from ..connection.engines import status_of
 from ..connection.link import BEHIND_THE_BACK, SessionConnection, abandoned
 from ..connection.statement_settings import set_on_foreign
 from ..drivers import NO_OPTIONS, TransactionStatus
+from ..drivers.base import INERROR
 from ..errors import (
     AbortedTransactionStatement,
     CommitOutcomeUnknown,
@@ -35,11 +36,11 @@ from ..errors import (
 from . import private
 from .callers import caller
 from .hooks import due_hooks, run_due
-from .private import ACTIVE, CLOSED, COMMITTED
+from .local_settings import LocalSettings
+from .private import ACTIVE, CLOSED, COMMITTED, PREPARED
 
 if TYPE_CHECKING:
     from .hooks import Hook, HookKind
-    from .local_settings import LocalSettings
     from .write_log import WriteLog
 
 __all__ = [
@@ -195,7 +196,7 @@ class Transaction(sa_orm.SessionTransaction):
         return self
 
     def _raise_for_prerequisite_state(self, operation_name: str, state: Any) -> NoReturn:
-        if private.is_closed(self):
+        if self._state is CLOSED:
             raise ended_error(self)
         super()._raise_for_prerequisite_state(operation_name, state)
 
@@ -268,15 +269,18 @@ class Transaction(sa_orm.SessionTransaction):
     def _before_commit(self) -> None:
         """What SQLAlchemy's commit would do first, so that a timeout of the block is still in force, and a plain
         session's COMMIT is honest."""
+        self._raise_if_foreign_aborted()
         if not self.session._flushing and self.is_active and not self.session._is_clean():
             self.session.flush()
         for settings in self.settings[::-1]:
             settings.end()
-        if self._parent is None:
-            for connection in private.connections_of(self):
-                is_lost = connection.invalidated or status_of(connection) is TransactionStatus.ABORTED
-                if is_lost and not isinstance(connection, SessionConnection):
-                    raise abandoned(None, None)
+        self._raise_if_foreign_aborted()
+
+    def _raise_if_foreign_aborted(self) -> None:
+        for connection in private.connections_of(self) if self._parent is None else ():
+            is_lost = connection.invalidated or status_of(connection) is TransactionStatus.ABORTED
+            if is_lost and not isinstance(connection, SessionConnection):
+                raise abandoned(None, None)
 
     def _commit_failed(self, error: BaseException, outermost: bool) -> None:
         if self._state is COMMITTED:  # what came after it has failed
@@ -286,7 +290,7 @@ class Transaction(sa_orm.SessionTransaction):
                 run_due(self.session, after=error)
             return
         interrupted = not isinstance(error, Exception)
-        if self._parent is None and private.is_prepared(self) and self._may_be_committed(error):
+        if self._parent is None and self._state is PREPARED and self._may_be_committed(error):
             self._outcome = TransactionState.IN_DOUBT  # so that no hook may run
             self._roll_back_quietly(error)
             if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
@@ -348,48 +352,45 @@ class Transaction(sa_orm.SessionTransaction):
         try:
             super().close(invalidate)
         except BaseException as error:
-            self._closed(committed)
             self._abandon_connections(error)
             raise
-        if self.settings or self.hooks or self._has_due or self.is_plain or self.writes or self._outcome is not None:
-            self._closed(committed)
-            return
-        self._outcome = TransactionState.COMMITTED if committed else TransactionState.ROLLED_BACK
-        kind = self.kind
-        if self._parent is None and kind is not Kind.RECORD and kind is not Kind.IMPLICIT:
-            scope: Any = self.session._fictive  # type: ignore[attr-defined]
-            scope.had_error = False
-            if scope.committed_writes:
-                scope.committed_writes.clear()  # what was written before is settled
+        finally:
+            if self._outcome is None:
+                self._outcome = TransactionState.COMMITTED if committed else TransactionState.ROLLED_BACK
+            for settings in self.settings:
+                settings.forget()
+            kind = self.kind
+            if not self.is_plain and self._parent is None and kind is not Kind.RECORD and kind is not Kind.IMPLICIT:
+                scope: Any = self.session._fictive  # type: ignore[attr-defined]
+                scope.had_error = False
+                if scope.committed_writes:
+                    scope.committed_writes.clear()  # what was written before is settled
+                if self.writes and committed:
+                    scope.committed_writes.extend(self.writes)
+            if self.hooks:
+                self._hand_on_hooks(self.hooks, committed)
+            if self._has_due and not self._ending and self._parent is None:
+                run_due(self.session)
 
-    def _closed(self, committed: bool) -> None:
-        """Its end, where there is more to do."""
-        if self._outcome is None:
-            self._outcome = TransactionState.COMMITTED if committed else TransactionState.ROLLED_BACK
-        for settings in self.settings:
-            settings.forget()
-        kind = self.kind
-        if not self.is_plain and self._parent is None and kind is not Kind.RECORD and kind is not Kind.IMPLICIT:
-            scope: Any = self.session._fictive  # type: ignore[attr-defined]
-            scope.had_error = False
-            if scope.committed_writes:
-                scope.committed_writes.clear()  # what was written before is settled
-            if self.writes and committed:
-                scope.committed_writes.extend(self.writes)
-        hooks, self.hooks = self.hooks, None
-        if hooks and self.hooks_of is process.generation:
-            parent = self._parent
-            if self.nested and committed and isinstance(parent, Transaction):
-                parent.hooks = [*(parent.hooks or ()), *hooks]
-                parent.hooks_of = self.hooks_of
-            elif self._outcome is TransactionState.IN_DOUBT:
-                log.warning("the outcome of a COMMIT is unknown: %d hooks were not run", len(hooks))
-            else:
-                wanted = "commit" if committed else "rollback"
-                due_hooks(self.session).extend(hook for hook in hooks if hook[0] == wanted)
-                self._has_due = True
-        if self._has_due and not self._ending and self._parent is None:
-            run_due(self.session)
+    def add_hook(self, kind: HookKind, hook: Hook) -> None:
+        self.hooks = [*(self.hooks or ()), (kind, hook)]
+        self.hooks_of = process.generation
+
+    def _hand_on_hooks(self, hooks: list[tuple[HookKind, Hook]], committed: bool) -> None:
+        """At its end: to the transaction around it, or to those that are due."""
+        self.hooks = None
+        if self.hooks_of is not process.generation:
+            return
+        parent = self._parent
+        if self.nested and committed and isinstance(parent, Transaction):
+            for kind, hook in hooks:
+                parent.add_hook(kind, hook)
+        elif self._outcome is TransactionState.IN_DOUBT:
+            log.warning("the outcome of a COMMIT is unknown: %d hooks were not run", len(hooks))
+        else:
+            wanted = "commit" if committed else "rollback"
+            due_hooks(self.session).extend(hook for hook in hooks if hook[0] == wanted)
+            self._has_due = True
 
     def _abandon_connections(self, error: BaseException) -> None:
         """After an interrupt, which may have left a transaction of the server's without one of SQLAlchemy's."""
@@ -413,7 +414,11 @@ class Transaction(sa_orm.SessionTransaction):
             link = connection.link
             if connection._dbapi_connection is None:
                 error = abandoned("The connection of this transaction was lost.", link.first_error)
-            elif link.first_error is not None and link.server is not None and link.server.is_aborted():
+            elif (
+                link.first_error is not None
+                and link.server is not None
+                and link.server.transaction_status() == INERROR
+            ):
                 error = abandoned(None, link.first_error)
             else:
                 continue
@@ -450,7 +455,7 @@ class Transaction(sa_orm.SessionTransaction):
         ends_here = error is not None and isinstance(error, Rollback) and error.ends(self)
         try:
             if self._state is not ACTIVE:
-                if not private.is_closed(self):  # a flush in it failed, and SQLAlchemy rolled back
+                if self._state is not CLOSED:  # a flush in it failed, and SQLAlchemy rolled back
                     self.close()
                     if error is None:
                         raise abandoned(ROLLED_BACK_BY_FLUSH, self._rollback_exception)
@@ -508,9 +513,9 @@ class Transaction(sa_orm.SessionTransaction):
 class Joined:
     """What `transaction(savepoint=False)` returns in a transaction: a part of it, with its state."""
 
-    def __init__(self, session: sa_orm.Session, transaction: Transaction) -> None:
+    def __init__(self, session: sa_orm.Session, transaction: Transaction, settings: Mapping[str, int]) -> None:
         self.session = session
-        self.settings: LocalSettings | None = None
+        self.settings = LocalSettings(transaction, settings) if settings else None
         self._joined = transaction
 
     def __repr__(self) -> str:
@@ -594,7 +599,7 @@ def adopt(transaction: sa_orm.SessionTransaction | None) -> Transaction | None:
 
 def innermost(session: sa_orm.Session) -> Transaction | None:
     """The innermost savepoint or transaction of a session, with or without a connection."""
-    return adopt(session._nested_transaction or private.transaction_of(session))
+    return adopt(session._nested_transaction or session._transaction)
 
 
 def is_enclosed(session: sa_orm.Session) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 import sqlalchemy.orm as sa_orm
@@ -11,6 +12,8 @@ from . import private
 from .callers import caller, stack_level
 
 __all__ = ["WriteLog", "pending_writes", "warn_of_committed"]
+
+log = logging.getLogger("fictive.committed")
 
 _AT_MOST = 20
 _REMEDY = (
@@ -40,5 +43,7 @@ def pending_writes(session: sa_orm.Session) -> str:
     return ", ".join(parts) or "nothing"
 
 
-def warn_of_committed(what: str, writes: list[str]) -> None:
+def warn_of_committed(what: str, writes: list[str], place: str) -> None:
+    """Log and warn of writes that stay; `place` is where the session is used."""
+    log.warning("%s%s%s", what, "; ".join(writes), place)
     warnings.warn(AlreadyCommittedWarning(what + "; ".join(writes) + _REMEDY), stacklevel=stack_level())

@@ -35,9 +35,6 @@ class _InSandbox(PostgreSQLDriver):
     def restore(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> bool:
         return True
 
-    def transaction_status(self, dbapi: Any) -> int:
-        return int(dbapi.state)
-
     def status_of(self, dbapi: Any) -> Callable[[], int]:
         return functools.partial(getattr, dbapi, "state")
 

@@ -16,13 +16,10 @@ import sqlalchemy as sa
 
 from ..connection.servers import REST
 from ..drivers import TransactionStatus, driver_for
-from ..drivers.base import Rest, bare
+from ..drivers.base import IDLE, INERROR, INTRANS, Rest, bare
 from ..drivers.pending import PendingCommands, note_parsed, parsed
 
-__all__ = ["IDLE", "INERROR", "INTRANS", "SandboxServer"]
-
-IDLE, _ACTIVE, INTRANS, INERROR = range(4)
-"""libpq's PGTransactionStatusType."""
+__all__ = ["SandboxServer"]
 
 _STATEMENT = "fictive_statement_"
 
@@ -75,7 +72,7 @@ class SandboxServer:
     @property
     def status(self) -> int:
         """libpq's number, as the server said it last."""
-        return self.driver.transaction_status(self.dbapi)  # type: ignore[attr-defined, no-any-return]
+        return self.driver.status_of(self.dbapi)()
 
     # -- messages -----------------------------------------------------------------------------------------------------
 

@@ -21,11 +21,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..connection.classify import StatementClass, summary
+from ..drivers.base import IDLE, INERROR, INTRANS
 from ..errors import ConfigurationError, SandboxError
 from ..session.callers import caller
 from .psycopg_blocks import block_of, check_no_block
 from .sandbox_texts import ON_COMMIT, SandboxText, settings_of, temporary_tables, text_of
-from .savepoints import IDLE, INERROR, INTRANS, SandboxServer
+from .savepoints import SandboxServer
 
 __all__ = ["Recording", "SandboxConnection", "SandboxCursor", "SharedConnection", "as_thread"]
 
