@@ -210,7 +210,7 @@ class Listening:
         connection = self._engine.connect()
         try:
             driver, dbapi = driver_for(self._engine.dialect), dbapi_connection(connection)
-            driver.enter_autocommit(dbapi, self._engine.dialect, driver.rest(dbapi))
+            driver.enter_autocommit(dbapi, self._engine.dialect)
             connection.detach()
             self._connection = connection
             yield dbapi

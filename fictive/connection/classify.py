@@ -39,7 +39,6 @@ class StatementClass:
     """SAVEPOINT, RELEASE or ROLLBACK TO, and the name."""
     may_end_transaction: bool = False
     """It has a COMMIT, ROLLBACK or the like, so that what comes after it may be in another transaction."""
-    locks_rows: bool = False
     bound_flag: str | None = None
     """The parameter that decides whether a `set_config` is local to the transaction."""
     leaves_something: bool = False
@@ -284,7 +283,6 @@ def _classify(text: str) -> StatementClass:
             found.connection_state or part.connection_state,
             None,
             found.may_end_transaction or part.may_end_transaction,
-            found.locks_rows or part.locks_rows,
             found.bound_flag or part.bound_flag,
             alone=found.alone or part.alone,
         )
@@ -365,8 +363,7 @@ def _cannot_share(verb: str, second: str, words: Sequence[str]) -> str | None:
 
 def _by_calls(sql: str) -> StatementClass:
     """The class by words and calls alone."""
-    locks = _ROW_LOCK.search(sql) is not None
-    transaction_only = "FOR UPDATE / FOR SHARE" if locks else None
+    transaction_only = "FOR UPDATE / FOR SHARE" if _ROW_LOCK.search(sql) else None
     connection_state = bound_flag = None
     effect = Effect.READ
     for name in _calls(sql):
@@ -384,7 +381,7 @@ def _by_calls(sql: str) -> StatementClass:
                     transaction_only = transaction_only or "set_config(.., true)"
         elif name not in READ_FUNCTIONS:
             effect = Effect.MAY_WRITE
-    return StatementClass(effect, transaction_only, connection_state, None, False, locks, bound_flag)
+    return StatementClass(effect, transaction_only, connection_state, bound_flag=bound_flag)
 
 
 _FALSE = ("false", "0", "0::bool", "0::boolean", "''::bool", "''::boolean")

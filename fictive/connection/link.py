@@ -309,7 +309,7 @@ class Link:
             if was_native or options is not NO_OPTIONS:
                 self.driver.resume_autocommit(server.dbapi, self.dialect, server.rest)
             elif not self.driver.rides_in_autocommit or not server.dbapi.autocommit:
-                self.driver.enter_autocommit(server.dbapi, self.dialect, server.rest)
+                self.driver.enter_autocommit(server.dbapi, self.dialect)
             # after a COMMIT or ROLLBACK of ours that was answered it is known
             if (error is not None or was_native) and server.transaction_status() not in AT_REST:
                 raise sa.exc.InvalidRequestError("the connection is still in a transaction")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from ..drivers import sqlstate
-from ..drivers.pending import PendingCommands
 from .pool import BorrowingPool
 from .replicas import BEHIND, Replica, check_position, wants_primary
 from .servers import ServerConnection, check_out
@@ -104,19 +103,10 @@ def _execute(
     commands = [check_position(position)] if position else []
     if settings:
         commands.append(driver.set_command(server.dbapi, settings))
-        return driver.execute_behind(server, link.dialect, commands, query, parameters)
     if commands:
-        pending = PendingCommands()
-        pending.commands = commands
-        try:
-            return driver.execute_with(server, pending, query, parameters)
-        finally:
-            driver.enter_autocommit(server.dbapi, link.dialect, server.rest)
+        return driver.execute_behind(server, link.dialect, commands, query, parameters)
     cursor = server.dbapi.cursor()
-    if parameters is None:
-        cursor.execute(query)
-    else:
-        cursor.execute(query, parameters)
+    cursor.execute(query, parameters)
     return cursor
 
 

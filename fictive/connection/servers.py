@@ -201,7 +201,7 @@ def check_out(engine: sa.Engine, driver: Driver) -> ServerConnection:
         server = ServerConnection(fairy, engine, driver)
         if driver.status(server.dbapi) in (TransactionStatus.IN_TRANSACTION, TransactionStatus.ABORTED):
             server.dbapi.commit()  # a listener of the pool ran something, and what it set is for this user
-        driver.enter_autocommit(server.dbapi, engine.dialect, server.rest)
+        driver.enter_autocommit(server.dbapi, engine.dialect)
     except BaseException as error:
         fairy.invalidate(error)
         fairy.close()

@@ -135,7 +135,7 @@ class Driver(abc.ABC):
         """The mode of a connection that was just taken from the pool."""
 
     @abc.abstractmethod
-    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
+    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect) -> None:
         """Let each statement stand alone. Sends nothing where the driver allows it."""
 
     def leave_autocommit(self, dbapi: Any) -> None:
@@ -152,7 +152,7 @@ class Driver(abc.ABC):
 
     def resume_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
         """Undo `lend_natively` after the end of the transaction."""
-        self.enter_autocommit(dbapi, dialect, rest)
+        self.enter_autocommit(dbapi, dialect)
 
     @abc.abstractmethod
     def restore(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> bool:
@@ -208,7 +208,7 @@ class Driver(abc.ABC):
         try:
             return self.execute_with(server, pending, query, parameters)
         finally:
-            self.enter_autocommit(server.dbapi, dialect, server.rest)
+            self.enter_autocommit(server.dbapi, dialect)
 
     def set_command(self, dbapi: Any, settings: Iterable[tuple[str, str | None]]) -> str:
         """A command that sets settings to the end of the transaction, names and values quoted by the driver."""

@@ -133,7 +133,7 @@ def psycopg_texts(dbapi: Any) -> Callable[[Any], str]:
     return text
 
 
-def psycopg2_texts(dbapi: Any) -> Callable[[Any], str]:
+def psycopg2_texts() -> Callable[[Any], str]:
     """psycopg2 writes values as SQL literals only; of its wrappers, those that SQLAlchemy makes are known here."""
     import psycopg2.extensions
     import psycopg2.extras

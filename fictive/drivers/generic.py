@@ -15,7 +15,7 @@ class GenericDriver(Driver):
     def rest(self, dbapi: Any) -> Rest:
         return Rest()
 
-    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
+    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect) -> None:
         dialect.set_isolation_level(dbapi, "AUTOCOMMIT")
 
     def lend_natively(self, dbapi: Any, dialect: sa.Dialect, options: TransactionOptions) -> None:

@@ -61,7 +61,7 @@ class PostgreSQLDriver(Driver):
     def forget(self, dbapi: Any, dialect: sa.Dialect, remembered: object) -> bool:
         # the server notices a closed socket a little later; locks have to be gone at once
         with contextlib.suppress(Exception):
-            self.enter_autocommit(dbapi, dialect, Rest())
+            self.enter_autocommit(dbapi, dialect)
             dbapi.cursor().execute("SELECT pg_advisory_unlock_all()")
         return False
 

@@ -51,7 +51,7 @@ class PsycopgDriver(PostgreSQLDriver):
     buffers = False
     read_only_attribute = "read_only"
 
-    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
+    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect) -> None:
         if _keeps_autocommit_there:
             dbapi._autocommit = True
         else:
@@ -65,7 +65,7 @@ class PsycopgDriver(PostgreSQLDriver):
 
     def resume_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
         self.set_characteristics(dbapi, rest.characteristics)
-        self.enter_autocommit(dbapi, dialect, rest)
+        self.enter_autocommit(dbapi, dialect)
 
     def status_of(self, dbapi: Any) -> Callable[[], int]:
         return functools.partial(getattr, dbapi.pgconn, "transaction_status")

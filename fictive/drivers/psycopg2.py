@@ -35,7 +35,7 @@ class Psycopg2Driver(PostgreSQLDriver):
     rides_in_autocommit = True
     read_only_attribute = "readonly"
 
-    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
+    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect) -> None:
         # psycopg2 sends SET default_transaction_... for a characteristic that is set when autocommit changes
         if dbapi.autocommit:
             return
@@ -199,7 +199,7 @@ class Psycopg2Driver(PostgreSQLDriver):
         return copying.Psycopg2Writer(cursor, statement)
 
     def copy_texts(self, connection: sa.Connection) -> Callable[[Any], str]:
-        return copying.psycopg2_texts(None)
+        return copying.psycopg2_texts()
 
     def notifications(self, dbapi: Any) -> Callable[[], list[tuple[str, str]]]:
         def read() -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ class SQLiteDriver(Driver):
         self._own_transaction_control(dbapi)
         return Rest(autocommit=True)
 
-    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
+    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect) -> None:
         self._own_transaction_control(dbapi)
 
     def lend_natively(self, dbapi: Any, dialect: sa.Dialect, options: TransactionOptions) -> None:

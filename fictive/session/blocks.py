@@ -19,7 +19,7 @@ from .hooks import Hook, HookKind, check_hook
 from .local_settings import LocalSettings
 from .options import OPTIONS, BlockOptions, block_options
 from .retry import BeforeRetry, check_retries, run_with_retries
-from .session import OptInSession, add_hook
+from .session import OptInSession
 from .transaction import Joined, Kind, Transaction, adopt, innermost, is_enclosed
 from .unentered import warn_not_entered
 
@@ -283,11 +283,11 @@ def _add(kind: HookKind, given: Any, fn: Callable[..., object], args: Any, kwarg
     _check_arguments(kind, fn, args, kwargs)
     hook: Hook = functools.partial(fn, *args, **kwargs) if args or kwargs else fn
     if isinstance(session, OptInSession):
-        add_hook(session, kind, hook)
-        return
+        session._raise_if_ended()
     if session.in_transaction():
         current = innermost(session)
-        if current is None or not current.is_active:
+        assert current is not None
+        if not (current.is_active or isinstance(session, OptInSession)):
             raise TransactionEnded(f"on_{kind}() in a transaction that has failed; rollback() ends it.")
         current.add_hook(kind, hook)
     elif kind == "commit":

@@ -93,9 +93,6 @@ class Scope(LinkOwner):
             if connection.link.in_transaction and not connection.in_transaction():
                 connection.link.end(error)
 
-    def pinned_bind(self, bind: sa.Engine | sa.Connection) -> sa.Engine | sa.Connection:
-        return self.connection(bind) if isinstance(bind, sa.Engine) else bind
-
     # -- asked by the connection object -------------------------------------------------------------------------------
 
     def judge(self, link: Link | sa.Connection, statement: StatementClass, query: Any, parameters: Any) -> str | None:

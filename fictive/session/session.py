@@ -28,7 +28,6 @@ from ..errors import (
 )
 from . import private
 from .callers import caller, stack_level
-from .hooks import Hook, HookKind, check_hook
 from .local_settings import LocalSettings
 from .options import BlockOptions, block_options, refuse_options_of_begin
 from .private import ACTIVE, CLOSED
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 
     from .options import TransactionArguments
 
-__all__ = ["OptInSession", "add_hook", "atomic", "check_options", "has_block", "report_committed", "report_unsaved"]
+__all__ = ["OptInSession", "atomic", "check_options", "has_block", "report_committed", "report_unsaved"]
 
 log = logging.getLogger("fictive.session")
 log_unsaved = logging.getLogger("fictive.unsaved")
@@ -569,7 +568,6 @@ class OptInSession(sa_orm.Session):
             self._fictive.begin_lasting()
             return self._begin_savepoint()
         whole = self._begin(NO_OPTIONS)
-        whole.asked_for_savepoint = True
         whole.writes = WriteLog()
         if not self._joins_a_transaction():
             return whole
@@ -679,9 +677,13 @@ class OptInSession(sa_orm.Session):
         for connection in scope.connections.values():
             connection.link.let_go()
         scope.keeps = True
-        get_bind = self.get_bind
-        # code that begins a transaction on the session's bind means the connection that is kept
-        self.get_bind = lambda *args, **kwargs: scope.pinned_bind(get_bind(*args, **kwargs))  # type: ignore[method-assign]
+        choose = self.get_bind
+
+        def get_bind(*args: Any, **kwargs: Any) -> Any:
+            bind = choose(*args, **kwargs)  # code that begins a transaction on it means the connection that is kept
+            return scope.connection(bind) if isinstance(bind, sa.Engine) else bind
+
+        self.get_bind = get_bind  # type: ignore[method-assign]
         try:
             yield self
         finally:
@@ -790,19 +792,6 @@ def has_block(session: OptInSession) -> bool:
             return True
         transaction = transaction.parent  # type: ignore[assignment]
     return False
-
-
-def add_hook(session: OptInSession, kind: HookKind, fn: Hook) -> None:
-    """What `fictive.sqlalchemy.on_commit` and `on_rollback` do; call those."""
-    check_hook(fn)
-    session._raise_if_ended()
-    if session._is_outside():
-        if kind == "commit":
-            fn()
-        return
-    transaction = innermost(session)
-    assert transaction is not None
-    transaction.add_hook(kind, fn)
 
 
 def report_unsaved(session: OptInSession) -> None:

@@ -150,8 +150,6 @@ class Transaction(sa_orm.SessionTransaction):
     """The line that ended the transaction before its block was left."""
     begun_at: str | None = None
     """The line of the first write, of a `LASTING` one."""
-    asked_for_savepoint = False
-    """Begun by `begin_nested()` where there was no transaction to nest in."""
     whole: Transaction | None = None
     """The transaction that this savepoint was begun with, and ends with."""
     is_sandbox = False

@@ -19,7 +19,7 @@ __all__ = ["sandbox_driver"]
 class _InSandbox(PostgreSQLDriver):
     """In front of the driver's own class: commands are given to the sandbox one by one, and nothing is switched."""
 
-    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> None:
+    def enter_autocommit(self, dbapi: Any, dialect: sa.Dialect) -> None:
         dbapi.autocommit = True
 
     def leave_autocommit(self, dbapi: Any) -> None:

@@ -49,7 +49,7 @@ class SandboxServer:
             self.fairy.info[REST] = rest
             self.begin_command = rest.characteristics.begin_command()
             if self.driver.status(self.dbapi) is TransactionStatus.IDLE:
-                self.driver.enter_autocommit(self.dbapi, self.dialect, rest)
+                self.driver.enter_autocommit(self.dbapi, self.dialect)
                 if self.is_psycopg:  # which looks at the server's status, and not for its own BEGIN
                     self.driver.leave_autocommit(self.dbapi)
                 self.pending.commands.append(self.begin_command)
@@ -90,7 +90,7 @@ class SandboxServer:
         if not self.is_psycopg:
             cursor.execute(text)
             return cursor
-        self.driver.enter_autocommit(dbapi, self.dialect, Rest())  # else psycopg would send its BEGIN
+        self.driver.enter_autocommit(dbapi, self.dialect)  # else psycopg would send its BEGIN
         try:
             cursor.execute(text, prepare=False)
         finally:
