@@ -18,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fictive.changes.listener import listening
 from fictive.connection.pooler import find_pooler, is_pooled, way_around
+from fictive.connection.servers import patience_of
 from fictive.errors import ConfigurationError, DirectConnectionRequired, LockTimeout
 from fictive.flask_sqlalchemy import OptInTransactionMixin
 from fictive.sqlalchemy import (
@@ -306,10 +307,12 @@ def test_l4_settings(lite: sa.Engine, database_url: str, monkeypatch: pytest.Mon
         with app.app_context():
             return db.engines
 
-    engines = made(FICTIVE_POOLER="transaction", FICTIVE_DIRECT_URL={"more": database_url})
+    engines = made(FICTIVE_POOLER="transaction", FICTIVE_DIRECT_URL={"more": database_url}, FICTIVE_PATIENCE="7s")
     assert is_pooled(engines[None])
     assert way_around(engines[None]) is None
-    assert way_around(engines["more"]) is not None
+    direct = way_around(engines["more"])
+    assert direct is not None
+    assert patience_of(direct) == patience_of(engines[None]) == 7
     assert not is_pooled(made()[None])
     with pytest.raises(ConfigurationError, match="FICTIVE_DIRECT_URL"):
         made(FICTIVE_DIRECT_URL="x")
