@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from ..drivers import Driver, TransactionStatus
-from ..drivers.base import Rest
+from ..drivers.base import IDLE, INERROR, INTRANS, Rest
 from ..session import private
 from ..session.private import EmptyListener
 from . import process
@@ -41,7 +41,7 @@ PINNED = "fictive.pinned"
 REST = "fictive.rest"
 """The key, in a pool entry's `info`, of the mode in which the connection was made, and is to lie in the pool."""
 
-AT_REST = (TransactionStatus.IDLE, TransactionStatus.UNTOLD)
+AT_REST = (IDLE, TransactionStatus.UNTOLD)
 
 # By dialect object, of which there is one per engine.
 _lost: weakref.WeakKeyDictionary[sa.Dialect, float] = weakref.WeakKeyDictionary()
@@ -199,7 +199,7 @@ def check_out(engine: sa.Engine, driver: Driver) -> ServerConnection:
     fairy = patiently(engine.raw_connection, engine.dialect)
     try:
         server = ServerConnection(fairy, engine, driver)
-        if driver.status(server.dbapi) in (TransactionStatus.IN_TRANSACTION, TransactionStatus.ABORTED):
+        if server.transaction_status() in (INTRANS, INERROR):
             server.dbapi.commit()  # a listener of the pool ran something, and what it set is for this user
         driver.enter_autocommit(server.dbapi, engine.dialect)
     except BaseException as error:

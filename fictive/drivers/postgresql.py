@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
-from .base import NO_OPTIONS, Driver, Rest, TransactionOptions, TransactionStatus
+from .base import IDLE, NO_OPTIONS, Driver, Rest, TransactionOptions, TransactionStatus
 
 __all__ = ["PostgreSQLDriver"]
 
+_STATUSES = tuple(TransactionStatus)
 _MOST_READS = 1000
 
 # For a network that goes silent: found out after a minute on an idle connection, after half a minute with a query on
@@ -45,7 +46,7 @@ class PostgreSQLDriver(Driver):
         self.set_characteristics(dbapi, options)
 
     def restore(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> bool:
-        if self.status(dbapi) is not TransactionStatus.IDLE:
+        if self.status_of(dbapi)() != IDLE:
             return False
         if dbapi.autocommit and (not rest.autocommit or self.characteristics(dbapi) != rest.characteristics):
             dbapi.autocommit = False
@@ -56,7 +57,7 @@ class PostgreSQLDriver(Driver):
         return True
 
     def status(self, dbapi: Any) -> TransactionStatus:
-        return TransactionStatus.UNKNOWN if dbapi.closed else TransactionStatus(self.status_of(dbapi)())
+        return TransactionStatus.UNKNOWN if dbapi.closed else _STATUSES[self.status_of(dbapi)()]
 
     def forget(self, dbapi: Any, dialect: sa.Dialect, remembered: object) -> bool:
         # the server notices a closed socket a little later; locks have to be gone at once
