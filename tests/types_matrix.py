@@ -257,6 +257,8 @@ WAYS: dict[str, Way] = {
 BY_VALUE = "find_or_create by value"
 WITHOUT_EQUALITY = frozenset({"JSON", "JSON none_as_null", "JSONPATH", "JSONText", "ARRAY(JSON)", "xml", "point"})
 """Types by whose values nothing can be found."""
+LEFT_OUT = frozenset({("JSONPATH", "None", "find_or_create")})
+"""Cells where a flush fails by a fault of SQLAlchemy's, which makes `{}` of None: no path. Here it is NULL."""
 RETURNING_OBJECTS = frozenset({BY_VALUE, *(way for way in WAYS if "or_create" in way)})
 """Ways that fail where no object can be made of the row: a year 10,000, a text that is none of an enumeration's."""
 
@@ -360,7 +362,7 @@ class Matrix:
             expected = self.flushed(name, VALUES[shown])
             is_readable = expected[0] == "error" or self.is_readable(name)
             for way in ways:
-                if way in RETURNING_OBJECTS and not is_readable:
+                if (way in RETURNING_OBJECTS and not is_readable) or (name, shown, way) in LEFT_OUT:
                     continue
                 if way == BY_VALUE and name in WITHOUT_EQUALITY | ({"JSONB"} if VALUES[shown] is None else set()):
                     continue  # None asks for SQL's NULL
