@@ -360,7 +360,7 @@ STATEMENTS: dict[str, Callable[[sa_orm.Session], Any]] = {
 }
 
 
-@pytest.mark.parametrize("policy", ["commit", "begin", "report", "refuse"])
+@pytest.mark.parametrize("policy", ["commit", "begin", "refuse"])
 def test_a34_what_a_statement_wrote(session: OptInSession, policy: str) -> None:
     """Compared with what another session sees."""
     for run in WAYS if policy != "refuse" else [in_a_block]:
