@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from flask import Flask
 
 import fictive.migrations  # noqa: F401 - registers with Alembic, once in a process, and pytester forgets imports
-from fictive.sqlalchemy import drop_database
+from fictive.sqlalchemy import create_database, drop_database
 from fictive.testing import postgres
 from fictive.testing.cases import SandboxTestCase
 from fictive.testing.places import URL_VARIABLE
@@ -269,6 +269,39 @@ def test_databases_are_used_again(shop: pytest.Pytester, pg: postgres.Server) ->
     assert len(kept) == 2
     run(shop, pg, "--reuse-db").assert_outcomes(passed=5)
     assert left(shop, pg) == kept
+
+
+RUN = "0123456789ab"
+
+
+@pytest.mark.usefixtures("nothing_kept")
+def test_h3_databases_of_a_run_that_was_killed_are_dropped_by_the_next(
+    shop: pytest.Pytester, pg: postgres.Server
+) -> None:
+    shop.makepyfile(TESTS)
+    project = hashlib.sha256(str(shop.path).encode()).hexdigest()[:8]
+    names = [f"fictive_template_{project}_{RUN}", f"fictive_test_{project}_{RUN}_gw0", f"fictive_test_{project}_main"]
+    for name in names:
+        create_database(name, server_url=pg.url())
+    marked = sa.create_engine(pg.url(driver="psycopg"), poolclass=sa.NullPool)
+    with marked.connect() as connection:
+        connection.execute(sa.text(f"SET application_name = 'fictive_run_{project}_{RUN}'"))
+        run(shop, pg).assert_outcomes(passed=5)
+        assert left(shop, pg) == names  # that run goes on
+    run(shop, pg).assert_outcomes(passed=5)
+    assert left(shop, pg) == names[2:]  # which --reuse-db keeps
+
+
+@pytest.mark.usefixtures("nothing_kept")
+def test_h3_two_runs_do_not_use_one_kept_database(shop: pytest.Pytester, pg: postgres.Server) -> None:
+    shop.makepyfile(TESTS)
+    project = hashlib.sha256(str(shop.path).encode()).hexdigest()[:8]
+    other = sa.create_engine(pg.url(driver="psycopg"), poolclass=sa.NullPool)
+    with other.connect() as connection:
+        connection.execute(sa.text(f"SET application_name = 'fictive_run_{project}_main'"))
+        result = run(shop, pg, "--reuse-db")
+    result.assert_outcomes(errors=5)
+    result.stdout.fnmatch_lines(["*Another run with --reuse-db uses the database fictive_test_*_main. Wait*"])
 
 
 REVISION = """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import uuid
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _BOX = pytest.StashKey[Any]()
 _SERVER = pytest.StashKey[str]()
+_RUN = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -81,16 +83,25 @@ def db_server(request: pytest.FixtureRequest) -> Iterator[URL]:
 def db_url(request: pytest.FixtureRequest, db_server: URL) -> Iterator[str]:
     """The URL of this worker's database, which is empty until `db_template` has been asked for."""
     from ..databases.create import create_database, drop_database
+    from . import templates
 
+    project = _project(request.config)
     reuses = request.config.getoption("--reuse-db", False)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
-    name = f"fictive_test_{_project(request.config)}_{worker}" + ("" if reuses else f"_{os.getpid()}")
-    create_database(name, server_url=db_server, exist_ok=reuses)
-    try:
-        yield db_server.set(database=name).render_as_string(hide_password=False)
-    finally:
-        if not reuses:
-            drop_database(name, server_url=db_server, force=True, missing_ok=True)
+    name = f"fictive_test_{project}_" + (worker if reuses else f"{_run(request.config)}_{worker}")
+    mark = f"fictive_run_{project}_" + (worker if reuses else _run(request.config))
+    with templates.marked(db_server, mark) as is_alone:
+        if reuses and not is_alone:
+            raise pytest.UsageError(
+                f"Another run with --reuse-db uses the database {name}. Wait for its end, or leave out --reuse-db."
+            )
+        templates.drop_abandoned(db_server, project)
+        create_database(name, server_url=db_server, exist_ok=reuses)
+        try:
+            yield db_server.set(database=name).render_as_string(hide_password=False)
+        finally:
+            if not reuses:
+                drop_database(name, server_url=db_server, force=True, missing_ok=True)
 
 
 @pytest.fixture(scope="session")
@@ -130,11 +141,11 @@ def db_template(
     reuses = request.config.getoption("--reuse-db", False)
     content = templates.content_of(db_app, db_schema) if reuses else None
     keeps = content is not None
-    if keeps:
+    if content is not None:
         prefix += "kept_"
+        name = prefix + hashlib.sha256(content.encode()).hexdigest()[:16]
     else:
-        content = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    name = prefix + hashlib.sha256(str(content).encode()).hexdigest()[:16]
+        name = prefix + _run(request.config)
     database = sa.make_url(db_url).database
     assert database is not None
     with templates.one_at_a_time(db_server, name):
@@ -251,6 +262,14 @@ def _listed(recording: Recording) -> str:
 
 
 # -- the app ---------------------------------------------------------------------------------------------------------
+
+
+def _run(config: pytest.Config) -> str:
+    """The number of this run, which all of its workers know."""
+    from . import templates
+
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or config.stash.setdefault(_RUN, uuid.uuid4().hex)
+    return hashlib.sha256(run.encode()).hexdigest()[: templates.RUN_DIGITS]
 
 
 def _project(config: pytest.Config) -> str:

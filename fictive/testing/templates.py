@@ -15,13 +15,19 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from ..databases.create import drop_database
+from ..errors import DatabaseInUse
 from . import postgres
 from .places import URL_VARIABLE
 from .sandbox import engines_of
 
 __all__ = [
-    "content_of", "described", "dispose", "drop_others", "end_sessions", "make_tables", "one_at_a_time", "server_url",
+    "RUN_DIGITS", "content_of", "described", "dispose", "drop_abandoned", "drop_others", "end_sessions", "make_tables",
+    "marked", "one_at_a_time", "server_url",
 ]  # fmt: skip
+
+
+RUN_DIGITS = 12
+"""Of the number of a run, in the names of its databases."""
 
 
 # -- the server ------------------------------------------------------------------------------------------------------
@@ -71,6 +77,33 @@ def one_at_a_time(server: sa.URL, name: str) -> Iterator[None]:
     with engine.connect() as connection:
         connection.execute(sa.select(sa.func.pg_advisory_lock(key)))
         yield
+
+
+@contextlib.contextmanager
+def marked(server: sa.URL, run: str) -> Iterator[bool]:
+    """A connection whose application_name tells other runs that this one goes on, and so uses its databases. Gives
+    whether it is the only one of this name."""
+    engine = sa.create_engine(server, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.select(sa.func.set_config("application_name", run, False)))
+        yield connection.scalar(sa.text(f"SELECT count(*) FROM ({_RUNS}) AS runs"), {"text": run}) == 1
+
+
+def drop_abandoned(server: sa.URL, project: str) -> None:
+    """Drop what is left of runs that were killed: databases that carry the number of a run which has no connection."""
+    pattern = f"^fictive_(test|template)_{project}_[0-9a-f]{{{RUN_DIGITS}}}(_|$)"
+    found = _ask(server, "SELECT datname FROM pg_catalog.pg_database WHERE datname ~ :text", pattern)
+    prefix = f"fictive_run_{project}_"
+    going_on = {
+        run.removeprefix(prefix) for run in _ask(server, _RUNS, prefix)
+    }  # after the databases: it was there first
+    for name in found:
+        if name.split("_")[3] not in going_on:
+            with contextlib.suppress(DatabaseInUse):  # that run has lost its connection
+                drop_database(name, server_url=server, missing_ok=True)
+
+
+_RUNS = "SELECT application_name FROM pg_catalog.pg_stat_activity WHERE starts_with(application_name, :text)"
 
 
 def drop_others(server: sa.URL, prefix: str) -> None:
