@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy import event
 
+from fictive.drivers import sqlstate
 from fictive.errors import TransactionAborted
 from tests.conftest import MakeApp
 from tests.models import Item, db
@@ -241,6 +242,31 @@ def test_a15_nothing_runs_after_the_pooled_connection_was_invalidated(look: Look
     assert look("select name from item") == []
     db.session.execute(sa.insert(Item).values(name="next"))
     assert look("select name from item") == ["next"]
+
+
+def test_a15_an_error_of_a_raw_cursor_is_no_end_behind_the_back(app: Flask) -> None:
+    """It is the first statement of the transaction, which the driver has begun."""
+    with pytest.raises(TransactionAborted), db.session.begin():
+        with pytest.raises(Exception, match="division by zero"):
+            raw().cursor().execute("SELECT 1/0")
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            db.session.execute(sa.text("SELECT 1"))
+        assert sqlstate(caught.value) == "25P02"
+
+
+def test_a29_a_raw_cursor_in_a_savepoint_that_has_failed(app: Flask, look: Look) -> None:
+    with db.session.begin():
+        db.session.add(Item(name="before"))
+        with pytest.raises(KeyError), db.session.begin_nested():
+            with pytest.raises(sa.exc.DBAPIError):
+                db.session.execute(sa.text("SELECT 1/0"))
+            with pytest.raises(Exception, match="transaction is aborted"):
+                raw().cursor().execute("SELECT 1")
+            raise KeyError
+        db.session.add(Item(name="after"))
+        db.session.flush()
+        raw().cursor().execute("INSERT INTO item (name) VALUES ('raw')")
+    assert look("SELECT name FROM item ORDER BY name") == ["after", "before", "raw"]
 
 
 @pytest.mark.usefixtures("app")

@@ -498,7 +498,7 @@ class Link:
 
     def look_natively(self, server: ServerConnection) -> bool:
         """Whether the server is in the transaction that the driver itself began; it begins one if none was."""
-        if server.transaction_status() == INTRANS:
+        if server.transaction_status() in (INTRANS, INERROR):  # it may have failed past us
             return True
         if self.driver.carries:
             if self.driver.own_transaction(server.dbapi):  # the driver believes in one, and would begin no other

@@ -56,7 +56,12 @@ class Psycopg2Driver(PostgreSQLDriver):
         # psycopg2 begins by itself with whatever comes next; the server answers with a warning and changes nothing
         dbapi.autocommit = False
         before = list(dbapi.notices)
-        _Cursor(bare(dbapi, _Connection)).execute("SELECT")  # an empty query is an error for psycopg2
+        try:
+            _Cursor(bare(dbapi, _Connection)).execute("SELECT")  # an empty query is an error for psycopg2
+        except psycopg2.Error:  # the transaction has failed; a savepoint may save it, and comes without a BEGIN
+            if not dbapi.closed:
+                dbapi.autocommit = True
+            raise
         dbapi.notices[:] = before
 
     def own_transaction(self, dbapi: Any) -> bool:
