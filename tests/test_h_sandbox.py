@@ -1030,17 +1030,18 @@ def test_h4_a_setting_outlasts_a_local_one_before_it(app: Flask) -> None:
     "command", ["LOCK TABLE item", "SAVEPOINT s", "RELEASE s", "ROLLBACK TO s", "DECLARE c CURSOR FOR SELECT 1"]
 )
 def test_h4_what_needs_a_transaction_block_fails_without_one(app: Flask, command: str) -> None:
-    def run() -> str | None:
+    def run() -> tuple[str | None, str]:
         with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             with pytest.raises(sa.exc.DBAPIError) as caught:
                 connection.exec_driver_sql(command)
             connection.exec_driver_sql("DECLARE held CURSOR WITH HOLD FOR SELECT 1")
             connection.exec_driver_sql("CLOSE held")
-        return sqlstate(caught.value)
+        return sqlstate(caught.value), str(caught.value.orig).partition("\n")[0]
 
-    assert run() == "25P01"
+    without = run()
+    assert without[0] == "25P01"
     with db.sandbox():
-        assert run() == "25P01"
+        assert run() == without
 
 
 # -- the driver's connection ------------------------------------------------------------------------------------------
@@ -1083,11 +1084,104 @@ def test_h4_composed_statements_are_read_as_text_is(raw: Any) -> None:
     assert rows_of(raw) == ["a", "c"]
 
 
+def test_h4_code_that_asks_which_driver_it_has_is_told_so(raw: Any) -> None:
+    import psycopg
+    from psycopg2.extensions import connection, cursor
+
+    others = (connection, cursor) if db.engine.dialect.driver == "psycopg" else (psycopg.Connection, psycopg.Cursor)
+    drivers = raw.shared.dbapi, raw.shared.dbapi.cursor()
+    for ours, driver, other in zip((raw, raw.cursor()), drivers, others, strict=True):
+        had, not_had = public_names(driver), public_names(other) - public_names(driver)
+        assert [name for name in had if not hasattr(ours, name)] == []
+        assert [name for name in not_had if hasattr(ours, name)] == []
+
+
+def public_names(value: Any) -> set[str]:
+    """Without those of two-phase transactions."""
+    return {name for name in dir(value) if not name.startswith(("_", "tpc_")) and name != "xid"}
+
+
+@pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
+def test_h4_psycopg2s_reset(raw: Any) -> None:
+    cursor = raw.cursor()
+    cursor.execute("INSERT INTO item (name) VALUES ('kept')")
+    cursor.execute("SET work_mem = '5MB'")
+    raw.commit()
+    raw.readonly = True
+    cursor.execute("SELECT 1")
+    raw.reset()
+    cursor.execute("SHOW work_mem")
+    assert cursor.fetchone() == ("4MB",)
+    cursor.execute("INSERT INTO item (name) VALUES ('undone')")
+    raw.reset()
+    assert rows_of(raw) == ["kept"]
+
+
+def test_h4_the_kind_of_cursor_that_is_set_on_a_connection(raw: Any) -> None:
+    if db.engine.dialect.driver == "psycopg":
+        import psycopg
+
+        raw.row_factory = psycopg.rows.dict_row
+        raw.cursor_factory = psycopg.ClientCursor
+        assert raw.cursor().mogrify("SELECT %s", [1]) == "SELECT 1"
+    else:
+        import psycopg2.extras
+
+        raw.cursor_factory = psycopg2.extras.RealDictCursor
+    cursor = raw.cursor()
+    cursor.execute("SELECT 1 AS n")
+    assert cursor.fetchone() == {"n": 1}
+    raw.cursor_factory = raw.row_factory = None
+    cursor = raw.cursor()
+    cursor.execute("SELECT 1 AS n")
+    assert cursor.fetchone() == (1,)
+
+
 def test_h4_a_command_has_no_rows(raw: Any) -> None:
     cursor = raw.cursor()
     cursor.execute("SELECT 1")
     cursor.execute("COMMIT")
     assert cursor.description is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "SELECT 1",
+        "selec 1",
+        "ROLLBACK TO SAVEPOINT t",
+        "SELECT %s",
+        "-- nothing",
+        "BEGIN",
+        "SET TRANSACTION READ ONLY",
+    ],
+)
+def test_h4_an_aborted_transaction_answers_as_without_the_sandbox(app: Flask, command: str) -> None:
+    def run() -> str | None:
+        with db.engine.connect() as connection:
+            with pytest.raises(sa.exc.DBAPIError):
+                connection.exec_driver_sql("SELECT 1/0")
+            try:
+                connection.exec_driver_sql(command, (1,) if "%" in command else None)
+            except sa.exc.DBAPIError as error:
+                return sqlstate(error)
+            return "none"
+
+    without = run()
+    with db.sandbox():
+        block()
+        assert run() == without
+        assert names() == ["x"]
+
+
+@pytest.mark.parametrize("end", ["ROLLBACK TO SAVEPOINT s", "RELEASE SAVEPOINT s"])
+def test_h4_read_only_since_a_savepoint_ends_with_it(raw: Any, end: str) -> None:
+    cursor = raw.cursor()
+    for command in ("BEGIN", "SAVEPOINT s", "SET TRANSACTION READ ONLY", end):
+        cursor.execute(command)
+    cursor.execute("INSERT INTO item (name) VALUES ('a')")
+    raw.commit()
+    assert rows_of(raw) == ["a"]
 
 
 @pytest.mark.parametrize("driver", ["psycopg"], indirect=True)

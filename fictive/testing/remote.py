@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import ConfigurationError, SandboxError
-from .shared_connection import SandboxConnection, SandboxCursor, as_thread
+from .shared_connection import Psycopg2Cursor, PsycopgCursor, SandboxConnection, SandboxCursor, as_thread
 
 __all__ = ["Place", "RemoteConnection", "TokenServer", "pid_of"]
 
@@ -386,7 +386,9 @@ class RemoteCursor(RemoteObject):
     def executemany(self, query: Any, parameters: Any, **options: Any) -> None:
         self._call("executemany", query, list(parameters), **options)
 
-    # psycopg2's, whose files are here.
+
+class RemotePsycopg2Cursor(RemoteCursor):
+    """psycopg2's, whose files are here."""
 
     def copy_expert(self, sql: str, file: Any, size: int = 8192) -> None:
         copy = self._copy_from if _FROM.search(sql) else self._copy_to
@@ -442,4 +444,7 @@ class RemoteConnection(RemoteObject):
             self._client.close()
 
 
-_KINDS: dict[str, type[RemoteObject]] = {SandboxCursor.__name__: RemoteCursor}
+_KINDS: dict[str, type[RemoteObject]] = {
+    PsycopgCursor.__name__: RemoteCursor,
+    Psycopg2Cursor.__name__: RemotePsycopg2Cursor,
+}

@@ -250,9 +250,9 @@ class SandboxPool(BorrowingPool):
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         dbapi: Any = record.dbapi_connection
         if dbapi is not None:
-            if dbapi.__class__ is SandboxConnection and dbapi.is_ended:
+            if isinstance(dbapi, SandboxConnection) and dbapi.is_ended:
                 return  # it comes back after the end
-            dbapi.reset()
+            dbapi.renew()
         super()._do_return_conn(record)
 
     def recreate(self) -> SandboxPool:

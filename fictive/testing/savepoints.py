@@ -219,6 +219,18 @@ class SandboxServer:
             self.recover(error, waiting)
             raise
 
+    def abort(self) -> None:
+        """Let the server refuse what comes next, as in a transaction that failed. `recover()` after it ends that."""
+        self.protect()
+        waiting = list(self.pending.commands)
+        try:
+            self.run("ROLLBACK TO SAVEPOINT fictive_none")
+        except self.dialect.loaded_dbapi.Error:
+            pass
+        except BaseException as error:
+            self.recover(error, waiting)
+            raise
+
     def recover(self, error: BaseException, waiting: list[str]) -> bool:
         """After a statement that failed: back to the innermost savepoint. `waiting`: what was to travel with it.
 

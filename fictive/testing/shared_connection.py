@@ -119,6 +119,16 @@ class Frame:
     """Committed, but a later transaction of the same thread is open, and is to end first."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Savepoint:
+    """One of the application's."""
+
+    name: str
+    number: int
+    was_read_only: bool
+    """What a SET TRANSACTION after it changes, to its RELEASE as well."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Nested:
     """A sandbox in another one: its savepoint, and what was known before it."""
@@ -172,7 +182,7 @@ class SharedConnection:
             raise SandboxError(OVER)
         if self.is_lost:
             raise SandboxError(LOST)
-        connection = SandboxConnection(self)
+        connection = (PsycopgConnection if self.server.is_psycopg else Psycopg2Connection)(self)
         self.connections.append(connection)
         return connection
 
@@ -320,10 +330,13 @@ class SharedConnection:
         if not connection.autocommit and connection.state == IDLE:
             self.begin(connection)
             self._record(connection, "BEGIN")
-        if connection.state == INERROR:
-            self._record(connection, text.text, is_statement=True)
-            self.fail("25P02", "current transaction is aborted, commands ignored until end of transaction block")
         statement, writes = text.statement, not text.only_reads
+        if connection.state == INERROR:
+            if statement.may_end_transaction:
+                raise SandboxError(_holds_an_end(text))
+            self._record(connection, text.text, is_statement=True)
+            server.abort()  # it is the server that knows what is wrong with the statement
+            return Running(text, statement, False, False, False, [])
         if not text.is_plain:
             if statement.bound_flag is not None:
                 statement = statement.resolved(parameters)
@@ -332,11 +345,13 @@ class SharedConnection:
                 raise SandboxError(TWO_PHASE)
             if connection.state == IDLE and _needs_block(text, statement):
                 self._record(connection, text.text, is_statement=True)
-                self.fail("25P01", f"{statement.transaction_only} can only be used in transaction blocks")
+                command = statement.transaction_only
+                command = "ROLLBACK TO SAVEPOINT" if command == "ROLLBACK" else command
+                self.fail("25P01", f"{command} can only be used in transaction blocks")
             if statement.may_end_transaction:
-                raise SandboxError(f"{summary(text.text)!r} holds a COMMIT or ROLLBACK among other statements.")
+                raise SandboxError(_holds_an_end(text))
         in_transaction = connection.state == INTRANS
-        read_only = connection.is_read_only if in_transaction else bool(connection.read_only)
+        read_only = connection.is_read_only if in_transaction else bool(connection.begins_read_only)
         if in_transaction and writes and not read_only:
             self._materialise(connection)
         if self.portals:
@@ -354,7 +369,9 @@ class SharedConnection:
 
     def _commit_alone(self, connection: SandboxConnection, running: Running) -> None:
         """The end of a statement that is its own transaction."""
-        if running.writes and not running.in_transaction:
+        if connection.state == INERROR:  # an empty text, which the server takes even so
+            self.server.roll_back_to(self.server.savepoints[-1])
+        elif running.writes and not running.in_transaction:
             if not running.text.is_dml:
                 self._deferrable = None
             if commands := self._at_commit(connection):
@@ -396,6 +413,8 @@ class SharedConnection:
         """Do what a command about the transaction asks for; False where the text is none."""
         if text.savepoint is not None:
             return self._controls_savepoint(connection, text, *text.savepoint)
+        if connection.state == INERROR and (text.sets_transaction or text.verb == "BEGIN"):
+            return False  # the server refuses it
         if text.sets_transaction:
             if not connection.autocommit and connection.state == IDLE:
                 self.begin(connection)
@@ -427,26 +446,27 @@ class SharedConnection:
         if connection.state == IDLE:
             return False  # the server says what is wrong
         key = name if name.startswith('"') else f'"{name.lower()}"'
-        known = [known for known, _ in connection.savepoints]
+        known = [each.name for each in connection.savepoints]
         if verb == "SAVEPOINT":
             if connection.state == INERROR:
                 return False
             self._materialise(connection)
             self._record(connection, text.command)
             self.server.savepoint(key)
-            connection.savepoints.append((key, next(self.server.numbers)))
+            connection.savepoints.append(Savepoint(key, next(self.server.numbers), connection.is_read_only))
             return True
         if key not in known or (verb == "RELEASE" and connection.state == INERROR):
             return False
         index = len(known) - 1 - known[::-1].index(key)
         self._record(connection, text.command)
+        connection.is_read_only = connection.savepoints[index].was_read_only
         if verb == "RELEASE":
             self.server.release(key)
             del connection.savepoints[index:]
         else:
             self.server.roll_back_to(key)
             self._forget_schema()
-            self._kill_above(connection.savepoints[index][1])
+            self._kill_above(connection.savepoints[index].number)
             del connection.savepoints[index + 1 :]
             connection.state = INTRANS
         return True
@@ -456,7 +476,7 @@ class SharedConnection:
     def begin(self, connection: SandboxConnection) -> None:
         connection.state = INTRANS
         connection.thread = _this_thread()
-        connection.is_read_only = bool(connection.read_only)
+        connection.is_read_only = bool(connection.begins_read_only)
 
     def _materialise(self, connection: SandboxConnection) -> None:
         """Give a transaction its savepoint."""
@@ -628,13 +648,20 @@ class SharedConnection:
 
 
 class SandboxConnection:
-    """A connection of the driver's, as far as anybody can tell, over a `SharedConnection`."""
+    """A connection of the driver's, as far as anybody can tell, over a `SharedConnection`.
+
+    What only one driver has is in its subclass: `hasattr()` is how code asks which driver it has.
+    """
+
+    cursor_class: type[SandboxCursor]
+    factories: tuple[str, ...]
+    """Attributes that an application sets, and that say what its cursors are."""
 
     def __init__(self, shared: SharedConnection) -> None:
         self.shared = shared
         self.autocommit: bool = False
         self.isolation_level: Any = None
-        self.read_only: bool | None = None
+        self.begins_read_only: bool | None = None
         self.deferrable: bool | None = None
         self.state = IDLE
         self.is_read_only = False
@@ -645,7 +672,7 @@ class SandboxConnection:
         self.thread: Hashable | None = None
         """That of the transaction that is open."""
         self.frame: Frame | None = None
-        self.savepoints: list[tuple[str, int]] = []
+        self.savepoints: list[Savepoint] = []
         self.local_settings: dict[str, str | None] = {}
         self.settings: dict[str, str | None] = {}
         self.temporary: list[tuple[str, str]] = []
@@ -669,59 +696,22 @@ class SandboxConnection:
             self.shared.begin_now(has_to_be_known=name == "lobject")
         return getattr(self.shared.dbapi, name)
 
-    @property
-    def readonly(self) -> bool | None:
-        return self.read_only
-
-    @readonly.setter
-    def readonly(self, value: bool | None) -> None:
-        self.read_only = value
-
     def set_isolation_level(self, level: Any) -> None:
         self.autocommit = level == 0 or str(level).upper() == "AUTOCOMMIT"
         self.isolation_level = None if self.autocommit else level
-
-    def set_autocommit(self, value: bool) -> None:
-        self.autocommit = value
-
-    def set_read_only(self, value: bool | None) -> None:
-        self.read_only = value
-
-    def set_deferrable(self, value: bool | None) -> None:
-        self.deferrable = value
-
-    def set_session(
-        self, isolation_level: Any = None, readonly: Any = None, deferrable: Any = None, autocommit: Any = None
-    ) -> None:
-        if isolation_level is not None:
-            self.isolation_level = isolation_level
-        if readonly is not None:
-            self.read_only = bool(readonly)
-        if deferrable is not None:
-            self.deferrable = bool(deferrable)
-        if autocommit is not None:
-            self.autocommit = bool(autocommit)
-
-    def get_transaction_status(self) -> int:
-        return self.state
-
-    @property
-    def status(self) -> int:
-        return 1 if self.state == IDLE else 2
 
     @property
     def closed(self) -> bool:
         return self.is_ended or self.shared.is_lost
 
-    broken = closed
-
     def cursor(self, *args: Any, **kwargs: Any) -> SandboxCursor:
-        if args or kwargs:
-            return SandboxCursor(self, self.shared.dbapi.cursor(*args, **kwargs))
-        return SandboxCursor(self)
+        factories = {name: vars(self)[name] for name in self.factories if vars(self).get(name) is not None}
+        if args or kwargs or factories:
+            return self.cursor_class(self, self._driver_cursor(*args, **factories | kwargs))
+        return self.cursor_class(self)
 
-    def execute(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
-        return self.cursor().execute(query, params, **kwargs)
+    def _driver_cursor(self, *args: Any, **kwargs: Any) -> Any:
+        return self.shared.dbapi.cursor(*args, **kwargs)
 
     def give(self, commands: list[str]) -> None:
         """Commands that travel with a statement, and are no round trips."""
@@ -745,9 +735,9 @@ class SandboxConnection:
             check_no_block(self, "rollback")
             self.shared.rollback(self)
 
-    def reset(self) -> None:
+    def renew(self) -> None:
         """As a connection is that comes back to the pool."""
-        self.autocommit, self.isolation_level, self.read_only, self.deferrable = False, None, None, None
+        self.autocommit, self.isolation_level, self.begins_read_only, self.deferrable = False, None, None, None
 
     def close(self) -> None:
         self.shared.close(self)
@@ -818,32 +808,6 @@ class SandboxCursor:
         with self._statement(query):
             self.driver_cursor.executemany(query, *args, **kwargs)
 
-    def callproc(self, name: str, *args: Any) -> Any:
-        with self._statement(f"SELECT {name}()"):
-            return self.driver_cursor.callproc(name, *args)
-
-    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        with self._statement(query):
-            rows = list(self.driver_cursor.stream(query, *args, **kwargs))
-        return iter(rows)
-
-    @contextlib.contextmanager
-    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        with self._statement(statement), self.driver_cursor.copy(statement, *args, **kwargs) as copy:
-            yield copy
-
-    def copy_expert(self, sql: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._statement(sql):
-            return self.driver_cursor.copy_expert(sql, *args, **kwargs)
-
-    def copy_from(self, *args: Any, **kwargs: Any) -> Any:
-        with self._statement("COPY t FROM STDIN"):
-            return self.driver_cursor.copy_from(*args, **kwargs)
-
-    def copy_to(self, *args: Any, **kwargs: Any) -> Any:
-        with self._statement("COPY t TO STDOUT"):
-            return self.driver_cursor.copy_to(*args, **kwargs)
-
     # A cursor with a name asks the server for its rows.
 
     def _fetch(self, name: str, *args: Any) -> Any:
@@ -879,6 +843,122 @@ class SandboxCursor:
 
     def __exit__(self, *exc_info: Any) -> None:
         self.close()
+
+
+class Psycopg2Cursor(SandboxCursor):
+    """psycopg2's."""
+
+    def callproc(self, name: str, *args: Any) -> Any:
+        with self._statement(f"SELECT {name}()"):
+            return self.driver_cursor.callproc(name, *args)
+
+    def copy_expert(self, sql: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._statement(sql):
+            return self.driver_cursor.copy_expert(sql, *args, **kwargs)
+
+    def copy_from(self, *args: Any, **kwargs: Any) -> Any:
+        with self._statement("COPY t FROM STDIN"):
+            return self.driver_cursor.copy_from(*args, **kwargs)
+
+    def copy_to(self, *args: Any, **kwargs: Any) -> Any:
+        with self._statement("COPY t TO STDOUT"):
+            return self.driver_cursor.copy_to(*args, **kwargs)
+
+
+class PsycopgCursor(SandboxCursor):
+    """psycopg's."""
+
+    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with self._statement(query):
+            rows = list(self.driver_cursor.stream(query, *args, **kwargs))
+        return iter(rows)
+
+    @contextlib.contextmanager
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with self._statement(statement), self.driver_cursor.copy(statement, *args, **kwargs) as copy:
+            yield copy
+
+
+class Psycopg2Connection(SandboxConnection):
+    """psycopg2's."""
+
+    cursor_class = Psycopg2Cursor
+    factories = ("cursor_factory",)
+
+    @property
+    def readonly(self) -> bool | None:
+        return self.begins_read_only
+
+    @readonly.setter
+    def readonly(self, value: bool | None) -> None:
+        self.begins_read_only = value
+
+    def set_session(
+        self, isolation_level: Any = None, readonly: Any = None, deferrable: Any = None, autocommit: Any = None
+    ) -> None:
+        if isolation_level is not None:
+            self.isolation_level = isolation_level
+        if readonly is not None:
+            self.begins_read_only = bool(readonly)
+        if deferrable is not None:
+            self.deferrable = bool(deferrable)
+        if autocommit is not None:
+            self.autocommit = bool(autocommit)
+
+    def reset(self) -> None:
+        self.rollback()
+        self.renew()
+        self.autocommit = True
+        for command in ("RESET ALL", "SET SESSION AUTHORIZATION DEFAULT"):
+            self.cursor().execute(command)
+        self.autocommit = False
+
+    def get_transaction_status(self) -> int:
+        return self.state
+
+    @property
+    def status(self) -> int:
+        return 1 if self.state == IDLE else 2
+
+
+class PsycopgConnection(SandboxConnection):
+    """psycopg's."""
+
+    cursor_class = PsycopgCursor
+    factories = "cursor_factory", "row_factory"
+
+    def _driver_cursor(self, *args: Any, cursor_factory: Any = None, **kwargs: Any) -> Any:
+        if cursor_factory is None or args or "name" in kwargs:
+            return super()._driver_cursor(*args, **kwargs)
+        return cursor_factory(self.shared.dbapi, **kwargs)
+
+    def set_autocommit(self, value: bool) -> None:
+        self.autocommit = value
+
+    @property
+    def read_only(self) -> bool | None:
+        return self.begins_read_only
+
+    @read_only.setter
+    def read_only(self, value: bool | None) -> None:
+        self.begins_read_only = value
+
+    def set_read_only(self, value: bool | None) -> None:
+        self.begins_read_only = value
+
+    def set_deferrable(self, value: bool | None) -> None:
+        self.deferrable = value
+
+    @property
+    def broken(self) -> bool:
+        return self.closed
+
+    def execute(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
+        return self.cursor().execute(query, params, **kwargs)
+
+
+def _holds_an_end(text: SandboxText) -> str:
+    return f"{summary(text.text)!r} holds a COMMIT or ROLLBACK among other statements."
 
 
 def _needs_block(text: SandboxText, statement: StatementClass) -> bool:
