@@ -1184,6 +1184,23 @@ def test_h4_read_only_since_a_savepoint_ends_with_it(raw: Any, end: str) -> None
     assert rows_of(raw) == ["a"]
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["SET LOCAL transaction_read_only = on", "SELECT set_config('transaction_read_only', 'on', true)"],
+)
+def test_h4_read_only_as_a_setting_ends_with_its_transaction(raw: Any, command: str) -> None:
+    cursor = raw.cursor()
+    cursor.execute(command)
+    with pytest.raises(Exception, match="in a read-only transaction"):
+        cursor.execute("INSERT INTO item (name) VALUES ('refused')")
+    raw.rollback()
+    cursor.execute(command)
+    raw.commit()
+    cursor.execute("INSERT INTO item (name) VALUES ('a')")
+    raw.commit()
+    assert rows_of(raw) == ["a"]
+
+
 @pytest.mark.parametrize("driver", ["psycopg"], indirect=True)
 def test_h4_psycopgs_own_transaction_blocks(raw: Any) -> None:
     import psycopg

@@ -591,6 +591,8 @@ class SharedConnection:
     ) -> None:
         """Remember the value of a setting that is about to change: of a local one to the end of the transaction."""
         for name, is_local in settings_of(text, parameters, statement):
+            if name.startswith("transaction_"):  # READ ONLY and the level, which end with the savepoint
+                continue
             kept = connection.local_settings if is_local else connection.settings
             if not is_local and name in connection.local_settings:  # which it ends
                 kept.setdefault(name, connection.local_settings.pop(name))
