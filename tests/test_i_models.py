@@ -184,12 +184,16 @@ SELECTS: dict[str, Any] = {
         sa.select(Line.id).where(Line.order_id == Order.id, Line.name == "gone").exists()
     ),
     "has": lambda: sa.select(Order.id).where(Order.lines.any(Line.order.has(Order.lines.any(Line.id == 2)))),
+    "from a select": lambda: sa.select(Line.id).from_statement(sa.select(Line.id).order_by(Line.id)),
+    "from a union": lambda: sa.select(Line.id).from_statement(
+        sa.union_all(sa.select(Line.id), sa.select(Line.id)).order_by("id")
+    ),
 }
 LIVE: dict[str, list[int]] = {
     "entity": [2], "whole entity": [2], "alias": [2], "joined inheritance": [], "single-table inheritance": [],
     "join": [2], "join by its name": [1], "join of an alias": [1], "outer join": [1], "count": [1],
     "subquery": [], "union": [2, 2], "lambda": [2], "any": [], "exists": [], "exists of a select": [],
-    "has": [1], "not any": [1],
+    "has": [1], "not any": [1], "from a select": [2], "from a union": [2, 2],
 }  # fmt: skip
 ALL: dict[str, list[int]] = {
     "entity": [1, 2, 3, 4], "whole entity": [1, 2, 3, 4], "alias": [1, 2, 3, 4], "joined inheritance": [3],
@@ -197,6 +201,7 @@ ALL: dict[str, list[int]] = {
     "outer join": [1, 1], "count": [4], "subquery": [1],
     "union": [1, 1, 2, 2, 3, 3, 4, 4], "any": [1], "exists": [1],
     "exists of a select": [1], "not any": [], "has": [1],
+    "from a select": [1, 2, 3, 4], "from a union": [1, 1, 2, 2, 3, 3, 4, 4],
 }  # fmt: skip
 
 
@@ -210,6 +215,9 @@ def test_i1_deleted_rows_are_hidden(make_session: sessionmaker, wire: Wire) -> N
         session.expunge_all()
         assert session.query(Line).count() == 1
         assert [line.id for line in with_deleted(session.query(Line).filter(Line.id < 3).order_by(Line.id))] == [1, 2]
+        assert session.query(Line).from_statement(sa.select(Line)).one().id == 2
+        changed = sa.update(Line).values(order_id=1).returning(Line)
+        assert [line.id for line in session.scalars(sa.select(Line).from_statement(changed))] == [2]
 
 
 def test_i1_deleted_rows_are_hidden_from_loads(make_session: sessionmaker, wire: Wire) -> None:
@@ -347,6 +355,17 @@ def test_i1_updates_and_deletes_by_criteria_hide_deleted_rows(hiding: Any) -> No
         assert session.execute(sa.update(Order).values(note="x")).rowcount == 1  # of another model
 
 
+def test_i1_what_an_insert_copies_is_not_deleted(hiding: Any) -> None:
+    with hiding() as session:
+        _two_lines(session)
+        columns = ["id", "kind", "name"]
+        copies = sa.select(Line.id + 10, sa.literal("line"), Line.name + " again").where(Line.id < 3)
+        copying = sa.insert(Line).from_select(columns, copies).returning(Line.id)
+        assert session.scalars(copying).all() == [12]
+        session.execute(sa.delete(Line).where(Line.id > 10))
+        assert sorted(session.scalars(with_deleted(copying))) == [11, 12]
+
+
 def test_i1_sessions_that_do_not_hide_update_all(engine: sa.Engine, make_session: sessionmaker) -> None:
     with make_session() as session:
         _two_lines(session)
@@ -365,6 +384,14 @@ def test_i1_deleted_at_can_be_read_before_the_flush(hiding: Any) -> None:
         for again in (copy.deepcopy(line.deleted_at), pickle.loads(pickle.dumps(line.deleted_at))):
             assert again == line.deleted_at
             assert type(again) is datetime.datetime
+        for other in (
+            line.deleted_at + datetime.timedelta(days=30),
+            datetime.timedelta(days=30) + line.deleted_at,
+            line.deleted_at - datetime.timedelta(days=30),
+            line.deleted_at.replace(microsecond=0),
+            line.deleted_at.astimezone(datetime.timezone(datetime.timedelta(hours=1))),
+        ):
+            assert type(other) is datetime.datetime  # and no now() in a column that it is given to
         session.flush()
         now = session.scalar(sa.text("select deleted_at from i_line"))
         assert line.deleted_at == now

@@ -26,9 +26,9 @@ _Statement = TypeVar("_Statement", bound=Any)
 class SoftDeleteMixin:
     """`deleted_at`: when the row was deleted, by the server's clock; NULL while it lives.
 
-    Deleted rows are hidden from SELECTs, joins, lazy loads and eager loads of every opt-in session, and from its ORM
-    `update()` and `delete()` by criteria; other sessions hide them after `hide_deleted(session)`. Statements on other
-    models are not touched, nor are those of Core.
+    Deleted rows are hidden from SELECTs, joins, lazy loads and eager loads of every opt-in session, from what its ORM
+    `insert().from_select()` copies, and from its ORM `update()` and `delete()` by criteria; other sessions hide them
+    after `hide_deleted(session)`. Statements on other models are not touched, nor are those of Core.
 
     `is_deleted` is for objects and for queries: `with_deleted(select(Item).where(Item.is_deleted))`. A model that
     looks for its deleted rows often sets `__index_deleted_at__ = True`, for an index over `deleted_at`.
@@ -38,6 +38,7 @@ class SoftDeleteMixin:
     * To purge deleted rows: `session.execute(with_deleted(delete(Item).where(Item.deleted_at < day)))`.
     * `session.delete(obj)` deletes the row, whether or not it is marked; so does a bulk update by primary key.
     * An object that the session has loaded stays in it: `session.get` and a many-to-one hand it out from memory.
+    * `session.merge()` of a deleted row that is not loaded finds none, and INSERTs: an `IntegrityError`.
     * Rows that point to a deleted one stay, and cascades do not run: delete them too where that is wanted.
     * A deleted row keeps its unique keys. `unique_among_live` makes a key that can be given again.
     * `find_or_create` and its family find, change and make live rows only, in any session. With such a key a deleted
@@ -78,7 +79,7 @@ class SoftDeleteMixin:
         """Mark the row deleted, with the next flush, by the server's clock. Until then `deleted_at` is this process's
         time. Of a row that is deleted already the time stays."""
         if self.deleted_at is None:
-            self.deleted_at = _Now.now(datetime.UTC)
+            self.deleted_at = _Now.of(datetime.datetime.now(datetime.UTC))
 
     def restore(self) -> None:
         """Let the row live again, with the next flush. A unique key that was given again meanwhile raises there."""
@@ -86,7 +87,19 @@ class SoftDeleteMixin:
 
 
 class _Now(datetime.datetime):
-    """A time to look at, and the server's `now()` for SQLAlchemy, which writes it."""
+    """A time to look at, and the server's `now()` for SQLAlchemy, which writes it. What is made of it is a time alone,
+    such as thirty days later: Python makes it by calling the class, and in `replace()` by the type alone."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> datetime.datetime:  # type: ignore[misc]
+        return datetime.datetime(*args, **kwargs)
+
+    @classmethod
+    def of(cls, time: datetime.datetime) -> _Now:
+        day = (time.year, time.month, time.day)
+        return super().__new__(cls, *day, time.hour, time.minute, time.second, time.microsecond, time.tzinfo)
+
+    def replace(self, *args: Any, **kwargs: Any) -> datetime.datetime:  # type: ignore[override]
+        return datetime.datetime.combine(self.date(), self.timetz()).replace(*args, **kwargs)
 
     def __clause_element__(self) -> sa.ColumnElement[datetime.datetime]:
         return sa.func.now()
@@ -96,8 +109,8 @@ class _Now(datetime.datetime):
 
 
 def with_deleted(statement: _Statement) -> _Statement:
-    """`statement`, a SELECT, a `Query`, or an ORM `update()` or `delete()`, with deleted rows among its own, and among
-    what it loads eagerly.
+    """`statement`, a SELECT, a `Query`, or an ORM `update()`, `delete()` or `insert().from_select()`, with deleted
+    rows among its own, and among what it loads eagerly.
 
     For `session.get` give `execution_options={"fictive_with_deleted": True}`.
     """
@@ -130,12 +143,12 @@ SoftDeleteMixin.__live_rows__ = LIVE  # type: ignore[attr-defined]
 def _add_criteria(state: sa_orm.ORMExecuteState) -> None:
     if state.is_select:
         private.rest_of_a_stream(state)
-    elif not (state.is_update or state.is_delete) or state.is_executemany:
+    elif state.is_executemany:
         return
     if state.is_column_load or state.execution_options.get(WITH_DELETED):
         return
     statement = private.resolved(state.statement)
-    if not isinstance(statement, (sa.Select, sa.CompoundSelect, sa.Update, sa.Delete)):
+    if not isinstance(statement, _HIDING) or (isinstance(statement, sa.Insert) and statement.select is None):
         return
     if _may_read_deletable(statement):
         state.statement = _hide_in_exists(statement).options(LIVE)
@@ -143,6 +156,7 @@ def _add_criteria(state: sa_orm.ORMExecuteState) -> None:
             state.update_execution_options(compiled_cache=None)
 
 
+_HIDING = (sa.Select, sa.CompoundSelect, sa_orm.FromStatement, sa.Update, sa.Delete, sa.Insert)
 _JOINED = frozenset({"joined", False})
 _deletable: weakref.WeakSet[type[SoftDeleteMixin]] = weakref.WeakSet()
 
