@@ -20,7 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import fictive.migrations
 from fictive.changes import listener as listening_module
-from fictive.changes.listener import listening
+from fictive.changes.listener import State, listening
 from fictive.changes.notify_triggers import channel_of, create_statements
 from fictive.errors import ConfigurationError, NotFoundError, RowChangeTimeout, SnapshotIsFixed, UnknownAttribute
 from fictive.sqlalchemy import OptInSession, TakeTurnsPool, notify_changes, wait_for_row_change
@@ -396,6 +396,26 @@ def test_g2_no_trigger_means_polling(engine: sa.Engine, look: Look, caplog: pyte
     assert told.result().state == "told"
     with engine.begin() as connection:
         notify_changes(Announced, connection)
+
+
+def test_g2_a_trigger_that_went_between_two_waits(
+    engine: sa.Engine, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection that listens is still there, and has seen the trigger, when a migration takes it away."""
+    monkeypatch.setattr(listening_module, "TRUST", 0)
+    with OptInSession(engine) as session:
+        row = session.get(Announced, 1)
+        look("update announced set state = 'told'")
+        wait_for_row_change(session, Announced, 1, interval=3600)
+        for gone in ("drop trigger fictive_notify_changes on announced", "alter table announced rename to other"):
+            look(gone)
+            if "rename" in gone:
+                look("create table announced as table other")
+            waiting = Background(lambda: wait_for_row_change(session, Announced, 1, interval="10ms", timeout=20))
+            until(lambda: any(waiter.state is State.POLLING for each in listening() for waiter in each._waiters))
+            look("update announced set state = %s", gone)
+            assert waiting.result() is row
+            assert row.state == gone
 
 
 def test_g2_the_listener_goes_when_nobody_waits(

@@ -36,6 +36,9 @@ log = logging.getLogger("fictive.listening")
 LINGER = 5.0
 """Seconds for which the connection stays after its last waiter, so that a loop of waits does not connect each time."""
 
+TRUST = 5.0
+"""Seconds for which a trigger is taken to be there still; a migration may drop it, or rename its table."""
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two attempts to connect
 _PATIENCE = 2.0  # seconds for the thread to end
 
@@ -225,7 +228,7 @@ class Listening:
         if read is None:
             self._end()
             return
-        heard: set[str] = set()
+        heard: dict[str, float] = {}  # by channel, when its table was last seen to have the trigger
         idle_since = time.monotonic()
         while not self._ended:
             with self._lock:
@@ -261,9 +264,10 @@ class Listening:
                 waiter.notified = True
                 waiter.woken.set()
 
-    def _hear(self, dbapi: Any, channel: str, waiter: Waiter, heard: set[str]) -> bool:
-        """LISTEN, once; whether the table has its trigger, so that something will come."""
-        if channel in heard:
+    def _hear(self, dbapi: Any, channel: str, waiter: Waiter, heard: dict[str, float]) -> bool:
+        """LISTEN; whether the table has its trigger, so that something will come."""
+        now = time.monotonic()
+        if channel in heard and now - heard[channel] < TRUST:
             return True
         table = waiter.channels[channel]
         cursor = dbapi.cursor()
@@ -278,7 +282,7 @@ class Listening:
         finally:
             cursor.close()
         if found:
-            heard.add(channel)
+            heard[channel] = now
         elif channel not in _warned:
             _warned.add(channel)
             log.warning(
