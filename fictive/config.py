@@ -77,6 +77,14 @@ def seconds(value: object, name: str) -> float | None:
     return None if value is None else timeout_in_ms(value, name) / 1000  # type: ignore[arg-type]
 
 
+def age(value: object, name: str) -> float:
+    """A duration of a second or more, in seconds; `ConfigurationError` naming `name` for anything else."""
+    found = seconds(value, name)
+    if found is None or found < 1:  # a cookie counts whole seconds
+        raise ConfigurationError(f"{name} = {value!r}: expected a duration of a second or more.")
+    return found
+
+
 def count(value: object, name: str) -> int | None:
     """A whole number from 1 on, or None; `ConfigurationError` naming `name` otherwise."""
     if value is not None and (type(value) is not int or value < 1):
@@ -171,7 +179,7 @@ class Settings:
     """Read replicas of the default engine, as bind keys or URLs; in `app.config` a list, or a mapping by bind key."""
     replica_token: str | None = dataclasses.field(default="cookie", metadata={"read": token_way})
     """How users carry what they must see from one request to the next: in a cookie, a header, or not."""
-    replica_token_age: float = dataclasses.field(default=3600.0, metadata={"read": seconds})
+    replica_token_age: float = dataclasses.field(default=3600.0, metadata={"read": age})
     """Seconds after which that is forgotten."""
     patience: float = dataclasses.field(default=5.0, metadata={"read": patience})
     """Seconds during which connecting is tried again, after a connection was lost: the server may be restarting, or
@@ -268,7 +276,8 @@ def flag(value: object, name: str) -> bool:
 
 def statuses(value: object, name: str) -> frozenset[int]:
     """`value`, a set, list or range of HTTP status codes; `ConfigurationError` naming `name` for anything else."""
-    codes: list[Any] = list(value) if isinstance(value, Iterable) else [None]
+    several = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+    codes: list[Any] = list(value) if several else [None]  # type: ignore[call-overload]
     if not all(type(code) is int and 100 <= code <= 599 for code in codes):
         raise ConfigurationError(f"{name} = {value!r}: expected status codes, such as [409, 500] or range(400, 600).")
     return frozenset(codes)

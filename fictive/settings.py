@@ -72,7 +72,7 @@ class DatabaseSettings(BaseSettings):
     | --- | --- |
     | `DATABASE_URL` | `postgres://` and `postgresql://` take the driver that is installed |
     | `DB_POOL_SIZE`, `DB_MAX_OVERFLOW` | connections kept, and how many more at most |
-    | `DB_POOL_TIMEOUT`, `DB_POOL_RECYCLE` | seconds to wait for one; seconds after which one is made anew |
+    | `DB_POOL_TIMEOUT`, `DB_POOL_RECYCLE` | whole seconds to wait for one; after which one is made anew |
     | `DB_POOL_PRE_PING` | a round trip before each use; not needed on PostgreSQL, where fictive looks at the socket |
     | `DB_ECHO` | log all SQL |
     | `DB_STATEMENT_TIMEOUT` | `"30s"`, `"500ms"`, seconds: PostgreSQL's `statement_timeout`; 0 for none |
@@ -94,7 +94,8 @@ class DatabaseSettings(BaseSettings):
     database_url: SecretStr
     db_pool_size: int | None = Field(None, ge=0)
     db_max_overflow: int | None = Field(None, ge=-1)
-    db_pool_timeout: float | None = Field(None, gt=0)
+    db_pool_timeout: int | None = Field(None, gt=0)
+    """Whole seconds: Flask-SQLAlchemy and SQLAlchemy cut a fraction off, and half a second would be no wait at all."""
     db_pool_recycle: int | None = Field(None, ge=-1)
     db_pool_pre_ping: bool | None = None
     db_echo: bool | None = None

@@ -117,7 +117,7 @@ class TestViews:
         for status in (200, 404, 409, 500):
             assert app.test_client().get(f"/{status}").status_code == status
         assert look("select name from item order by id") == ["200", "404", "500"]
-        for wrong in (409, "409", [99], [True], [600], ["409"], [None], [[409]]):
+        for wrong in (409, "409", "", b"", {}, {409: 1}, [99], [True], [600], ["409"], [None], [[409]]):
             with pytest.raises(ConfigurationError, match="FICTIVE_ROLLBACK_STATUSES"):
                 make_app(FICTIVE_ROLLBACK_STATUSES=wrong)
 

@@ -60,8 +60,8 @@ def fresh_db(**options: Any) -> Any:
 GOOD = {
     "nothing else": ({}, {}),
     "pool": (
-        {"DB_POOL_SIZE": "3", "DB_MAX_OVERFLOW": "0", "DB_POOL_TIMEOUT": "2.5", "DB_POOL_RECYCLE": "60"},
-        {"pool_size": 3, "max_overflow": 0, "pool_timeout": 2.5, "pool_recycle": 60},
+        {"DB_POOL_SIZE": "3", "DB_MAX_OVERFLOW": "0", "DB_POOL_TIMEOUT": "2", "DB_POOL_RECYCLE": "60"},
+        {"pool_size": 3, "max_overflow": 0, "pool_timeout": 2, "pool_recycle": 60},
     ),
     "flags": ({"DB_POOL_PRE_PING": "yes", "DB_ECHO": "off"}, {"pool_pre_ping": True, "echo": False}),
     "timeout in seconds": ({"DB_STATEMENT_TIMEOUT": "5"}, {"connect_args": {"options": "-c statement_timeout=5000"}}),
@@ -103,6 +103,8 @@ BAD = {
     "not a number": ({"DATABASE_URL": URL, "DB_POOL_SIZE": "many"}, "DB_POOL_SIZE .*integer.*DB_POOL_SIZE=5"),
     "too small": ({"DATABASE_URL": URL, "DB_POOL_SIZE": "-2"}, "DB_POOL_SIZE .*greater than or equal to 0"),
     "no time": ({"DATABASE_URL": URL, "DB_POOL_TIMEOUT": "0"}, "DB_POOL_TIMEOUT .*greater than 0"),
+    "half a second": ({"DATABASE_URL": URL, "DB_POOL_TIMEOUT": "0.5"}, "DB_POOL_TIMEOUT .*integer"),
+    "endless": ({"DATABASE_URL": URL, "DB_POOL_TIMEOUT": "inf"}, "DB_POOL_TIMEOUT .*integer"),
     "not a flag": ({"DATABASE_URL": URL, "DB_ECHO": "perhaps"}, "DB_ECHO .*boolean.*DB_ECHO=false"),
     "not a duration": (
         {"DATABASE_URL": URL, "DB_STATEMENT_TIMEOUT": "5 parsecs"}, "DB_STATEMENT_TIMEOUT is '5 parsecs'",

@@ -160,6 +160,8 @@ def test_l1_settings_that_cannot_work(make_app: MakeApp, database_url: str) -> N
         {"FICTIVE_REPLICAS": ["sqlite://"]},
         {"FICTIVE_REPLICAS": database_url, "FICTIVE_REPLICA_TOKEN": "x"},
         {"FICTIVE_REPLICAS": database_url, "FICTIVE_REPLICA_TOKEN_AGE": 0},
+        {"FICTIVE_REPLICAS": database_url, "FICTIVE_REPLICA_TOKEN_AGE": None},
+        {"FICTIVE_REPLICAS": database_url, "FICTIVE_REPLICA_TOKEN_AGE": "500ms"},
     ):
         with pytest.raises(ConfigurationError, match=next(reversed(wrong)) if len(wrong) == 2 else "."):
             make_app(**wrong)
