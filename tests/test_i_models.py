@@ -263,6 +263,25 @@ def test_i1_eager_loads_of_a_stream(make_session: sessionmaker) -> None:
             assert [line.id for line in order.lines] == [2]
 
 
+def test_i1_objects_can_be_pickled(make_session: sessionmaker, wire: Wire) -> None:
+    """As a cache does; what they load afterwards is without deleted rows, by one criterion."""
+    with make_session() as session:
+        _two_lines(session)
+        loaded = [session.get(Line, 2), *session.scalars(sa.select(Line)), *session.scalars(sa.select(Order))]
+        packed = [pickle.dumps(each) for each in loaded]
+        copied = copy.deepcopy(loaded[0])
+    with make_session() as session:
+        assert copied.name == "here"
+        for each in map(pickle.loads, packed):
+            order = each if isinstance(each, Order) else session.merge(each, load=False).order
+            if order is each:
+                order = session.merge(each, load=False)
+            with wire.record() as log:
+                assert [line.id for line in order.lines] == [2]
+            assert log.statements[-1].count("IS NULL") == 1
+            session.expunge_all()
+
+
 def test_i1_a_deleted_object_is_still_an_object(make_session: sessionmaker) -> None:
     with make_session() as session:
         line = Line(name="a")

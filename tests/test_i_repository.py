@@ -310,6 +310,10 @@ class Ticket(_Base):
     id: Mapped[int] = mapped_column(sa.Integer().with_variant(sa.BigInteger(), "postgresql"), primary_key=True)
     state: Mapped[str] = mapped_column(sa.Enum("open", "shut", name="ticket_state"))
     token: Mapped[str] = mapped_column(sa.Uuid(as_uuid=False))
+    price: Mapped[decimal.Decimal] = mapped_column(default=decimal.Decimal(1))
+    sold: Mapped[datetime.datetime] = mapped_column(
+        sa.DateTime(timezone=True), default=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    )
 
 
 def test_i3_a_cursor_of_a_value_that_the_column_cannot_have(database_url: str) -> None:
@@ -328,6 +332,8 @@ def test_i3_a_cursor_of_a_value_that_the_column_cannot_have(database_url: str) -
                 (Ticket.state, ["lost", "1"]),
                 (Ticket.token, ["x", "1"]),
                 (Ticket.id, [str(2**63)]),
+                *((Ticket.price, [price, "1"]) for price in ("sNaN", "nan7", "1e200000", "1e-20000")),
+                (Ticket.sold, ["2026-01-01T00:00:00+23:59", "1"]),
             ):
                 cursor = base64.urlsafe_b64encode(json.dumps(values).encode()).decode()
                 with pytest.raises(InvalidCursor):

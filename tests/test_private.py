@@ -239,11 +239,18 @@ def test_what_a_pool_was_made_with() -> None:
     }  # fmt: skip
 
 
+def _is_named(cls: Any) -> Any:
+    return cls.name.is_not(None)
+
+
 def test_the_options_of_a_select_and_the_mapper_of_its_table() -> None:
     option = sa_orm.lazyload("*")
     statement = sa.select(models.Item).options(option)
     assert list(private.options_of(statement)) == [option]
     assert not private.options_of(sa.select(models.Item))
+    criteria = sa_orm.with_loader_criteria(models.Item, _is_named)
+    assert private.criterion_of(criteria) is _is_named
+    assert private.criterion_of(option) is None
     tables = [element for element in sa.sql.visitors.iterate(statement) if isinstance(element, sa.Table)]
     assert {private.mapper_of(table) for table in tables} == {sa.inspect(models.Item)}
 

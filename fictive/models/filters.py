@@ -13,6 +13,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..errors import ConfigurationError, InvalidFilter
+from .url_values import read_datetime, read_decimal, read_time
 
 __all__ = ["FilterSet"]
 
@@ -231,12 +232,12 @@ _READERS: dict[type, tuple[Callable[[str, str], Any], str]] = {
     bool: (_boolean, "true or false"),
     int: (lambda text, _: int(text), "a whole number"),
     float: (lambda text, _: float(text), "a number"),
-    decimal.Decimal: (lambda text, _: decimal.Decimal(text), "a number"),
+    decimal.Decimal: (lambda text, _: read_decimal(text), "a number"),
     uuid.UUID: (lambda text, _: uuid.UUID(text), "a UUID"),
     datetime.datetime: (
-        lambda text, _: datetime.datetime.fromisoformat(text),
+        lambda text, _: read_datetime(text),
         "a date and time such as 2026-01-31T12:00",
     ),
     datetime.date: (lambda text, _: datetime.date.fromisoformat(text), "a date such as 2026-01-31"),
-    datetime.time: (lambda text, _: datetime.time.fromisoformat(text), "a time such as 12:00"),
+    datetime.time: (lambda text, _: read_time(text), "a time such as 12:00"),
 }

@@ -20,6 +20,7 @@ from sqlalchemy.sql import operators
 from ..errors import ConfigurationError, InvalidCursor
 from ..rows.attributes import mapped_property
 from ..rows.stored_values import as_stored, database_type
+from .url_values import read_datetime, read_decimal
 
 __all__ = ["Key", "Order", "decode", "encode", "order_of"]
 
@@ -47,9 +48,9 @@ def _read_integer(bits: int) -> _Reader:
 _READERS: dict[type, _Reader] = {
     str: _read_text,
     float: float,
-    decimal.Decimal: decimal.Decimal,
+    decimal.Decimal: read_decimal,
     uuid.UUID: uuid.UUID,
-    datetime.datetime: datetime.datetime.fromisoformat,
+    datetime.datetime: read_datetime,
     datetime.date: datetime.date.fromisoformat,
 }
 """How a value is read from a cursor, into which `str` wrote it, by the Python type of its column."""

@@ -133,7 +133,12 @@ def unique_among_live(*columns: str, name: str | None = None) -> sa.Index:
     return sa.Index(name, *columns, unique=True, postgresql_where=live, sqlite_where=live)
 
 
-LIVE = sa_orm.with_loader_criteria(SoftDeleteMixin, lambda cls: cls.deleted_at.is_(None), include_aliases=True)
+def _is_live(cls: Any) -> Any:
+    """Not a lambda: objects keep the option for their lazy loads, and are pickled with it."""
+    return cls.deleted_at.is_(None)
+
+
+LIVE = sa_orm.with_loader_criteria(SoftDeleteMixin, _is_live, include_aliases=True)
 
 
 # find_or_create() names it itself, for sessions that do not hide; then it is not added once more
@@ -167,7 +172,8 @@ def _may_read_deletable(statement: Any) -> bool:
     Other eager loads and lazy loads are statements of their own.
     """
     if options := private.options_of(statement):
-        return LIVE not in options  # a lazy load has those of the SELECT that loaded its parent
+        # a lazy load has those of the SELECT that loaded its parent
+        return all(private.criterion_of(option) is not _is_live for option in options)
     tables = {str(sa_orm.class_mapper(model).local_table) for model in _deletable if "__mapper__" in model.__dict__}
     for element in sa.sql.visitors.iterate(statement):
         # of `join(Item.owner)` the condition is there, and not the table

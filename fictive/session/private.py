@@ -37,6 +37,7 @@ __all__ = [
     "connections_of",
     "connects_in_autocommit",
     "core_options",
+    "criterion_of",
     "describe",
     "forget_entries",
     "has_listeners",
@@ -253,6 +254,11 @@ def options_of(statement: Any) -> Sequence[Any]:
     """What `options()` of a SELECT was given; there is no way to ask."""
     options: Sequence[Any] = getattr(statement, "_with_options", ())
     return options
+
+
+def criterion_of(option: Any) -> Any:
+    """What `with_loader_criteria()` was given; an option that was pickled is another object, of the same criterion."""
+    return getattr(option, "_where_crit_orig", None)
 
 
 def mapper_of(element: Any) -> sa_orm.Mapper[Any] | None:
