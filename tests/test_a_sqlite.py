@@ -452,6 +452,31 @@ def test_a21_pinned(here: Here, texts: list[str], left: str, error: type[Excepti
     assert (here.count(), here.count("tag")) == (1, 1)
 
 
+@pytest.mark.parametrize(("texts", "left"), PIN.values(), ids=PIN.keys())
+@pytest.mark.parametrize("raw", [False, True], ids=["sent", "on the driver's connection"])
+def test_a18_what_a_block_leaves_is_undone_and_the_database_stays(
+    here: Here, texts: list[str], left: str, raw: bool
+) -> None:
+    """An in-memory database would end with the connection that is closed."""
+    session = here.session()
+    session.execute(sa.insert(Item).values(name="kept"))
+    before = session.scalar(sa.text(left))
+    if not raw and texts[0].startswith(("pragma", "attach")):
+        return  # PRAGMA is the application's own, and SQLite attaches nothing in a transaction
+    with session.begin():
+        for text in texts:
+            if raw and text.startswith("attach"):
+                continue
+            if raw:
+                session.connection().connection.dbapi_connection.execute(text)  # type: ignore[union-attr]
+            else:
+                session.connection().exec_driver_sql(text)
+        session.execute(sa.insert(Tag).values(label="a"))
+    here.assert_at_rest()
+    assert session.scalar(sa.text(left)) == before
+    assert (here.count(), here.count("tag")) == (1, 1)
+
+
 def test_a21_unsaved_changes(driver: str, where: str, tmp_path: Path) -> None:
     app = Flask(__name__, instance_path=str(tmp_path))
     app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{tmp_path / 'x.db'}" if where == "file" else "sqlite://"

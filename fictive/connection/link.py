@@ -158,7 +158,6 @@ class Link:
         """Whether rows are fetched at once, since the transaction ends before anybody reads them."""
         self.log: WriteLog | None = None
         """Of a transaction in place of a savepoint, what was written in it."""
-        self.remembered: object = None
         self.streams: weakref.WeakSet[StreamCursor] | None = None
         self.users = 0
         """How many results are read on it, of a link for streams."""
@@ -762,8 +761,7 @@ class Link:
                 server = self.kept = check_out(direct, self.driver)
             else:
                 server = self.kept = self.borrow()
-            server.note_pinned(True)
-            self.remembered = self.driver.remember(server.dbapi, self.engine.url)
+            server.remember()
         elif server.is_lost():
             raise PinnedConnectionLost(
                 "The connection of this pinned() block was lost, and what was set through it with it. "
@@ -780,7 +778,7 @@ class Link:
             return
         done = False
         try:
-            done = not server.is_lost() and self.driver.forget(server.dbapi, self.dialect, self.remembered)
+            done = not server.is_lost() and self.driver.forget(server.dbapi, self.dialect, server.remembered)
         finally:
             if not done:
                 self._drop(server)

@@ -80,18 +80,20 @@ class ServerConnection:
     """One connection of the driver's, taken from an engine's pool and in autocommit."""
 
     __slots__ = ("__weakref__", "begin_command", "buffers", "dbapi", "dialect", "driver", "fairy",
-                 "generation", "has_notices", "idle_since", "idles", "poll", "pool", "rest",
-                 "tainted", "transaction_status", "trips")  # fmt: skip
+                 "generation", "has_notices", "idle_since", "idles", "poll", "pool", "remembered", "rest",
+                 "tainted", "transaction_status", "trips", "url")  # fmt: skip
 
     def __init__(self, fairy: PoolProxiedConnection, engine: sa.Engine, driver: Driver) -> None:
         self.fairy = fairy
         self.dbapi: Any = fairy.dbapi_connection
-        self.dialect = engine.dialect
+        self.dialect, self.url = engine.dialect, engine.url
         self.driver = driver
         self.pool: Any = engine.pool
         self.generation = process.generation
         self.tainted = False
         """Whether something was set on it that the end of a transaction does not undo."""
+        self.remembered: object = None
+        """What the driver needs to undo it, where it can."""
         self.idles = isinstance(self.pool, BorrowingPool) and not self.pool.has_reset_listeners()
         """Whether it can lie idle for the next statement."""
         self.trips = 0
@@ -136,7 +138,7 @@ class ServerConnection:
         """After a statement or a transaction of a session: let the next one have it."""
         pool = self.pool
         if self.tainted:
-            self.drop()
+            self._undo_or_drop()
         elif not self.idles or pool.dispatch.reset.__class__ is not EmptyListener:
             self.release()
         elif pool.wanted or pool._overflow > 0:
@@ -161,8 +163,26 @@ class ServerConnection:
 
     def taint(self) -> None:
         """Close it instead of giving it back: something was set on it that the end of a transaction does not undo."""
-        self.note_pinned(True)
+        self.remember()
         self.tainted, self.idles = True, False
+
+    def remember(self) -> None:
+        """Keep what the driver needs to undo what is about to be set on it. Sends nothing to a server."""
+        self.note_pinned(True)
+        if self.remembered is None:
+            self.remembered = self.driver.remember(self.dbapi, self.url)
+
+    def _undo_or_drop(self) -> None:
+        """Closing an in-memory database of SQLite's would lose it."""
+        done = False
+        try:
+            done = self.remembered is not None and self.driver.forget(self.dbapi, self.dialect, self.remembered)
+        finally:
+            if not done:
+                self.drop()
+        if done:
+            self.note_pinned(False)
+            self.release()
 
     def note_pinned(self, pinned: bool) -> None:
         """Tell the pool whether to close it when it comes back, also by way of the garbage collector."""

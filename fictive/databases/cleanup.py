@@ -10,6 +10,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.schema import sort_tables_and_constraints
 
 from ..connection.engines import connection_in_autocommit
+from ..drivers.base import dbapi_connection
 from ..errors import UnsupportedDialect
 from ..locks.server import Quoting, ServerBlock, lock_timeouts, waiting_block
 from ..session.durations import Duration, timeout_in_ms
@@ -196,7 +197,7 @@ def _clean_sqlite(session: sa_orm.Session, bind: sa.Engine | sa.Connection, tabl
 
 
 def _delete_all(connection: sa.Connection, tables: Sequence[sa.Table]) -> None:
-    dbapi: Any = connection.connection.dbapi_connection
+    dbapi = dbapi_connection(connection)
     if not dbapi.in_transaction:  # Python's module begins before INSERT, UPDATE and DELETE only, and only by default
         connection.exec_driver_sql("BEGIN")
     # foreign keys that go in circles are checked at COMMIT (SQLite documentation, "Foreign Key Support", 4.2)

@@ -94,8 +94,12 @@ def bare(wrapped: Any, kind: Any) -> Any:
 def dbapi_connection(connection: sa.Connection) -> Any:
     """The driver's own connection under SQLAlchemy's, for reading: nothing of a session's transaction is sent for
     it."""
-    pooled = connection.connection
-    return getattr(pooled, "server_connection", None) or pooled.dbapi_connection
+    return under(connection.connection)
+
+
+def under(pooled: Any) -> Any:
+    """The same, of a pooled connection."""
+    return getattr(pooled, "server_connection", None) or getattr(pooled, "dbapi_connection", pooled)
 
 
 class Driver(abc.ABC):

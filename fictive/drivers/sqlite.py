@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from ..errors import ConnectionBusy
-from .base import Driver, Rest, TransactionOptions, TransactionStatus
+from .base import Driver, Rest, TransactionOptions, TransactionStatus, under
 
 __all__ = ["SQLiteDriver", "TakeTurnsPool", "is_memory_url"]
 
@@ -40,7 +40,7 @@ class SQLiteDriver(Driver):
         self.refuse_options(options, dialect)
 
     def begin(self, dbapi: Any) -> None:
-        dbapi = getattr(dbapi, "dbapi_connection", dbapi)
+        dbapi = under(dbapi)
         self._own_transaction_control(dbapi)
         if not dbapi.in_transaction:  # the application may have SQLAlchemy's documented BEGIN recipe as well
             # past SQLAlchemy's cursor events: listeners see the user's statements only
