@@ -39,8 +39,8 @@ class StatementClass:
     """SAVEPOINT, RELEASE or ROLLBACK TO, and the name."""
     may_end_transaction: bool = False
     """It has a COMMIT, ROLLBACK or the like, so that what comes after it may be in another transaction."""
-    bound_flag: str | None = None
-    """The parameter that decides whether a `set_config` is local to the transaction."""
+    bound_flags: tuple[str, ...] = ()
+    """The parameters that decide whether a `set_config` is local to the transaction."""
     leaves_something: bool = False
     """Whether a transaction has to remember that it was run: a savepoint, an end, or what stays with the
     connection."""
@@ -49,28 +49,40 @@ class StatementClass:
 
     def __post_init__(self) -> None:
         leaves = self.savepoint is not None or self.connection_state is not None or self.may_end_transaction
-        object.__setattr__(self, "leaves_something", leaves)
+        object.__setattr__(self, "leaves_something", leaves or bool(self.bound_flags))
 
     @property
     def is_plain_read(self) -> bool:
         return self.effect is Effect.READ and not (self.transaction_only or self.connection_state)
 
     def resolved(self, parameters: Any) -> StatementClass:
-        """The class with `bound_flag` decided by the parameters; a value that cannot be seen counts as true."""
-        if self.bound_flag is None:
+        """The class with `bound_flags` decided by the parameters. Values that cannot be seen may be either."""
+        if not self.bound_flags:
             return self
-        local: Any = True
         if isinstance(parameters, Mapping):
-            local = parameters.get(self.bound_flag, True)
+            flags = [parameters.get(name, _UNSEEN) for name in self.bound_flags]
         elif isinstance(parameters, Sequence) and parameters:
-            local = parameters[-1]
-        part = "set_config(.., true)" if local else "set_config(.., false)"
+            flags = list(parameters)  # which of them is the flag is not known
+        else:
+            flags = [_UNSEEN]
+        stays = any(flag is _UNSEEN or _is_false(flag) for flag in flags)
+        local = _UNSEEN in flags or not stays
         return dataclasses.replace(
             self,
-            bound_flag=None,
-            transaction_only=self.transaction_only or (part if local else None),
-            connection_state=self.connection_state or (None if local else part),
+            bound_flags=(),
+            transaction_only=self.transaction_only or ("set_config(.., true)" if local else None),
+            connection_state=self.connection_state or ("set_config(.., false)" if stays else None),
         )
+
+
+_UNSEEN = object()
+_FALSE_WORDS = frozenset(("0", "f", "fa", "fal", "fals", "false", "n", "no", "of", "off", "none"))
+
+
+def _is_false(value: Any) -> bool:
+    """Whether PostgreSQL takes a value for false, or NULL, which is no better (PostgreSQL documentation, "Boolean
+    Type")."""
+    return str(value).strip().lower() in _FALSE_WORDS
 
 
 PLAIN_READ = StatementClass()
@@ -210,6 +222,7 @@ _WITH_BODY = re.compile(r"\s*create\s+(?:temp\s+|temporary\s+)?trigger\b")
 _TEMPORARY = re.compile(
     r"\b(?:create|into)\s+(?:(?:local|global)\s+)?temp(?:orary)?\b|\b(?:create|into)\b[^;]*\bpg_temp\s*\."
 )
+_SETTINGS_VIEW = re.compile(r"\bupdate\s+(?:only\s+)?(?:pg_catalog\s*\.\s*)?pg_settings\b")
 _INSERT_INTO = re.compile(r"\b(?:insert|merge)\s+into\b")
 _DROPPED_AT_COMMIT = re.compile(r"\bon\s+commit\s+drop\b")
 _READING_VERBS = frozenset({"select", "values", "table", "show", "with", "explain"})
@@ -283,7 +296,7 @@ def _classify(text: str) -> StatementClass:
             found.connection_state or part.connection_state,
             None,
             found.may_end_transaction or part.may_end_transaction,
-            found.bound_flag or part.bound_flag,
+            found.bound_flags + part.bound_flags,
             alone=found.alone or part.alone,
         )
     return PLAIN_READ if found == PLAIN_READ else found
@@ -333,6 +346,8 @@ def _classify_one(sql: str) -> StatementClass:
         if verb == "create" and _DROPPED_AT_COMMIT.search(sql):
             return StatementClass(Effect.WRITE, transaction_only="CREATE TEMPORARY TABLE … ON COMMIT DROP")
         return StatementClass(Effect.WRITE, connection_state="CREATE TEMPORARY TABLE")
+    if _SETTINGS_VIEW.search(sql):
+        return StatementClass(Effect.WRITE, connection_state="UPDATE pg_settings")
     alone = _cannot_share(verb, second, words)
     if verb in ("create", "alter", "drop", "comment", "grant", "revoke"):
         return StatementClass(Effect.WRITE, alone=alone)  # FOR UPDATE in a policy or a view locks nothing now
@@ -364,7 +379,8 @@ def _cannot_share(verb: str, second: str, words: Sequence[str]) -> str | None:
 def _by_calls(sql: str) -> StatementClass:
     """The class by words and calls alone."""
     transaction_only = "FOR UPDATE / FOR SHARE" if _ROW_LOCK.search(sql) else None
-    connection_state = bound_flag = None
+    connection_state = None
+    bound_flags: tuple[str, ...] = ()
     effect = Effect.READ
     for name in _calls(sql):
         if name in _TRANSACTION_FUNCTIONS:
@@ -373,19 +389,22 @@ def _by_calls(sql: str) -> StatementClass:
             connection_state = connection_state or name + "()"
         elif name == "set_config":
             for last in map(_last_argument, _SET_CONFIG.split(sql)[1:]):
-                if last in _FALSE:
-                    connection_state = connection_state or "set_config(.., false)"
-                elif placeholder := _PLACEHOLDER.match(last):
-                    bound_flag = bound_flag or placeholder[1] or ""
-                else:
+                if last in _TRUE:
                     transaction_only = transaction_only or "set_config(.., true)"
+                elif placeholder := _PLACEHOLDER.fullmatch(last):
+                    bound_flags += (placeholder[1] or placeholder[2] or "",)
+                else:
+                    connection_state = connection_state or "set_config(.., false)"
+                    if last not in _FALSE:  # an expression may be either
+                        transaction_only = transaction_only or "set_config(.., true)"
         elif name not in READ_FUNCTIONS:
             effect = Effect.MAY_WRITE
-    return StatementClass(effect, transaction_only, connection_state, bound_flag=bound_flag)
+    return StatementClass(effect, transaction_only, connection_state, bound_flags=bound_flags)
 
 
-_FALSE = ("false", "0", "0::bool", "0::boolean", "''::bool", "''::boolean")
-_PLACEHOLDER = re.compile(r"(?:%\((\w+)\)s|%s|\?|:(\w+))")
+_TRUE = ("true", "true::bool", "true::boolean")
+_FALSE = ("false", "false::bool", "false::boolean")
+_PLACEHOLDER = re.compile(r"(?:%\((\w+)\)s|%s|\?|:(\w+))(?:\s*::\s*bool(?:ean)?)?")
 
 
 def _last_argument(sql: str) -> str:

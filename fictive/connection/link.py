@@ -104,7 +104,7 @@ class Link:
     __slots__ = ("__weakref__", "_connection_record", "begins_with", "begun", "dialect", "driver", "driver_side",
                  "early", "ending", "engine", "first_error", "idle", "in_transaction", "is_pooled", "kept", "log",
                  "lost", "may_be_committed", "native", "number", "options", "owner", "pending", "prefetches",
-                 "prepared", "remembered", "replica_trips", "replicas", "rest_options", "retried", "server",
+                 "prepared", "replica_trips", "replicas", "rest_options", "retried", "server",
                  "settings", "settings_command", "streams", "trouble", "users", "watcher", "wrote")  # fmt: skip
 
     statement_cursor: ClassVar[type[StatementCursor]] = StatementCursor

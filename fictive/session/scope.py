@@ -97,7 +97,7 @@ class Scope(LinkOwner):
 
     def judge(self, link: Link | sa.Connection, statement: StatementClass, query: Any, parameters: Any) -> str | None:
         options = self.statement_options
-        if options or statement.bound_flag is not None:
+        if options or statement.bound_flags:
             statement = classify_with(statement, parameters, options)
         if statement.is_plain_read:
             return None

@@ -93,7 +93,7 @@ def _examined(text: str, statement: StatementClass) -> SandboxText:
     sets_transaction = _SET_TRANSACTION.fullmatch(command) is not None
     mode = _READ_ONLY.search(command) if control is not None or sets_transaction else None
     cursor = _CURSOR_NAME.match(text)
-    has_settings = statement.bound_flag is not None or _SET.search(text) is not None or "set_config" in text.lower()
+    has_settings = bool(statement.bound_flags) or _SET.search(text) is not None or "set_config" in text.lower()
     leaves = statement.connection_state is not None or statement.transaction_only is not None
     return SandboxText(
         text=text,

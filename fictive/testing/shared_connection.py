@@ -338,7 +338,7 @@ class SharedConnection:
             server.abort()  # it is the server that knows what is wrong with the statement
             return Running(text, statement, False, False, False, [])
         if not text.is_plain:
-            if statement.bound_flag is not None:
+            if statement.bound_flags:
                 statement = statement.resolved(parameters)
                 writes = not statement.is_plain_read
             if statement.transaction_only == "PREPARE TRANSACTION":
