@@ -349,3 +349,18 @@ def test_a24_a_level_and_read_only_of_all_connections_hold_on_every_way(
             with db.session.begin():
                 assert db.session.execute(LEVEL).one() == ("serializable", "on")
     assert look("select count(*) from item") == [0]
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("caught", [False, True], ids=["raised", "caught"])
+def test_a10_a_session_goes_on_after_a_commit_in_a_block_that_failed(caught: bool, look: Look) -> None:
+    look("create table pair (id int primary key, other int references pair deferrable initially deferred)")
+    expected = TransactionAborted if caught else sa.exc.IntegrityError
+    with pytest.raises(expected, match=r"commit\(\) in this block failed|violates"), db.session.begin():
+        db.session.execute(sa.text("insert into pair values (1, 99)"))
+        with contextlib.suppress(sa.exc.IntegrityError) if caught else contextlib.nullcontext():
+            db.session.commit()
+    with db.session.begin():
+        db.session.add(Item(name="next"))
+    assert look("select name from item") == ["next"]
+    assert look("select count(*) from pair") == [0]

@@ -6,6 +6,7 @@ All that is decided about a statement is decided here, where it is about to be s
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import weakref
 from collections import deque
@@ -21,6 +22,8 @@ from .servers import check_out
 from .statement_settings import execute_with_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .link import Link, SessionConnection
     from .servers import ServerConnection
     from .statement_settings import DueSettings
@@ -199,6 +202,8 @@ class StatementCursor(SessionCursor):
                 pool.idle.append(server)
                 if pool.wanted:
                     pool._hand_over()
+        elif server is link.early:
+            link.let_early_go()
         if written is not None and cursor.rowcount != 0:  # else it met no row, and nothing of it stays
             owner.wrote(written)
             if link.replicas is not None:
@@ -261,7 +266,7 @@ class TransactionCursor(SessionCursor):
             link.refuse_connection_state(statement, parameters)
         server = link.server
         if server is None:
-            server = link.take()
+            server = link.take(True)
         elif server.generation is not process.generation:
             raise link.inherited()
         if link.native and not link.begun:
@@ -306,7 +311,7 @@ class TransactionCursor(SessionCursor):
         if statement.leaves_something or (
             statement is not PLAIN_READ and (link.log is not None or link.replicas is not None)
         ):
-            link.note_statement(statement, query)
+            link.note_statement(statement, query, parameters)
         if query.__class__ is str and query not in parsed:
             note_parsed(query)
         if server.has_notices and server.dbapi.notices:
@@ -331,7 +336,18 @@ class TransactionCursor(SessionCursor):
         if name == "mogrify" and self.driver_cursor is None and self.link.trouble is None:
             # it sends nothing; tools that watch look for it before each statement
             return getattr(self.link.take().dbapi.cursor(), name)
-        return super().__getattr__(name)
+        found = super().__getattr__(name)
+        return functools.partial(self._run_past_execute, found) if name in _SEND_A_STATEMENT else found
+
+    def _run_past_execute(self, run: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """A statement by a method of the driver's cursor other than `execute`."""
+        if self.link.trouble is not None:
+            raise self.link.aborted()
+        query = next(iter((*args, *options.values())), "")
+        if getattr(run, "__name__", "") == "callproc":
+            query = f"SELECT {query}()"
+        self.link.note_statement(classify(query), query)
+        return run(*args, **options)
 
     def _driver_cursor(self) -> Any:
         link = self.link
@@ -341,6 +357,9 @@ class TransactionCursor(SessionCursor):
         link.send_pending(server)
         link.wrote = True
         return server.dbapi.cursor()
+
+
+_SEND_A_STATEMENT = frozenset({"callproc", "copy", "copy_expert", "stream"})
 
 
 class StreamCursor(SessionCursor):

@@ -10,6 +10,7 @@ is kept.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import time
@@ -38,7 +39,7 @@ from .servers import AT_REST, ServerConnection, check_out, note_lost
 from .statement_settings import MAY_BE_OF_SETTINGS, NO_SETTINGS, explained
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ..session.write_log import WriteLog
     from .replicas import Replica
@@ -203,17 +204,11 @@ class Link:
             self.end(inherited)
             raise inherited
         releases = self.pending.with_commit() if self.pending.commands else []
-        if (
-            self.trouble is None
-            and self.begun
-            and server is not None
-            and (server.poll(0) or server.transaction_status() != INTRANS)
-        ):
-            self.trouble = self._why_not_committable(server)
+        if server is not None:
+            self._look_before_commit(server)
         if self.trouble is not None:
-            error: Exception = self.aborted()
-            if server is not None and server.is_lost():  # as the driver would say it, had COMMIT been sent
-                error = self.dialect.loaded_dbapi.OperationalError(self.trouble)
+            error = self._not_committable()
+            if server is not None and server.is_lost():
                 self.end(error)
             else:
                 self.ending = True
@@ -245,13 +240,26 @@ class Link:
             self.owner.positions().written(replicas.primary, position)
         self.end()
 
-    def _why_not_committable(self, server: ServerConnection) -> str | None:
+    def _look_before_commit(self, server: ServerConnection) -> None:
+        """Whether the transaction is still the one that was begun, and not aborted. Sends nothing."""
+        if self.trouble is not None or not (self.begun or self.native):
+            return
+        if not server.poll(0) and server.transaction_status() == INTRANS:
+            return
         if server.poll(0) and not self.driver.is_alive(server.dbapi):
-            return "The connection of this transaction was lost before COMMIT."
+            self.trouble = "The connection of this transaction was lost before COMMIT."
+            return
         status = server.transaction_status()
         if status == INERROR:
-            return ABORTED
-        return BEHIND_THE_BACK if status == IDLE or status > INERROR else None
+            self.trouble = ABORTED
+        elif status > INERROR or (status == IDLE and self.begun):  # else nothing was sent on what was handed out
+            self.trouble = BEHIND_THE_BACK
+
+    def _not_committable(self) -> Exception:
+        if self.server is not None and self.server.is_lost():  # as the driver would say it, had COMMIT been sent
+            error: Exception = self.dialect.loaded_dbapi.OperationalError(self.trouble)
+            return error
+        return self.aborted()
 
     def rollback(self) -> None:
         """ROLLBACK, if anything was sent. Ends the transaction, whatever happens."""
@@ -362,53 +370,88 @@ class Link:
     @property
     def dbapi_connection(self) -> Any:
         """The driver's connection, handed out: what waits has been sent, and from here on the driver's own BEGIN is
-        sent before whatever comes past the session's cursors."""
+        sent before whatever comes past the session's cursors. What is set through it cannot be seen from here, so the
+        connection is closed at the end, and does not go back to the pool."""
+        server = self._at_hand()
         if self.in_transaction:
-            server = self.take()
             self.go_native(server)
-            return server.dbapi
-        return self.in_use().dbapi
+        if not self.ending:
+            server.taint()
+        return server.dbapi
 
     driver_connection = dbapi_connection
 
     @property
     def server_connection(self) -> Any:
-        """The driver's connection, for code of fictive that reads from it and sends nothing on it."""
-        return (self.server or self.kept or self.early or self.in_use()).dbapi
+        """The driver's connection, for code that reads from it and sends nothing on it, such as tools that watch."""
+        return self._at_hand().dbapi
 
     @property
     def info(self) -> dict[Any, Any]:
-        server = self.server or self.kept or self.early
-        return server.fairy.info if server is not None else self.in_use().fairy.info
+        return self._at_hand().fairy.info
 
     @property
     def record_info(self) -> Any:
-        return self.in_use().fairy.record_info
+        return self._at_hand().fairy.record_info
+
+    def _at_hand(self) -> ServerConnection:
+        """The connection of the next statement. Nothing is sent for it."""
+        if not self.in_transaction:
+            return self.in_use()
+        if self.server is None and self.trouble is not None:
+            raise self.aborted()
+        return self.take()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         if name == "tpc_begin":
             return self._begin_two_phase
-        value = getattr(self.dbapi_connection, name)
-        if name in ("tpc_commit", "tpc_rollback"):
-            return lambda *args: self._end_two_phase(value, *args)
-        return value
+        return getattr(self.dbapi_connection, name)
 
     def _begin_two_phase(self, xid: Any) -> None:
         """What waits comes after it, since it has to be the first of its transaction."""
         server = self.take()
+        self.retried = True  # another connection would be in a transaction of one phase
         commands, self.pending.commands = self.pending.commands[1:], self.pending.commands[:1]
         self.go_native(server)
         server.dbapi.tpc_begin(xid)
         self._run_natively(server, commands)
 
-    def _end_two_phase(self, end: Any, *args: Any) -> None:
+    def prepare_two_phase(self, prepare: Callable[[], None]) -> None:
+        """The first phase of two. PostgreSQL answers a PREPARE TRANSACTION of an aborted transaction by ROLLBACK, and
+        no error; one that fails has ended the transaction, which psycopg does not believe."""
+        server = self.server
+        if server is not None:
+            self._look_before_commit(server)
+        if self.trouble is not None:
+            raise self._not_committable()
+        self.ending = True
         try:
-            end(*args)
+            prepare()
         except BaseException as error:
+            if server is not None:
+                server.taint()
             self.end(error)
             raise
+        finally:
+            self.ending = False
+
+    def end_two_phase(self, end: Callable[[], None], *, commits: bool) -> None:
+        """The second phase, or the only one. Ends the transaction, whatever happens."""
+        self.ending, self.may_be_committed = True, commits
+        server = self.server
+        try:
+            end()
+        except BaseException as error:
+            if server is not None:
+                if isinstance(error, Exception) and not server.is_lost():
+                    self.may_be_committed = False
+                server.taint()  # the driver may believe that it is still in the transaction
+            self.ending = False
+            self.end(error)
+            raise
+        self.ending = False
         if self.wrote and self.replicas is not None:
             self.owner.positions().written(self.replicas.primary, None)
         self.end()
@@ -426,15 +469,19 @@ class Link:
             self.pending.commands.append(self.begins_with)
         self.first_error = self.trouble = None
 
-    def take(self) -> ServerConnection:
-        """The transaction's connection; the first call takes one from the pool."""
+    def take(self, repeats: bool = False) -> ServerConnection:
+        """The transaction's connection; the first call takes one from the pool.
+
+        `repeats`: what it is for is run again on another one if this one turns out to be lost."""
         server = self.server
         if server is not None:
             if server.generation is not process.generation:
                 raise self.inherited()
             return server
         try:
-            server = self.server = self.keep() if self.owner.keeps else self.kept or self.borrow()
+            if self.early is not None:  # somebody looked before the transaction began
+                self.let_early_go()
+            server = self.server = self.keep() if self.owner.keeps else self.kept or self.borrow(repeats)
         except BaseException:  # it cannot be committed: a statement would be missing from it
             self.lost = False
             self.trouble = "A statement of this transaction had no connection to run on."
@@ -560,7 +607,7 @@ class Link:
 
     # -- borrowing --------------------------------------------------------------------------------------------------
 
-    def borrow(self) -> ServerConnection:
+    def borrow(self, repeats: bool = False) -> ServerConnection:
         """A server connection that is alive, from among the idle ones or from the pool."""
         try:
             server = self.idle.pop()
@@ -568,10 +615,8 @@ class Link:
             return self.check_out()
         pool = server.pool
         out = pool.checkout_listeners
-        # the first statement of a transaction is run again if its connection turns out to be lost
-        repeats = self.in_transaction and not self.retried and self.owner.retries
         if (
-            (not repeats and server.poll(0))
+            (not (repeats and self.owner.retries and not self.retried) and server.poll(0))
             or out[0] is not out[-1]
             or pool.ages
             or pool.dispatch.reset.__class__ is not EmptyListener
@@ -684,8 +729,9 @@ class Link:
         if found.connection_state is not None:
             raise refusal(found.connection_state)
 
-    def note_statement(self, statement: StatementClass, query: Any) -> None:
+    def note_statement(self, statement: StatementClass, query: Any, parameters: Any = None) -> None:
         """In a transaction: what a statement that was run leaves behind."""
+        statement = statement.resolved(parameters)
         if statement.effect is not Effect.READ:
             self.wrote = True
         if statement.savepoint is not None:
@@ -823,8 +869,10 @@ class DriverSide:
 
 
 # What of a driver's connection sends, or changes what is sent next.
-_SENDS = frozenset({"cursor", "execute", "lobject", "pipeline", "reset", "set_client_encoding", "set_isolation_level",
-                    "set_session", "tpc_begin", "transaction"})  # fmt: skip
+_SENDS = frozenset({"add_notice_handler", "add_notify_handler", "cursor", "execute", "lobject", "notifies", "pipeline",
+                    "reset", "set_autocommit", "set_client_encoding", "set_deferrable", "set_isolation_level",
+                    "set_read_only", "set_session", "tpc_begin", "tpc_commit", "tpc_prepare", "tpc_recover",
+                    "tpc_rollback", "transaction"})  # fmt: skip
 
 
 def abandoned(trouble: str | None, first_error: BaseException | None) -> TransactionAborted:
@@ -914,6 +962,20 @@ class SessionConnection(sa.Connection):
     def _may_wait(self) -> bool:
         """Whether a savepoint is for the server alone: it is not logged, and no listener of the engine's is told."""
         return not (self._echo or self._has_events or self.engine._has_events) and self.link.trouble is None
+
+    def _prepare_twophase_impl(self, xid: Any) -> None:
+        try:
+            self.link.prepare_two_phase(functools.partial(super()._prepare_twophase_impl, xid))
+        except self.dialect.loaded_dbapi.Error as error:
+            self._handle_dbapi_exception(error, None, None, None, None)
+
+    def _commit_twophase_impl(self, xid: Any, is_prepared: bool) -> None:
+        self.link.end_two_phase(functools.partial(super()._commit_twophase_impl, xid, is_prepared), commits=True)
+
+    def _rollback_twophase_impl(self, xid: Any, is_prepared: bool) -> None:
+        if self.link.in_transaction:  # else a phase that failed has ended it
+            end = functools.partial(super()._rollback_twophase_impl, xid, is_prepared)
+            self.link.end_two_phase(end, commits=False)
 
     def execution_options(self, **options: Any) -> SessionConnection:
         """As SQLAlchemy's; the level, READ ONLY and DEFERRABLE are those of the transaction that is about to begin."""

@@ -4,6 +4,7 @@ a link becomes a `WatchedLink` when it is given one, and makes other cursors fro
 
 from __future__ import annotations
 
+import functools
 import itertools
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,10 @@ class WatchedLink(Link):
 
     def rollback(self) -> None:
         self._end_watched(super().rollback, "rolled back")
+
+    def end_two_phase(self, end: Callable[[], None], *, commits: bool) -> None:
+        ends = functools.partial(super().end_two_phase, end, commits=commits)
+        self._end_watched(ends, "committed" if commits else "rolled back")
 
     def _end_watched(self, end: Callable[[], None], outcome: str) -> None:
         number, server, self.number = self.number, self.server, None

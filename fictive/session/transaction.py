@@ -71,6 +71,8 @@ class TransactionState(enum.Enum):
 
 
 ROLLED_BACK_BY_FLUSH = "SQLAlchemy rolled this transaction back after a flush in it failed."
+PREPARED_ONLY = "prepare() was called in this block, and commit() was not."
+COMMIT_FAILED = "commit() in this block failed."
 
 
 class Kind(enum.Enum):
@@ -453,10 +455,15 @@ class Transaction(sa_orm.SessionTransaction):
         ends_here = error is not None and isinstance(error, Rollback) and error.ends(self)
         try:
             if self._state is not ACTIVE:
-                if self._state is not CLOSED:  # a flush in it failed, and SQLAlchemy rolled back
+                if self._state is not CLOSED:  # a flush or a commit in it failed
+                    why = ROLLED_BACK_BY_FLUSH
+                    if private.is_prepared(self):
+                        why = PREPARED_ONLY if self.ended_at is None else COMMIT_FAILED
+                        # only a rollback makes SQLAlchemy's connections forget the transaction
+                        self._roll_back_quietly(error or TransactionAborted(why))
                     self.close()
                     if error is None:
-                        raise abandoned(ROLLED_BACK_BY_FLUSH, self._rollback_exception)
+                        raise abandoned(why, self._rollback_exception)
                 if ends_here and self.state is TransactionState.COMMITTED:
                     raise ended_error(self) from error
                 return ends_here or None  # ended inside; another exception goes on
