@@ -249,3 +249,40 @@ def test_c1_a_block_begins_on_a_living_connection_whatever_comes_first(
     with db.session.begin():
         FIRST[first](db.session.connection())
     assert db.session.scalar(sa.text("select 1")) == 1
+
+
+def half_a_copy() -> Any:
+    copy = handed_out().cursor().copy("copy item (name) from stdin")
+    copy.__enter__().write("a")
+    return copy
+
+
+def half_a_stream() -> Any:
+    rows = handed_out().cursor().stream("select generate_series(1, 1000)")
+    next(rows)
+    return rows
+
+
+@pytest.mark.parametrize("driver", ["psycopg"], indirect=True)
+@pytest.mark.parametrize("raises", [False, True], ids=["ok", "error"])
+@pytest.mark.parametrize("half", [half_a_copy, half_a_stream])
+@pytest.mark.parametrize("within", ["session's", "driver's", "savepoint"])
+def test_a18_a_copy_that_is_left_half_way_hangs_nothing(
+    driver: str, half: Callable[[], Any], raises: bool, within: str, look: Look
+) -> None:
+    """psycopg would wait for its own lock."""
+    left = None
+    with pytest.raises(ZeroDivisionError if raises else TransactionAborted), db.session.begin():
+        db.session.execute(sa.insert(Item).values(name="before"))
+        if within == "driver's":
+            assert handed_out().dbapi_connection
+        with db.session.begin_nested() if within == "savepoint" else contextlib.nullcontext():
+            left = half()
+            if raises:
+                raise ZeroDivisionError
+    assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    with db.session.begin():
+        db.session.execute(sa.insert(Item).values(name="next"))
+    assert look("select name from item") == ["next"]
+    with contextlib.suppress(psycopg.Error):
+        left.__exit__(None, None, None) if half is half_a_copy else left.close()

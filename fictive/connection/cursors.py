@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
-from ..drivers.base import IDLE, INTRANS, TransactionStatus
+from ..drivers.base import INERROR, INTRANS
 from ..drivers.pending import note_parsed, parsed
 from ..errors import TransactionRequired
 from ..session.private import EmptyListener
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["StatementCursor", "StreamCursor", "TransactionCursor"]
 
 log = logging.getLogger("fictive.connection")
-
-_LOST = TransactionStatus.UNKNOWN
 
 
 class SessionCursor:
@@ -273,8 +271,8 @@ class TransactionCursor(SessionCursor):
             link.begun = link.look_natively(server)
         if link.begun:
             status = server.transaction_status()
-            if status == IDLE or status == _LOST:  # noqa: SIM109 - cheaper
-                raise link.ended_behind_the_back()
+            if status != INTRANS and status != INERROR:
+                link.refuse_state(server, status)
         pending = link.pending
         first = not link.begun
         waited = list(pending.commands) if first else []

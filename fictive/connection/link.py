@@ -58,6 +58,7 @@ ABORTED = "PostgreSQL aborted this transaction after an earlier error."
 _COMMITS = re.compile(r"\b(?:commit|end)\b", re.IGNORECASE)
 _COMMITTED = " What was done until then may be committed."
 BEHIND_THE_BACK = "The transaction was ended on the driver's connection, not by the session." + _COMMITTED
+BUSY = "A COPY or a stream of this transaction was left before its end."
 _NEVER_IDLE: deque[ServerConnection] = deque(maxlen=0)
 
 
@@ -252,6 +253,8 @@ class Link:
         status = server.transaction_status()
         if status == INERROR:
             self.trouble = ABORTED
+        elif self.driver.is_busy(server.dbapi):
+            self.trouble = BUSY
         elif status > INERROR or (status == IDLE and self.begun):  # else nothing was sent on what was handed out
             self.trouble = BEHIND_THE_BACK
 
@@ -272,6 +275,10 @@ class Link:
             return
         try:
             if server is not None and server.generation is process.generation and not server.is_lost():
+                if self.driver.is_busy(server.dbapi):
+                    self._drop(server)
+                    self.end(TransactionAborted(BUSY))  # it is closed, and is given back as a lost one
+                    return
                 if self.native or self.driver.own_transaction(server.dbapi):
                     server.dbapi.rollback()
                 elif self.begun and server.transaction_status() != IDLE:
@@ -744,6 +751,14 @@ class Link:
             self.trouble = f"The transaction was ended by {summary(query)!r}, sent as text."
             if _COMMITS.search(str(query)):
                 self.trouble += _COMMITTED
+
+    def refuse_state(self, server: ServerConnection, status: int) -> None:
+        """Raise where the server is not in the transaction, or cannot be asked for anything."""
+        if status == IDLE or status > INERROR:
+            raise self.ended_behind_the_back()
+        if self.driver.is_busy(server.dbapi):
+            self.trouble = BUSY
+            raise self.aborted()
 
     def ended_behind_the_back(self) -> TransactionAborted:
         self.trouble = BEHIND_THE_BACK

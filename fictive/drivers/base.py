@@ -174,6 +174,10 @@ class Driver(abc.ABC):
         """Whether the driver knows that the connection is lost. Sends nothing."""
         return bool(getattr(dbapi, "closed", False))
 
+    def is_busy(self, dbapi: Any) -> bool:
+        """Whether a COPY or a stream was left before its end, so that nothing else can be sent. Sends nothing."""
+        return False
+
     def is_standby(self, dbapi: Any) -> bool:
         """Whether the server has said that it takes no writes. Sends nothing."""
         return False

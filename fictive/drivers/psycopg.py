@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from psycopg import generators, sql
 from psycopg.client_cursor import ClientCursor
 from psycopg.cursor import Cursor  # not psycopg.Cursor, which tools that watch replace
-from psycopg.pq import Format
+from psycopg.pq import Format, PipelineStatus, TransactionStatus
 
 from . import copying
 from .base import Rest, bare, dbapi_connection
@@ -72,6 +72,13 @@ class PsycopgDriver(PostgreSQLDriver):
 
     def adopt(self, dbapi: Any) -> None:
         _set_autocommit(dbapi, False)
+
+    def is_busy(self, dbapi: Any) -> bool:
+        # whoever is within `copy()` or `stream()` has psycopg's lock: to wait for it is to wait for oneself
+        return bool(
+            dbapi.pgconn.transaction_status == TransactionStatus.ACTIVE
+            and dbapi.pgconn.pipeline_status == PipelineStatus.OFF
+        )
 
     def own_transaction(self, dbapi: Any) -> bool:
         return False  # psycopg goes by the server's status, whoever began

@@ -457,7 +457,7 @@ class Transaction(sa_orm.SessionTransaction):
             if self._state is not ACTIVE:
                 if self._state is not CLOSED:  # a flush or a commit in it failed
                     why = ROLLED_BACK_BY_FLUSH
-                    if private.is_prepared(self):
+                    if self._state is PREPARED:
                         why = PREPARED_ONLY if self.ended_at is None else COMMIT_FAILED
                         # only a rollback makes SQLAlchemy's connections forget the transaction
                         self._roll_back_quietly(error or TransactionAborted(why))
