@@ -86,6 +86,25 @@ class Signature(Base):
     tag_id: Mapped[int] = mapped_column(sa.ForeignKey("mark.id"), primary_key=True)
 
 
+class Room(Base):
+    __tablename__ = "room"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    lamps: Mapped[list[Lamp]] = relationship("Lamp", cascade="all, delete-orphan")
+
+
+class Bulb(Base):
+    __tablename__ = "bulb"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    lamps: Mapped[list[Lamp]] = relationship("Lamp", back_populates="bulb")
+
+
+class Lamp(Base):
+    __tablename__ = "lamp"
+    room_id: Mapped[int] = mapped_column(sa.ForeignKey("room.id"), primary_key=True)
+    bulb_id: Mapped[int] = mapped_column(sa.ForeignKey("bulb.id"), primary_key=True)
+    bulb: Mapped[Bulb] = relationship("Bulb", back_populates="lamps")
+
+
 @pytest.fixture
 def session(database_url: str) -> Iterator[OptInSession]:
     engine = sa.create_engine(database_url)
@@ -276,6 +295,17 @@ def test_a34_a_deleted_object_whose_row_another_takes(session: OptInSession, way
         session.delete(kid)
         session.add(other := Kid(id=5, owner_id=2))
     assert (one.kids, two.kids) == ([], [other])
+
+
+@way
+def test_a34_an_orphan_whose_row_another_takes(session: OptInSession, way: Way) -> None:
+    """As above, where nobody has called `delete()`."""
+    with way(session):
+        session.add(room := Room(id=1, lamps=[old := Lamp(room_id=1, bulb=(bulb := Bulb(id=1)))]))
+    assert (room.lamps, bulb.lamps) == ([old], [old])
+    with way(session):
+        room.lamps = [new := Lamp(bulb=bulb)]
+    assert (room.lamps, bulb.lamps) == ([new], [new])
 
 
 @way

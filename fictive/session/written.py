@@ -77,15 +77,11 @@ def note_written(session: Any, context: Any) -> None:
     stale: list[tuple[Any, str]] = []
     deleted = []
     owners: _Owners | None = None
-    doomed: Any = None
     readers: set[_Reader] = set()
     for state, (is_delete, only_looked_at) in context.states.items():
         if is_delete:
-            if only_looked_at and doomed is None:
-                doomed = session.deleted
-            if not only_looked_at or state.obj() in doomed:
-                deleted.append(state)  # also one whose row is another object's now
-                readers.update(each for each in _relations(state).readers if each.by_rows)
+            deleted.append(state)  # one that is only looked at too: its row is another object's now
+            readers.update(each for each in _relations(state).readers if each.by_rows)
             continue
         if only_looked_at:
             continue
