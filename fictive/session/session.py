@@ -213,7 +213,11 @@ class OptInSession(sa_orm.Session):
         transaction: Any = self._transaction
         while transaction is not None and transaction._parent is not None:
             transaction = transaction._parent
-        if transaction is not None and transaction.kind is not Kind.RECORD and transaction.kind is not Kind.IMPLICIT:
+        if transaction is None:
+            # what is pending, and was not written by the transaction that ended, is a first write
+            if self._fictive.mode is WritesOutside.BEGIN:
+                super()._autoflush()
+        elif transaction.kind is not Kind.RECORD and transaction.kind is not Kind.IMPLICIT:
             super()._autoflush()
 
     def _connection_for_bind(self, engine: Any, execution_options: Any = None, **kwargs: Any) -> sa.Connection:

@@ -123,7 +123,8 @@ class _Exit:
         if transaction is None:
             return self._method
         bound = MethodType(self._method, transaction)
-        transaction.held_by_with = weakref.ref(bound)
+        if transaction.held_by_with is None or transaction.held_by_with() is None:  # else `with` holds it already
+            transaction.held_by_with = weakref.ref(bound)
         return bound
 
 
@@ -349,6 +350,8 @@ class Transaction(sa_orm.SessionTransaction):
     def close(self, invalidate: bool = False) -> None:
         """End it: rolled back, if it was not committed."""
         committed = self._state is COMMITTED
+        if self._state is PREPARED:
+            self._let_go_of_failed_commit()
         try:
             super().close(invalidate)
         except BaseException as error:
@@ -371,6 +374,12 @@ class Transaction(sa_orm.SessionTransaction):
                 self._hand_on_hooks(self.hooks, committed)
             if self._has_due and not self._ending and self._parent is None:
                 run_due(self.session)
+
+    def _let_go_of_failed_commit(self) -> None:
+        """SQLAlchemy leaves it to the connection's end, and the session's connection object stays."""
+        for connection, on_connection, *_ in self._connections.values():
+            if not on_connection.is_active and connection.get_transaction() is on_connection:
+                on_connection.rollback()
 
     def add_hook(self, kind: HookKind, hook: Hook) -> None:
         self.hooks = [*(self.hooks or ()), (kind, hook)]
@@ -439,6 +448,8 @@ class Transaction(sa_orm.SessionTransaction):
     def __enter__(self) -> Transaction:
         if self._state is not ACTIVE:
             self.raise_unless_active()
+        if getattr(self, "_trans_subject", None) is not None:
+            raise TransactionAlreadyBegun("This block has been entered already, and is open; begin another one in it.")
         session = self.session  # as SQLAlchemy's own `__enter__`, without its two calls
         self._around = self._outer_trans_ctx = session._trans_context_manager
         self._trans_subject = session
