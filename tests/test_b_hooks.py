@@ -90,6 +90,30 @@ def test_b5_a_savepoint_open_when_the_whole_ends(session: Any, ran: Ran) -> None
     assert ran.take() == []
 
 
+def test_b5_in_a_savepoint_whose_flush_failed(session: Any, ran: Ran) -> None:
+    with transaction(session):
+        session.add(Item(name="a"))
+        session.flush()
+        with contextlib.suppress(sa.exc.IntegrityError), transaction(session):
+            ran.both("1")
+            session.add(Item(name="a"))
+            session.flush()
+        assert ran.take() == ["1 rolled back"]
+        ran.both("2")
+    assert ran.take() == ["2 committed"]
+
+
+@pytest.mark.parametrize("end", ["rollback", "commit", "close"])
+def test_b5_only_in_a_savepoint_that_is_open_when_the_whole_ends(session: Any, ran: Ran, end: str) -> None:
+    with contextlib.suppress(TransactionEnded), transaction(session):
+        session.begin_nested()
+        session.begin_nested()
+        ran.both("1")
+        session.begin_nested()
+        getattr(session, end)()
+        assert ran.take() == [f"1 {'committed' if end == 'commit' else 'rolled back'}"]
+
+
 def test_b5_after_commit_a_hook_may_query_and_begin(session: Any, look: Look) -> None:
     seen: list[Any] = []
 

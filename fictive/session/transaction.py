@@ -372,7 +372,9 @@ class Transaction(sa_orm.SessionTransaction):
                     scope.committed_writes.extend(self.writes)
             if self.hooks:
                 self._hand_on_hooks(self.hooks, committed)
-            if self._has_due and not self._ending and self._parent is None:
+            if self._has_due and isinstance(self._parent, Transaction):
+                self._parent._has_due = True  # whose end runs them, where this one's is a part of it
+            elif self._has_due and not self._ending and self._parent is None:
                 run_due(self.session)
 
     def _let_go_of_failed_commit(self) -> None:
@@ -473,8 +475,10 @@ class Transaction(sa_orm.SessionTransaction):
                         # only a rollback makes SQLAlchemy's connections forget the transaction
                         self._roll_back_quietly(error or TransactionAborted(why))
                     self.close()
+                    failure = error or abandoned(why, self._rollback_exception)
+                    run_due(session, after=failure)
                     if error is None:
-                        raise abandoned(why, self._rollback_exception)
+                        raise failure
                 if ends_here and self.state is TransactionState.COMMITTED:
                     raise ended_error(self) from error
                 return ends_here or None  # ended inside; another exception goes on
