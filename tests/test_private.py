@@ -169,7 +169,7 @@ def test_nothing_else_in_fictive_touches_sqlalchemys_underscores() -> None:
     joints = {name for _, names in private.JOINTS for name in names}
     joints |= {  # fictive's own, among modules that are one thing
         "_around", "_end", "_fictive", "_fictive_place", "_short_transaction",
-        "_fictive_settings", "_hand_over", "_is_entered", "_is_left", "_is_outside",
+        "_fictive_settings", "_hand_over", "_has_due", "_is_entered", "_is_left", "_is_outside",
         "_dict", "_fictive_columns", "_link", "_raise_if_ended", "_rows", "_stream",
     }  # fmt: skip
     found = []
