@@ -310,10 +310,32 @@ class Ticket(_Base):
     id: Mapped[int] = mapped_column(sa.Integer().with_variant(sa.BigInteger(), "postgresql"), primary_key=True)
     state: Mapped[str] = mapped_column(sa.Enum("open", "shut", name="ticket_state"))
     token: Mapped[str] = mapped_column(sa.Uuid(as_uuid=False))
-    price: Mapped[decimal.Decimal] = mapped_column(default=decimal.Decimal(1))
+    price: Mapped[decimal.Decimal] = mapped_column(sa.Numeric(10, 2), default=decimal.Decimal(1))
     sold: Mapped[datetime.datetime] = mapped_column(
         sa.DateTime(timezone=True), default=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
     )
+    ratio: Mapped[float] = mapped_column(sa.REAL, default=0)
+    made: Mapped[datetime.datetime] = mapped_column(sa.DateTime(timezone=True), default=datetime.datetime.now)
+
+
+def test_i3_a_cursor_of_a_number_that_is_too_large_for_its_column(database_url: str) -> None:
+    engine = sa.create_engine(database_url)
+    Ticket.__table__.create(engine)  # type: ignore[attr-defined]
+    with sa_orm.Session(engine) as session:
+        tickets = Repository[Ticket](session)
+        for order, text in (
+            (Ticket.price, "1e20"),
+            (Ticket.price, "1e999999"),
+            (Ticket.ratio, "1e300"),
+            (Ticket.made, "2020-01-01T00:00:00-15:59:59.5" if engine.driver == "psycopg2" else "x"),
+        ):
+            cursor = base64.urlsafe_b64encode(json.dumps([text, "1"]).encode()).decode()
+            with pytest.raises(InvalidCursor):
+                tickets.keyset_page(after=cursor, order_by=order)
+            session.rollback()
+        with pytest.raises(sa.exc.DataError):  # no cursor's
+            tickets.keyset_page(5, sa.cast("x", sa.Integer) == 1)
+    engine.dispose()
 
 
 def test_i3_a_cursor_of_a_value_that_the_column_cannot_have(database_url: str) -> None:

@@ -22,7 +22,7 @@ from ..rows.attributes import mapped_property
 from ..rows.stored_values import as_stored, database_type
 from .url_values import read_datetime, read_decimal
 
-__all__ = ["Key", "Order", "decode", "encode", "order_of"]
+__all__ = ["Key", "Order", "decode", "encode", "no_cursor", "order_of"]
 
 _Reader = Callable[[str], Any]
 
@@ -248,4 +248,9 @@ def decode(keys: Sequence[Key], cursor: str) -> list[Any]:
             return [key.read(each) for key, each in zip(keys, texts, strict=True)]
     except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError):
         pass
-    raise InvalidCursor(f"{cursor!r} is not a cursor of this page's order.")
+    raise no_cursor(cursor)
+
+
+def no_cursor(cursor: str) -> InvalidCursor:
+    """The error for a cursor that is not of the order."""
+    return InvalidCursor(f"{cursor!r} is not a cursor of this page's order.")

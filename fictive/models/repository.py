@@ -242,7 +242,13 @@ class Repository(Generic[_M]):
         statement = query.narrow(page)
         if options:
             statement = statement.options(*_several(options, "options"))
-        found = self.session.execute(statement, parameters).unique().all()
+        try:
+            found = self.session.execute(statement, parameters).unique().all()
+        except sa.exc.DataError as error:
+            if cursor is None:
+                raise
+            # a number too large for its column, or a time zone that PostgreSQL has not
+            raise keyset.no_cursor(cursor) from error
         more, rows = len(found) > size, found[:size]
         if before is not None:
             rows = rows[::-1]
