@@ -148,8 +148,10 @@ class Links:
         *where: Any,
         ignore_conflicts: bool,
     ) -> postgresql.Insert:
+        """In the order of the related key, so that two at the same time wait for each other and do not deadlock."""
         filled = {**for_all, **{column: source.c[column.name] for column in singly}}
         select = sa.select(*filled.values()).select_from(source).where(*where)
+        select = select.order_by(*(source.c[column.name] for column in self.own))
         statement = postgresql.insert(self.table).from_select(list(filled), select, include_defaults=False)
         key = self.unique_key() if ignore_conflicts else None
         return statement.on_conflict_do_nothing(**key.target) if key is not None else statement
