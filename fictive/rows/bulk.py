@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
 
 from ..errors import UnsupportedDialect
 from ..session.given import dialect_of
 from .attributes import attribute_names
-from .bulk_input import Batch, Duplicates, check_duplicates, has_null, without_duplicates
+from .bulk_input import Batch, Duplicates, check_duplicates, without_duplicates
 from .bulk_operation import BulkOperation, Progress
 from .copy_loader import copy_into_table, insert_rows, staged, statements_for
 from .stored_values import is_exact
@@ -78,9 +79,10 @@ def insert_many(
     `progress`
         called with the number of rows sent and the total, or None, after each batch: see `fictive.rows.progress`.
 
-    What is stored is what a flush stores, defaults, discriminator and version included; ORM events (`before_insert`)
-    do not fire, as in SQLAlchemy's own bulk INSERT. By COPY from 20 rows on, on psycopg2 and psycopg, where it stores
-    the same (PostgreSQL documentation, "COPY"); else, and with `returning` or joined inheritance, by INSERT.
+    What is stored is what a flush stores: defaults, also for None, discriminator and version included. ORM events
+    (`before_insert`) do not fire, as in SQLAlchemy's own bulk INSERT. By COPY from 20 rows, on psycopg2 and psycopg,
+    where it stores the same (PostgreSQL documentation, "COPY"); else, and with `returning` or joined inheritance, by
+    INSERT.
 
     Raises `RowsDiffer`, `UnknownAttribute` or `TypeError` before anything of the batch is sent. 2 round trips for less
     than 20 rows outside on psycopg2, otherwise 3.
@@ -95,7 +97,7 @@ def insert_many(
     def work(batches: Iterator[Batch]) -> None:
         if not operation.is_single_table():
             for batch in batches:
-                operation.session.execute(sa.insert(model), batch.mappings())
+                _insert_by_orm(operation, sa.insert(model), batch)
         elif operation.reader.is_fewer_than(COPY_FROM) or not copy_into_table(operation, batches):
             for batch in batches:
                 insert_rows(operation.connection, operation.table, operation.with_fixed(batch), batch.size)
@@ -215,14 +217,14 @@ def update_many(
         batches = without_duplicates(batches, keys, duplicates)
         if not operation.is_single_table():
             for batch in batches:
-                operation.session.execute(sa.update(model), batch.mappings())
+                operation.session.execute(sa.update(model), _with_none(operation, batch))
                 operation.updated += batch.size
             return
         upsert = operation.upsert(keys, others)
         hidden = _may_hide_duplicates(upsert) and not operation.reader.is_fewer_than(2)
         if (operation.reader.is_fewer_than(UPDATE_EACH + 1) and not hidden) or not operation.may_stage():
             for batch in batches:
-                _update_rows(operation, batch.sorted_by(keys), upsert)
+                _update_rows(operation, _in_order(batch, keys, upsert), upsert)
             return
         with staged(operation, batches, upsert) as stage:
             if duplicates == "error" and (hidden or operation.batches_sent > 1):
@@ -254,17 +256,39 @@ def _insert_returning(operation: BulkOperation, model: Any, returning: str) -> l
 
     def work(batches: Iterator[Batch]) -> None:
         for batch in batches:
-            rows = batch.mappings()
-            if has_null(batch.columns.values()):  # NULL in a statement of its own for each row
-                one = sa.insert(model).returning(*wanted)
-                results = [operation.session.execute(one.values(**row)) for row in rows]
-            else:
-                results = [operation.session.execute(statement, rows)]
-            for result in results:
-                found.extend(result.scalars() if len(wanted) == 1 else map(tuple, result))
+            made: dict[int, Any] = {}
+            for result, numbers in _insert_by_orm(operation, statement, batch):
+                rows = list(result.scalars() if len(wanted) == 1 else map(tuple, result))
+                if len(rows) < len(numbers):
+                    raise sa_orm.exc.FlushError(
+                        f"insert_many(): the database inserted {len(rows)} of {len(numbers)} rows, and does not say "
+                        f"which. Look for a BEFORE INSERT trigger on {operation.table} that returns NULL."
+                    )
+                made |= dict(zip(numbers, rows, strict=True))
+            found.extend(made[number] for number in range(batch.size))
 
     operation.run(work)
     return found
+
+
+def _insert_by_orm(operation: BulkOperation, statement: Any, batch: Batch) -> list[tuple[Any, Sequence[int]]]:
+    """By SQLAlchemy's own bulk statement: its results, each with the numbers of its rows."""
+    names = {operation.reader.columns[name]: name for name in batch.columns}
+    sent = statements_for(statement, operation.by_column(batch), batch.size, names)
+    options = {"render_nulls": True}
+    return [
+        (operation.session.execute(each, rows, execution_options=options), numbers) for each, rows, numbers in sent
+    ]
+
+
+def _with_none(operation: BulkOperation, batch: Batch) -> list[dict[str, Any]]:
+    """The rows, with None for `sa.null()`, which is no parameter, where it is the same."""
+    plain = {name for name in batch.columns if not operation.reader.columns[name].type.should_evaluate_none}
+    null = sa.null()
+    return [
+        {name: None if value is null and name in plain else value for name, value in row.items()}
+        for row in batch.mappings()
+    ]
 
 
 def _update_rows(operation: BulkOperation, batch: Batch, upsert: Upsert) -> None:
@@ -283,8 +307,9 @@ def _upsert_from_values(
     for batch in without_duplicates(batches, keys, duplicates, seen):
         before = 0 if on_postgresql else _count(operation)
         written: list[Any] = []
-        for each, part in operation.by_update_defaults(upsert, batch.sorted_by(keys)):
-            for statement, rows in statements_for(each.upsert(), operation.with_fixed(part), part.size):
+        for each, part in operation.by_update_defaults(upsert, _in_order(batch, keys, upsert)):
+            fixed = operation.with_fixed(part)
+            for statement, rows, _ in statements_for(each.upsert(), fixed, part.size, with_defaults=False):
                 result = connection.execute(statement, rows)
                 written += result.all() if on_postgresql or upsert.live is not None else []
         if on_postgresql:
@@ -298,6 +323,10 @@ def _upsert_from_values(
             operation.refuse_deleted(upsert, (key for live, *key in written if live is not None))
         operation.inserted += inserted
         operation.updated += updated
+
+
+def _in_order(batch: Batch, keys: Sequence[str], upsert: Upsert) -> Batch:
+    return batch.chosen(upsert.in_order_of_key([batch.columns[name] for name in keys]))
 
 
 def _count(operation: BulkOperation) -> int:

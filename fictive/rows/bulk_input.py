@@ -13,12 +13,12 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ..errors import DuplicateRows, RowsDiffer
-from .attributes import attribute_names, hybrid, mapped_property, table_columns, unknown_attribute
+from .attributes import foreign_key_of, hybrid, mapped_property, table_columns, unknown_attribute
 from .stored_values import is_sql
 
 __all__ = [
     "Batch", "Duplicates", "RowReader", "as_mappings", "attribute_named", "check_duplicates", "duplicate_rows",
-    "has_null", "shown_key", "without_duplicates",
+    "has_one_of", "shown_key", "without_duplicates",
 ]  # fmt: skip
 
 Duplicates = Literal["error", "last"]
@@ -63,14 +63,6 @@ class Batch:
         """The rows by attribute name."""
         return as_mappings(self.columns, self.size)
 
-    def sorted_by(self, names: Sequence[str]) -> Batch:
-        """The rows in the order of these attributes, in which statements take their locks."""
-        try:
-            keys = list(zip(*(self.columns[name] for name in names), strict=True))
-            return self.chosen(sorted(range(self.size), key=keys.__getitem__))
-        except TypeError:  # keys that Python cannot compare
-            return self
-
     def check_values(self, model: str) -> None:
         """Raise `TypeError` for an SQL expression; `sa.null()` is a value."""
         for name, column in self.columns.items():
@@ -94,16 +86,16 @@ def as_mappings(columns: Mapping[str, Sequence[Any]], size: int) -> list[dict[st
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def has_null(columns: Iterable[Sequence[Any]]) -> bool:
-    """Whether SQL's NULL is among the values, written `sa.null()`."""
-    return any(sa.sql.elements.Null in set(map(type, column)) for column in columns)
+def has_one_of(kind: type, columns: Iterable[Sequence[Any]]) -> bool:
+    """Whether one of that class is among the values, such as SQL's NULL, written `sa.null()`."""
+    return any(kind in set(map(type, column)) for column in columns)
 
 
 class RowReader:
     """The rows of one call, read `size` at a time and never all at once.
 
-    Rows are mappings of attribute names, or objects of the model, of which the attributes that are set count. All
-    have the keys of the first one; `RowsDiffer` says what differs.
+    Rows are mappings of attribute names, or objects of the model: see `_of_object`. All have the keys of the first
+    one; `RowsDiffer` says what differs.
     """
 
     def __init__(self, mapper: sa_orm.Mapper[Any], rows: Iterable[Any], size: int, function: str) -> None:
@@ -117,6 +109,7 @@ class RowReader:
         """The attributes that rows give, once the first one has been read."""
         self.read = 0
         self._mapper = mapper
+        self._only_updates = function == "update_many()"
         self._rows = iter(rows)
         self._size = size
         self._head: Batch | None = None
@@ -187,12 +180,33 @@ class RowReader:
                 f"Row {self.read + number + 1} is a {state.mapper.class_.__name__}, which has other tables than "
                 f"{self._mapper.class_.__name__}: call it on {state.mapper.class_.__name__}."
             )
-        own = attribute_names(self._mapper, self._mapper.primary_key)
-        held = state.dict
-        return {
-            prop.key: held[prop.key] for prop in state.mapper.column_attrs
-            if prop.key in held and table_columns(prop) and not (prop.key in own and held[prop.key] is None)
+        return self._of_object(state)
+
+    def _of_object(self, state: sa_orm.InstanceState[Any]) -> dict[str, Any]:
+        """The attributes that are set, as a flush takes them: keys come from related objects, and what the database or
+        the ORM makes is left to them."""
+        held, mapper = state.dict, state.mapper
+        row = {
+            prop.key: held[prop.key] for prop in mapper.column_attrs
+            if prop.key in held and table_columns(prop) and not self._is_made(state, prop)
         }  # fmt: skip
+        for relation in mapper.relationships:
+            is_new = relation.key in held and relation.key in state.committed_state and not relation.viewonly
+            if is_new and relation.direction is sa_orm.RelationshipDirection.MANYTOONE:
+                for column, value in foreign_key_of(relation, held[relation.key], "a row").items():
+                    name = mapper.get_property_by_column(column).key
+                    row[name] = row.get(name) if value is None else value
+        return row
+
+    def _is_made(self, state: sa_orm.InstanceState[Any], prop: sa_orm.ColumnProperty[Any]) -> bool:
+        """Whether the value that the object holds is not what the row is to say."""
+        column, mapper = table_columns(prop)[0], state.mapper
+        if column is mapper.version_id_col and mapper.version_id_generator is not False:
+            return True
+        if column.primary_key and state.dict[prop.key] is None:
+            return True
+        is_made = column.computed is not None or (self._only_updates and column.onupdate is not None)
+        return is_made and prop.key not in state.committed_state
 
     def _difference(self, part: list[Any]) -> RowsDiffer:
         known = self._keys or frozenset()

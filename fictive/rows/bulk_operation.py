@@ -225,6 +225,8 @@ class BulkOperation:
                 raise
 
     def may_stage(self) -> bool:
+        if self._began_anew:  # such as of a view with DISTINCT, of which UPDATE by a trigger is possible, and no lock
+            return False
         return self.connection.dialect.name == "postgresql" and self.connection.engine not in _without_staging
 
     def create_staging(self, columns: Sequence[sa.Column[Any]]) -> sa.Table:

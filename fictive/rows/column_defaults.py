@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
-__all__ = ["InsertDefaults", "UpdateDefaults", "discriminator", "first_version", "onupdate_of_each"]
+__all__ = ["InsertDefaults", "UpdateDefaults", "discriminator", "first_version", "none_is_default", "onupdate_of_each"]
 
 Columns = Mapping[sa.Column[Any], Sequence[Any]]
 """Rows by column."""
@@ -83,6 +83,12 @@ class InsertDefaults:
     def sql_values(self) -> dict[sa.Column[Any], Any]:
         """For each row the SQL expression, or the next number of the sequence."""
         return {column: _in_sql(column.default) for column in self.in_sql}
+
+
+def none_is_default(column: sa.Column[Any]) -> bool:
+    """Whether None in a new row stands for what is made where no value is given, as in a flush."""
+    is_made = column.default is not None or column.server_default is not None or column.primary_key
+    return is_made and not column.type.should_evaluate_none
 
 
 def discriminator(mapper: sa_orm.Mapper[Any]) -> dict[sa.Column[Any], Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,9 +13,9 @@ from sqlalchemy import event
 from ..drivers import driver_for
 from ..drivers.copying import CopyWriter, NotCopyable
 from ..session import private
-from .bulk_input import Batch, as_mappings, has_null
+from .bulk_input import Batch, as_mappings, has_one_of
 from .bulk_operation import BulkOperation
-from .column_defaults import InsertDefaults
+from .column_defaults import InsertDefaults, none_is_default
 from .copy_format import CopyFormat
 from .relations import can_copy_into, table_name
 from .upsert_sql import Upsert
@@ -64,27 +65,39 @@ def staged(
 
 
 def insert_rows(connection: sa.Connection, table: sa.Table, rows: Rows, size: int) -> None:
-    """INSERT of so many rows; SQLAlchemy adds the defaults of other columns."""
+    """INSERT of so many rows; SQLAlchemy adds the defaults of other columns, and of those that are None."""
     statement: Any = sa.insert(table).inline()
     if connection.dialect.driver == "psycopg":  # which sends rows one by one unless they return something
         statement = statement.returning(sa.literal_column("1"))
-    for each, parameters in statements_for(statement, rows, size):
+    for each, parameters, _ in statements_for(statement, rows, size):
         connection.execute(each, parameters)
 
 
-def statements_for(statement: Any, rows: Rows, size: int) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
-    """An INSERT and its parameters: several where `sa.null()` is among the values, which is no parameter."""
-    parameters = as_mappings({column.key: values for column, values in rows.items()}, size)
-    if not has_null(rows.values()):
-        yield statement, parameters
+def statements_for(
+    statement: Any, rows: Rows, size: int, names: Mapping[Any, str] | None = None, *, with_defaults: bool = True
+) -> Iterator[tuple[Any, list[dict[str, Any]], Sequence[int]]]:
+    """An INSERT, its parameters, and which rows they are of: several where `sa.null()` is among the values, which is
+    no parameter, or None that stands for a default. The `names` of parameters are the columns' own."""
+    keys = {column: column.key if names is None else names[column] for column in rows}
+    parameters = as_mappings({keys[column]: values for column, values in rows.items()}, size)
+    absent = {
+        keys[column] for column, values in rows.items()
+        if with_defaults and none_is_default(column) and has_one_of(NoneType, [values])
+    }  # fmt: skip
+    if not absent and not has_one_of(sa.sql.elements.Null, rows.values()):
+        yield statement, parameters, range(size)
         return
     null = sa.null()
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in parameters:
+    groups: dict[Any, list[int]] = {}
+    for number, row in enumerate(parameters):
         nulls = tuple(key for key, value in row.items() if value is null)
-        groups.setdefault(nulls, []).append({key: value for key, value in row.items() if value is not null})
-    for nulls, group in groups.items():
-        yield (statement.values(dict.fromkeys(nulls, null)) if nulls else statement), group
+        given = tuple(
+            key for key, value in row.items() if value is not null and (value is not None or key not in absent)
+        )
+        groups.setdefault((nulls, given), []).append(number)
+    for (nulls, given), numbers in groups.items():
+        part = [{key: parameters[number][key] for key in given} for number in numbers]
+        yield (statement.values(dict.fromkeys(nulls, null)) if nulls else statement), part, numbers
 
 
 def _send(
@@ -97,12 +110,14 @@ def _send(
     if _can_copy(connection, columns):
         driver_text = driver_for(connection.dialect).copy_texts(connection)
         text_of = CopyFormat(connection.dialect, columns, driver_text).block
+    # those that the rows give come first
+    defaulted = [at for at, _ in enumerate(operation.reader.names) if none_is_default(columns[at])]
 
     def blocks() -> Iterator[str]:
         for batch in batches:
             rows = values(batch)
             try:
-                block = text_of(rows)
+                block = _not_copyable(rows) if has_one_of(NoneType, [rows[at] for at in defaulted]) else text_of(rows)
             except NotCopyable:
                 insert_rows(connection, table, dict(zip(columns, rows, strict=True)), batch.size)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ClauseElement, Executable
 
-from .stored_values import as_stored, bound, images_differ, texts_differ
+from .stored_values import as_stored, bound, database_type, images_differ, texts_differ
 from .unique_keys import UniqueKey, key_over
 
 __all__ = ["EXCLUDED", "CreateStaging", "Upsert", "insert_into", "of_class", "on_conflict_update",
@@ -258,10 +259,29 @@ class Upsert:
 
     def _order(self, source: Any) -> list[Any]:
         """By the key, so that two statements at the same time wait for each other and do not deadlock; texts by code
-        point, as Python sorts, for a statement with values takes its locks in the same order."""
-        order = []
+        point, as Python sorts, for a statement with values takes its locks in the same order: `in_order_of_key`."""
+        order: list[Any] = []
         for column in self.key:
-            stored = column.type.impl_instance if isinstance(column.type, sa.types.TypeDecorator) else column.type
-            is_text = isinstance(stored, sa.String) and not isinstance(stored, sa.Enum)
-            order.append(sa.collate(source.c[column.key], "C") if is_text else source.c[column.key])
+            stored, value = database_type(column.type, self.dialect), source.c[column.key]
+            if isinstance(stored, sa.Enum):
+                value = sa.cast(value, sa.Text)
+            order.append(sa.collate(value, "C") if isinstance(stored, sa.String) else value)
         return order
+
+    def in_order_of_key(self, values: Sequence[Sequence[Any]]) -> list[int]:
+        """The numbers of rows with these keys, given by column, in the order in which statements take their locks."""
+        columns = [self._sortable(column, each) for column, each in zip(self.key, values, strict=True)]
+        keys = list(zip(*columns, strict=True))
+        try:
+            return sorted(range(len(keys)), key=keys.__getitem__)
+        except TypeError:  # keys that Python cannot compare
+            return [*range(len(keys))]
+
+    def _sortable(self, column: sa.Column[Any], values: Sequence[Any]) -> Sequence[Any]:
+        """What is sent for these values of a type of the application's, which Python may sort otherwise or not at all;
+        NULL comes last."""
+        if isinstance(column.type, (sa.types.TypeDecorator, sa.Enum)):
+            process = column.type.dialect_impl(self.dialect).bind_processor(self.dialect)
+            with contextlib.suppress(Exception):  # of the processor's; the statement raises it as a flush does
+                values = values if process is None else list(map(process, values))
+        return [(value is None, value) for value in values] if None in values else values
