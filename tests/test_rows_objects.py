@@ -13,10 +13,11 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from fictive.errors import UnsavedObject
+from fictive.errors import DuplicateRows, UnsavedObject
 from fictive.rows.bulk import Upserted, insert_many, update_many, upsert_many
 from fictive.rows.many_to_many import m2m_add, m2m_set
 from fictive.session.session import OptInSession
+from fictive.sqlalchemy import TakeTurnsPool
 from tests.fresh_database import WAITING
 
 Look = Callable[..., list[Any]]
@@ -75,6 +76,7 @@ class Painted(Base):
     color: Mapped[Color]
     number: Mapped[int | None]
     title: Mapped[str | None]
+    shown: Mapped[str | None] = mapped_column(onupdate=lambda context: context.get_current_parameters()["title"])
     __table_args__ = (sa.UniqueConstraint("color", "number"),)
 
 
@@ -170,6 +172,44 @@ def test_d8_an_object_that_was_loaded_moves_its_version(count: int, db: Any, loo
     look("truncate objects_thing cascade")
     assert insert_many(db, Thing, things) == count  # as a flush of new objects does
     assert look("select distinct version from objects_thing") == [1]
+
+
+@pytest.mark.parametrize("size", [2, 100])
+def test_d8_a_key_that_comes_again_in_another_batch(size: int, db: Any, look: Look) -> None:
+    """On the ways without a staging table as well: several tables, an `onupdate` that looks at its row, SQLite."""
+    keys = [1, 2, 3, 1]
+    lite = sa.create_engine("sqlite://", poolclass=TakeTurnsPool)
+    Base.metadata.create_all(lite)
+    with OptInSession(lite) as other:
+        for session in (db, other):
+            with pytest.raises(DuplicateRows, match=r"color=.*number=1"):
+                rows = [{"color": Color.red, "number": number, "title": "t"} for number in keys]
+                upsert_many(session, Painted, rows, key=("color", "number"), batch_size=size)
+            insert_many(session, Box, [{"id": number, "k": number} for number in range(1, 4)])
+            with pytest.raises(DuplicateRows, match="id=1"):
+                update_many(
+                    session, Box, [{"id": number, "size": 0, "version": 1} for number in keys], batch_size=size
+                )
+            assert session.scalar(sa.select(sa.func.count()).select_from(Painted)) == 0
+            assert session.scalars(sa.select(Box.size).distinct()).all() == [3]
+        with pytest.raises(DuplicateRows, match="id=1"):
+            update_many(other, Thing, [{"id": number, "note": "n"} for number in keys], batch_size=size)
+    lite.dispose()
+
+
+def test_d8_several_tables_and_a_version(db: Any, look: Look) -> None:
+    """SQLAlchemy compares the version, as it does in a flush."""
+    insert_many(db, Box, [{"k": k} for k in range(3)])
+    boxes = db.scalars(sa.select(Box)).all()
+    db.expunge_all()
+    for box in boxes:
+        box.note, box.size = "new", 5
+    with pytest.raises(ValueError, match="do not give version"):
+        update_many(db, Box, [{"id": box.id, "size": 4} for box in boxes])
+    assert update_many(db, Box, boxes) == 3
+    assert {row[2:] for row in look("select k, id, note, version from objects_thing")} == {("new", 2)}
+    with pytest.raises(sa_orm.exc.StaleDataError):
+        update_many(db, Box, boxes)
 
 
 def test_d8_rows_that_a_trigger_cancels_have_no_keys(db: Any, look: Look) -> None:

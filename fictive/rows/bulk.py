@@ -195,7 +195,8 @@ def update_many(
 
     Returns how many rows of the table were updated: fewer than `rows` where some key is not there, which is no error.
     `onupdate` columns and the version move where a byte of a value changes. With joined inheritance the key is the
-    primary key, and a key that is not there is SQLAlchemy's `StaleDataError`. The other arguments, and the order in
+    primary key, rows give the version that they know, if there is one, and a key that is not there, or a version that
+    has moved, is SQLAlchemy's `StaleDataError`. The other arguments, and the order in
     which rows are locked, as in `upsert_many`.
 
     Up to 4 rows, and all elsewhere than on PostgreSQL, are an UPDATE each; more, and keys that their column rounds or
@@ -214,15 +215,20 @@ def update_many(
         others = [name for name in given if name not in keys]
         if not others:
             raise ValueError(f"update_many(): the rows give {', '.join(given)}, which is the key, and nothing to set.")
-        batches = without_duplicates(batches, keys, duplicates)
+        by_stage = operation.is_single_table() and operation.may_stage()
+        batches = without_duplicates(batches, keys, duplicates, None if by_stage else set())
         if not operation.is_single_table():
+            version = operation.mapper.version_id_col  # SQLAlchemy compares it
+            operation.need_names(
+                [] if version is None else attribute_names(operation.mapper, [version]), "version_id_col"
+            )
             for batch in batches:
                 operation.session.execute(sa.update(model), _with_none(operation, batch))
                 operation.updated += batch.size
             return
         upsert = operation.upsert(keys, others)
         hidden = _may_hide_duplicates(upsert) and not operation.reader.is_fewer_than(2)
-        if (operation.reader.is_fewer_than(UPDATE_EACH + 1) and not hidden) or not operation.may_stage():
+        if (operation.reader.is_fewer_than(UPDATE_EACH + 1) and not hidden) or not by_stage:
             for batch in batches:
                 _update_rows(operation, _in_order(batch, keys, upsert), upsert)
             return
@@ -303,8 +309,7 @@ def _upsert_from_values(
     operation: BulkOperation, batches: Iterator[Batch], upsert: Upsert, keys: list[str], duplicates: Duplicates
 ) -> None:
     connection, on_postgresql = operation.connection, upsert.dialect.name == "postgresql"
-    seen: set[Any] | None = None if on_postgresql else set()
-    for batch in without_duplicates(batches, keys, duplicates, seen):
+    for batch in without_duplicates(batches, keys, duplicates, set()):
         before = 0 if on_postgresql else _count(operation)
         written: list[Any] = []
         for each, part in operation.by_update_defaults(upsert, _in_order(batch, keys, upsert)):

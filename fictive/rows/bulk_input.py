@@ -202,7 +202,7 @@ class RowReader:
         """Whether the value that the object holds is not what the row is to say."""
         column, mapper = table_columns(prop)[0], state.mapper
         if column is mapper.version_id_col and mapper.version_id_generator is not False:
-            return True
+            return not self._only_updates or len(mapper.tables) == 1  # else SQLAlchemy compares it
         if column.primary_key and state.dict[prop.key] is None:
             return True
         is_made = column.computed is not None or (self._only_updates and column.onupdate is not None)
