@@ -658,6 +658,11 @@ def test_d7_an_update_that_a_trigger_cancels(db: OptInSession, look: Look) -> No
             made = [update_or_create(db, Person, {"name": name}, {"y": 0})[1] for name in ("1 0000", "a", "b")]
             made.append(update_or_create(db, Person, {"name": "b"}, {"y": 2})[1])
             assert made == [False, True, True, False]
+        with db.begin():  # the same key of another table
+            db.add(Person(name="7", y=1))
+            db.flush()
+            assert upsert_many(db, Person, [{"name": "7", "y": 0}], key="name") == Upserted(0, 0, 1)
+            assert update_or_create(db, Row, {"k": 7}, {"sure": "s"})[1] is True
     finally:
         look("drop function contract_cancel() cascade")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import visitors
 from sqlalchemy.sql.expression import ClauseElement, Executable
 
 from .stored_values import as_stored, bound, database_type, images_differ, texts_differ
@@ -26,9 +28,13 @@ EXCLUDED: Any = object()
 
 # Whether a row that comes back was inserted. `xmax` would tell, but a partitioned table, a view, and a role with
 # privileges on some columns have none. So an update leaves its key as a mark for the RETURNING of its row, which takes
-# it off; where a trigger cancels the update, the mark is no other row's.
-_NAME: Any = sa.literal_column("'fictive.met'", sa.Text)
-_TAKEN_OFF: Any = sa.literal_column("set_config('fictive.met', '', true) <> ''", sa.Boolean)  # false
+# it off. Where a trigger cancels the update, the mark stays for the transaction: each table has a setting of its own.
+
+
+def _mark(target: Mapping[str, Any]) -> Any:
+    parts = itertools.chain.from_iterable(map(visitors.iterate, target["index_elements"]))
+    table = next(part.table for part in parts if isinstance(part, sa.Column))
+    return sa.literal_column(f"'fictive.met_{zlib.crc32(str(table).encode()):08x}'", sa.Text)
 
 
 def _key_text(target: Mapping[str, Any]) -> Any:
@@ -36,13 +42,14 @@ def _key_text(target: Mapping[str, Any]) -> Any:
 
 
 def _leaves_mark(target: Mapping[str, Any]) -> sa.ColumnElement[bool]:
-    return sa.func.set_config(_NAME, _key_text(target), sa.true()).is_not(None)
+    return sa.func.set_config(_mark(target), _key_text(target), sa.true()).is_not(None)
 
 
 def was_inserted(target: Mapping[str, Any]) -> sa.ColumnElement[bool]:
     """For RETURNING: whether the row was inserted, or else updated, by a statement with this ON CONFLICT target."""
-    marked = sa.func.current_setting(_NAME, sa.true()) == _key_text(target)
-    return sa.case((marked, _TAKEN_OFF), else_=sa.true())
+    mark = _mark(target)
+    is_taken_off = sa.func.set_config(mark, sa.literal_column("''"), sa.true()) != sa.literal_column("''")  # false
+    return sa.case((sa.func.current_setting(mark, sa.true()) == _key_text(target), is_taken_off), else_=sa.true())
 
 
 def insert_into(table: Any, dialect_name: str) -> Any:
