@@ -230,6 +230,41 @@ def test_i4_flask_fictive_settings(environment: Callable[..., None], tmp_path: P
     assert "passwords are hidden" in runner.invoke(args=["fictive", "settings", "--help"]).output.lower()
 
 
+def test_i4_flask_fictive_settings_hides_the_passwords_of_replicas(
+    environment: Callable[..., None], tmp_path: Path
+) -> None:
+    environment()
+    app = Flask(__name__, instance_path=str(tmp_path))
+    app.config.update(
+        SECRET_KEY="k",
+        SQLALCHEMY_DATABASE_URI=URL,
+        SQLALCHEMY_BINDS={"near": "postgresql+psycopg2://app:hunter2@near/shop"},
+        FICTIVE_REPLICAS=["near", "postgresql+psycopg2://app:hunter2@far/shop"],
+        FICTIVE_POOLER="transaction",
+        FICTIVE_DIRECT_URL={None: "postgresql://app:hunter2@direct/shop", "near": "postgresql://app:hunter2@near/shop"},
+    )
+    fresh_db().init_app(app)
+    output = app.test_cli_runner().invoke(args=["fictive", "settings", "--json"]).output
+    assert "hunter2" not in output
+    lines = [json.loads(line) for line in output.splitlines()]
+    found = {line["name"]: line["value"] for line in lines}
+    assert found["FICTIVE_REPLICAS"] == "near, postgresql+psycopg2://app:***@far/shop"
+    assert found["FICTIVE_DIRECT_URL"] == "postgresql://app:***@direct/shop, near: postgresql://app:***@near/shop"
+    of_replica = {line["name"] for line in lines if line["bind"] == "default replica 2"}
+    assert "DATABASE_URL" in of_replica, "no variable of the environment is named after a replica"
+
+
+def test_i4_flask_fictive_settings_shows_what_is_not_set_as_the_docs_do(
+    environment: Callable[..., None], tmp_path: Path
+) -> None:
+    environment(DATABASE_URL=URL)
+    app = Flask(__name__, instance_path=str(tmp_path))
+    fresh_db().init_app(app)
+    output = app.test_cli_runner().invoke(args=["fictive", "settings", "--json"]).output
+    found = {line["name"]: line["value"] for line in map(json.loads, output.splitlines())}
+    assert found["FICTIVE_REPLICAS"] == found["FICTIVE_DIRECT_URL"] == "None"
+
+
 def test_i4_statement_timeout_holds(
     database_url: str, environment: Callable[..., None], driver: str, wire: Wire, tmp_path: Path
 ) -> None:

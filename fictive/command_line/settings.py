@@ -33,12 +33,11 @@ class SettingRow:
 def settings_of_databases(databases: list[Database], origins: Mapping[str, str]) -> Iterator[SettingRow]:
     """The settings of the engines, by the names of the variables that set them. Passwords are hidden."""
     for database in databases:
+        named = " " not in database.key  # else a replica without a bind key, which no variable names
         for name, (option, value) in _in_force(database.engine, database.options).items():
-            variable = name if database.key == "default" else f"{database.key}_{name}".upper()
-            origin = origins.get(variable) or ("app.config" if option in database.options else "default")
-            if isinstance(value, sa.URL):
-                value = value.render_as_string(hide_password=True)
-            yield SettingRow(database.key, variable, str(value), origin)
+            variable = f"{database.key}_{name}".upper() if named and database.key != "default" else name
+            origin = (named and origins.get(variable)) or ("app.config" if option in database.options else "default")
+            yield SettingRow(database.key, variable, _text(value), origin)
 
 
 def library_settings(settings: Settings, config: Mapping[str, Any]) -> Iterator[SettingRow]:
@@ -54,9 +53,20 @@ def engine_settings(engine: sa.Engine, options: Mapping[str, Any]) -> dict[str, 
 
 
 def _text(value: object) -> str:
+    if isinstance(value, sa.URL):
+        return value.render_as_string(hide_password=True)
+    if isinstance(value, tuple):  # what belongs to bind keys; None is the default database
+        named = (_text_of_databases(each) if key is None else f"{key}: {_text_of_databases(each)}" for key, each in value)
+        return ", ".join(named) or "None"
     if isinstance(value, frozenset):
         return _ranges(value) if all(isinstance(each, int) for each in value) else ", ".join(sorted(map(str, value)))
     return str(value.value if isinstance(value, enum.Enum) else value)
+
+
+def _text_of_databases(value: sa.URL | tuple[str | sa.URL, ...]) -> str:
+    """URLs without their passwords, and bind keys."""
+    each = (value,) if isinstance(value, sa.URL) else value
+    return ", ".join(_text(sa.make_url(one) if "://" in str(one) else one) for one in each)
 
 
 def _ranges(numbers: frozenset[int]) -> str:
