@@ -38,6 +38,8 @@ VIEW = "@app.post('/')\ndef view(id):\n"
         ("for x in y:\n    db.session.execute(update(Thing))\ndb.session.commit()", ("split-writes", 4)),
         ("x = db.session.get(Thing, id)\nx.n = 1\ndb.session.execute(insert(L))\ndb.session.commit()",
          ("split-writes", 5)),
+        ("x = Thing.query.first()\nif not x:\n    x = Thing()\n    db.session.add(x)\n    db.session.flush()\n"
+         "x.n += 1\ndb.session.commit()", ("split-writes", 7)),
         ("rows = sa.insert(Thing)\ndb.session.execute(rows)\ndb.session.scalars(rows)", ("split-writes", 4)),
         ("if x:\n    session.execute(insert(T))\n    session.execute(insert(U))", ("split-writes", 4)),
         ("try:\n    session.execute(insert(T))\n    session.commit()\nexcept E:\n    session.rollback()",

@@ -1,8 +1,8 @@
 """What the functions of an app do with a session, and in which order, told by their text.
 
 Pure functions of a syntax tree. A call is known by its name: `commit()` of something whose name ends in "session",
-`update()` or `delete()` of a query, and so on. What a variable holds is known where the function assigns it once, or
-loops over it.
+`update()` or `delete()` of a query, and so on. A variable is an object of the session where everything that the
+function assigns to it is one, and a statement where the function assigns it once.
 """
 
 from __future__ import annotations
@@ -98,21 +98,21 @@ def _function(node: ast.Module | ast.FunctionDef | ast.AsyncFunctionDef, line: i
     )
 
 
-def _assigned(function: ast.AST) -> dict[str, ast.expr]:
-    """What each name is assigned, or loops over, where the function does that once."""
+def _assigned(function: ast.AST) -> dict[str, list[ast.expr]]:
+    """All that each name is assigned, or loops over, in a function."""
     found: dict[str, list[ast.expr]] = {}
     for node in ast.walk(function):
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             found.setdefault(node.targets[0].id, []).append(node.value)
         elif isinstance(node, ast.For) and isinstance(node.target, ast.Name):
             found.setdefault(node.target.id, []).append(node.iter)
-    return {name: values[0] for name, values in found.items() if len(values) == 1}
+    return found
 
 
 class _Reader:
     """Reads the statements of one function."""
 
-    def __init__(self, assigned: dict[str, ast.expr]) -> None:
+    def __init__(self, assigned: dict[str, list[ast.expr]]) -> None:
         self.assigned = assigned
         self.everything: list[Event] = []
         self.calls: list[tuple[str, bool]] = []
@@ -181,11 +181,8 @@ class _Reader:
         """Whether the target of an assignment is an attribute of an object that a query or a model has given."""
         if not isinstance(target, ast.Attribute) or not isinstance(target.value, ast.Name):
             return False
-        value = self.assigned.get(target.value.id)
-        names = _chain(value) if isinstance(value, ast.Call) else []
-        return any(each in _GIVE_OBJECTS or each.lower().endswith("session") for each in names) or (
-            bool(names) and names[0][:1].isupper()
-        )
+        values = self.assigned.get(target.value.id, [])
+        return bool(values) and all(_gives_objects(each) for each in values)
 
     def _call(self, node: ast.Call, name: str, *, of_dml: bool) -> tuple[Kind, str] | None:
         if any(each.arg == "with_for_update" and not _is_false(each.value) for each in node.keywords):
@@ -220,9 +217,10 @@ class _Reader:
     def _statement(self, node: ast.expr) -> tuple[Kind, str] | None:
         """What a statement is that is executed."""
         if isinstance(node, ast.Name):
-            if node.id not in self.assigned:
+            values = self.assigned.get(node.id, [])
+            if len(values) != 1:
                 return None
-            node = self.assigned[node.id]
+            node = values[0]
         names = _chain(node)
         if locking := next((each for each in names if each in ("with_for_update", "claim")), None):
             return Kind.NEEDS_TRANSACTION, f"{locking}()"
@@ -235,6 +233,14 @@ class _Reader:
                 return Kind.NEEDS_TRANSACTION, found.transaction_only
             return (Kind.READ, "SELECT") if found.effect is Effect.READ else (Kind.SEND, " ".join(sql.split()[:3]))
         return (Kind.READ, "SELECT") if "select" in names else None
+
+
+def _gives_objects(value: ast.expr) -> bool:
+    """Whether it is a call of a query, of a session or of a model."""
+    names = _chain(value) if isinstance(value, ast.Call) else []
+    return bool(names) and (
+        names[0][:1].isupper() or any(each in _GIVE_OBJECTS or each.lower().endswith("session") for each in names)
+    )
 
 
 def _weight(events: Sequence[Event]) -> int:

@@ -44,7 +44,8 @@ def code_findings(
             yield from _Examination(file, function, callers, writes_outside).findings()
         if views := [commit for each in functions if (commit := _only_commit(each)) is not None]:
             lines = ", ".join(str(each.line) for each in views)
-            yield Finding("commit-in-view", Severity.INFO, f"{file}: views that commit one write (lines {lines}).",
+            word = "line" if len(views) == 1 else "lines"
+            yield Finding("commit-in-view", Severity.INFO, f"{file}: views that commit one write ({word} {lines}).",
                           "Fine as they are; a begin() block around the write does the same.")  # fmt: skip
         yield from _listeners(file, tree)
 
@@ -166,7 +167,7 @@ class _Examination:
         return self._finding(check, Severity.WARNING if warns else Severity.INFO, event, what, remedy)
 
     def _finding(self, check: str, severity: Severity, event: Event, what: str, remedy: str) -> Finding:
-        unless = "" if self.sure or event.in_block else " Not if its callers have a block."
+        unless = "" if self.sure or event.in_block else " If its callers open a block, this does not apply."
         return Finding(check, severity, f"{self.file}:{event.line}: {self.function.name} {what}{unless}", remedy)
 
 
