@@ -96,8 +96,8 @@ def pooler_mode(value: object, name: str) -> str | None:
     """`"transaction"` or None; `ConfigurationError` naming `name` otherwise."""
     if value not in (None, "transaction"):
         raise ConfigurationError(
-            f"{name} = {value!r}: expected 'transaction' or None. A pooler of sessions needs no setting; one of "
-            "statements cannot run transactions."
+            f"{name} = {value!r}: expected 'transaction' or None. Session pooling needs no setting; under "
+            "statement pooling there are no transactions."
         )
     return None if value is None else "transaction"
 
@@ -108,7 +108,7 @@ def direct_urls(value: object, name: str) -> tuple[tuple[str | None, sa.URL], ..
     try:
         found = tuple((key, sa.make_url(each)) for key, each in given.items())
     except sa.exc.ArgumentError:
-        raise ConfigurationError(f"{name}: expected a database URL, or a mapping of bind keys to some.") from None
+        raise ConfigurationError(f"{name}: expected a database URL, or a mapping of bind keys to URLs.") from None
     if not all(url.get_backend_name() == "postgresql" for _, url in found):
         raise ConfigurationError(f"{name}: expected the URL of a PostgreSQL server.")
     return found
@@ -130,7 +130,7 @@ def replica_names(value: object, name: str) -> tuple[tuple[str | None, tuple[str
         names = [each] if isinstance(each, (str, sa.URL)) else list(each) if isinstance(each, Iterable) else [None]
         if not all(isinstance(one, (str, sa.URL)) and one for one in names):
             raise ConfigurationError(
-                f"{name}: expected a list of bind keys or URLs, or a mapping of bind keys to such."
+                f"{name}: expected a list of bind keys or URLs, or a mapping of bind keys to such lists."
             )
         found.append((key, tuple(names)))
     return tuple(found)

@@ -108,7 +108,7 @@ class TransactionAborted(FictiveError, sa_exc.PendingRollbackError):
     """A block ended normally, but PostgreSQL had already aborted its transaction after an error.
 
     Nothing of the block was committed. `__cause__` is the first error, the one after which PostgreSQL refused all
-    others (PostgreSQL documentation, "PL/pgSQL and psql aside": a failed statement aborts its transaction block).
+    others: a failed statement aborts its transaction block.
     """
 
 
@@ -161,7 +161,7 @@ class PinnedConnectionLost(FictiveError, sa_exc.InvalidRequestError):
 
 
 class _ToldByTheServer(FictiveError, sa_exc.OperationalError):
-    """An error of the server's in fictive's words; it keeps the driver's error, and so the SQLSTATE."""
+    """An error of the server, explained; it keeps the driver's error, and so the SQLSTATE."""
 
     def __init__(self, message: str, cause: sa_exc.DBAPIError | None = None) -> None:
         # DBAPIError would put the driver's message where ours belongs
@@ -173,7 +173,7 @@ class _ToldByTheServer(FictiveError, sa_exc.OperationalError):
 
 
 class LockTimeout(_ToldByTheServer, TimeoutError):
-    """A lock was not available in the given time, or at once. The message names who holds it, where that can be seen.
+    """A lock was not available in time. The message names who holds it, where that is visible.
 
     A transaction that was open before `lock_tables()`, `advisory_lock()` or `cleanup_tables()` goes on.
     `__cause__` is the driver's error as SQLAlchemy raised it, if there was one.
@@ -197,14 +197,14 @@ class UnsavedChangesError(FictiveError, sa_exc.InvalidRequestError):
 
 
 class UnknownAttribute(FictiveError, sa_exc.InvalidRequestError, TypeError):
-    """A name given for a value is no attribute of the model, or none that is stored. Nothing was sent.
+    """A name given for a value is not an attribute of the model, or not a stored one. Nothing was sent.
 
     SQLAlchemy raises `InvalidRequestError` for it in `filter_by()`, and `TypeError` in a model's constructor.
     """
 
 
 class NotFoundError(FictiveError, sa_exc.NoResultFound):
-    """The row that is asked for, or waited for, does not exist, or not any more. In a view it is 404."""
+    """The row that was asked for, or waited for, does not exist or no longer exists. In a view it is 404."""
 
 
 class InvalidCursor(FictiveError, ValueError):
@@ -233,9 +233,9 @@ class DuplicateRows(FictiveError, sa_exc.InvalidRequestError, ValueError):
 
 
 class KeyOfDeletedRow(FictiveError, sa_exc.IntegrityError):
-    """A row cannot be made, or be found, since one that is deleted and still there has its key. Nothing was written.
+    """A row cannot be created or found, because a soft-deleted row has its key. Nothing was written.
 
-    `orig` is None: fictive has looked, and the server has not refused anything.
+    `orig` is None: fictive looked before it wrote, and the server refused nothing.
     """
 
     def __init__(self, message: str) -> None:
@@ -255,7 +255,7 @@ class NPlusOneError(FictiveError, sa_exc.InvalidRequestError):
 
 
 class RowChangeTimeout(FictiveError, TimeoutError):
-    """A row did not change in the time that was given."""
+    """A row did not change, or no row appeared, in the given time."""
 
 
 class SnapshotIsFixed(FictiveError, sa_exc.InvalidRequestError):
@@ -284,5 +284,4 @@ class NotEnteredWarning(FictiveWarning):
 
 
 class AlreadyCommittedWarning(FictiveWarning):
-    """Writes that had been committed at once stay, although a `rollback()` outside, or an error that ends the context,
-    comes after them."""
+    """A `rollback()` outside, or an error that ends the context, cannot undo writes that were committed at once."""

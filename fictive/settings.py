@@ -235,7 +235,7 @@ def _warn_of_near_misses(prefix: str, names: Iterable[str], fields: Iterable[str
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             if near:
                 warnings.warn(
-                    f"There is no variable {name}: did you mean {near[0]}? If it is another program's, let it be.",
+                    f"Unknown variable {name}: did you mean {near[0]}? It may also belong to another program.",
                     SettingIgnoredWarning,
                     stacklevel=3,
                 )

@@ -241,7 +241,10 @@ def test_i4_flask_fictive_settings_hides_the_passwords_of_replicas(
         SQLALCHEMY_BINDS={"near": "postgresql+psycopg2://app:hunter2@near/shop"},
         FICTIVE_REPLICAS=["near", "postgresql+psycopg2://app:hunter2@far/shop"],
         FICTIVE_POOLER="transaction",
-        FICTIVE_DIRECT_URL={None: "postgresql://app:hunter2@direct/shop", "near": "postgresql://app:hunter2@near/shop"},
+        FICTIVE_DIRECT_URL={
+            None: "postgresql://app:hunter2@direct/shop",
+            "near": "postgresql://app:hunter2@near/shop",
+        },
     )
     fresh_db().init_app(app)
     output = app.test_cli_runner().invoke(args=["fictive", "settings", "--json"]).output

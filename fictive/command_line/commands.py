@@ -78,7 +78,8 @@ def _readable_errors() -> Iterator[None]:
         click.echo(f"Refused: {error}", err=True)
         sys.exit(EXIT_REFUSED)
     except sa.exc.OperationalError as error:
-        click.echo(f"The database cannot be reached: {' '.join(str(error.orig or error).split())}", err=True)
+        lines = [line.strip() for line in str(error.orig or error).splitlines()]
+        click.echo(f"The database cannot be reached: {'. '.join(filter(None, lines))}", err=True)
         sys.exit(EXIT_UNREACHABLE)
     except (FictiveError, sa.exc.SQLAlchemyError) as error:
         click.echo(f"Error: {getattr(error, 'orig', None) or error}".rstrip(), err=True)
@@ -155,7 +156,7 @@ def _locks(target: Target, as_json: bool, bind: str | None, waiting: bool) -> No
 def _activity(
     target: Target, as_json: bool, bind: str | None, watch: str | None, times: int | None, everyone: bool
 ) -> None:
-    """Show who is connected and what they do, the oldest transaction first."""
+    """Show who is connected and what they do. The oldest transaction comes first."""
     pause = timeout_in_ms(watch, "--watch") / 1000 if watch else None
     done = 0
     with contextlib.suppress(KeyboardInterrupt):
@@ -221,7 +222,7 @@ def _wait(target: Target, as_json: bool, bind: str | None, timeout: str) -> None
 
 
 def _try(database: Database) -> str | None:
-    """None, or why the database does not answer. A connection that does not come about is given up after a while."""
+    """None, or why the database does not answer. A connection attempt is given up after a while."""
     try:
         with database.engine.connect() as connection:
             connection.exec_driver_sql("SELECT 1")
@@ -284,7 +285,7 @@ def _drop(target: Target, as_json: bool, bind: str | None, yes: bool, force: boo
 @_yes
 @click.option("--lock-timeout", default="5s", show_default=True, metavar="DURATION")
 def _cleanup(target: Target, as_json: bool, bind: str | None, yes: bool, lock_timeout: str) -> None:
-    """Empty all tables of the app, and set their sequences back. alembic_version stays as it is.
+    """Empty all tables of the app. Their sequences are set back; alembic_version stays as it is.
 
     Refused (exit code 4) for a protected database.
     """

@@ -56,8 +56,8 @@ def _text(value: object) -> str:
     if isinstance(value, sa.URL):
         return value.render_as_string(hide_password=True)
     if isinstance(value, tuple):  # what belongs to bind keys; None is the default database
-        named = (_text_of_databases(each) if key is None else f"{key}: {_text_of_databases(each)}" for key, each in value)
-        return ", ".join(named) or "None"
+        texts = ((key, _text_of_databases(each)) for key, each in value)
+        return ", ".join(text if key is None else f"{key}: {text}" for key, text in texts) or "None"
     if isinstance(value, frozenset):
         return _ranges(value) if all(isinstance(each, int) for each in value) else ", ".join(sorted(map(str, value)))
     return str(value.value if isinstance(value, enum.Enum) else value)

@@ -65,8 +65,8 @@ def set_pooler(engine: sa.Engine, mode: str = "transaction", *, direct_url: str 
     """
     if mode != "transaction":
         raise ConfigurationError(
-            f"set_pooler(): mode = {mode!r}: expected 'transaction'. A pooler of sessions needs no setting; one of "
-            "statements cannot run transactions."
+            f"set_pooler(): mode = {mode!r}: expected 'transaction'. Session pooling needs no setting; under "
+            "statement pooling there are no transactions."
         )
     if engine.dialect.name != "postgresql":
         raise ConfigurationError(f"set_pooler(): {engine.url!r} is not a PostgreSQL database.")

@@ -111,8 +111,8 @@ class Scope(LinkOwner):
                 raise refusal(statement.connection_state)
             raise TransactionRequired(
                 f"{statement.connection_state} changes the connection, which goes back to the pool after the "
-                "statement. Put it in `with db.pinned():`, which keeps one connection and undoes what was set, or run "
-                "it all the same with execution_options(fictive_outside=True)."
+                "statement. Put it in `with db.pinned():`, which keeps one connection and undoes what was set, or let "
+                "it through with execution_options(fictive_outside=True)."
             )
         if statement.effect is Effect.READ:
             return None
@@ -205,7 +205,7 @@ def needs_a_transaction(part: str) -> TransactionRequired:
         )
     return TransactionRequired(
         f"{part} has an effect only within a transaction, and none is open. Put it in "
-        "`with db.session.begin():`, or run it alone all the same with "
+        "`with db.session.begin():`, or let it run alone with "
         "execution_options(fictive_outside=True)."
     )
 
