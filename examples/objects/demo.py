@@ -1,4 +1,4 @@
-"""`python -m examples.objects.demo`: what each view sends over the wire, plain and on fictive, side by side.
+"""`./run demo`: What each view sends over the wire, plain and on fictive, side by side.
 
 Every number is measured while it runs. Ends with an error when the two apps differ in an answer or in what is in
 their databases afterwards.
@@ -66,10 +66,14 @@ class Piece:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = options.parser("python -m examples.objects.demo", (__doc__ or "").partition(": ")[2])
+    parser = options.parser("./run demo", (__doc__ or "").partition(": ")[2])
     parser.add_argument("--replica", action="store_true", help="show which of two servers answers each request")
     parser.add_argument(
-        "--times", type=int, default=TIMES, metavar="N", help="measure what only reads N times; default: %(default)s"
+        "--times",
+        type=options.positive,
+        default=TIMES,
+        metavar="N",
+        help="measure what only reads N times; default: %(default)s",
     )
     given = parser.parse_args(arguments)
     # Piped into something that does not speak UTF-8 the lines are less pretty, and nothing else.
@@ -78,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.replica:
         return options.run(lambda: replica_demo.main(given.driver), given.driver)
     seconds = (given.api_ms / 1000, given.latency_ms / 1000)
-    return options.run(lambda: compare(given.driver, *seconds, max(given.times, 1)), given.driver)
+    return options.run(lambda: compare(given.driver, *seconds, given.times), given.driver)
 
 
 def compare(driver: str, api_seconds: float, latency: float, times: int = TIMES) -> int:

@@ -41,6 +41,13 @@ def milliseconds(text: str) -> float:
     return number
 
 
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("expected a number from 1 on")
+    return number
+
+
 def run(main: Callable[[], int], driver: str) -> int:
     """`main()`, with a sentence in place of a traceback for what is no mistake in the program.
 

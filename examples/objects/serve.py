@@ -146,9 +146,7 @@ def create_page(laboratory: Laboratory, about: str) -> Flask:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = options.parser(
-        "python -m examples.objects.serve", "Keep the app running, with a page that draws its wire."
-    )
+    parser = options.parser("./run serve", "Keep the app running, with a page that draws its wire.")
     parser.add_argument("--port", type=_port, default=8000, help="default: %(default)s; 0 takes a free one")
     given = parser.parse_args(arguments)
     return options.run(lambda: _serve(given), given.driver)

@@ -1,4 +1,4 @@
-"""`python -m examples.shop.serve`: the shop with a PostgreSQL of its own, its tables, and a few products in it."""
+"""The shop with a PostgreSQL of its own, its tables, and a few products in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ c-1,Compass,2500
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m examples.shop.serve", description=__doc__)
+    parser = argparse.ArgumentParser(prog="./run shop", description=__doc__)
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one; default: %(default)s")
     parser.add_argument("--driver", choices=("psycopg2", "psycopg"), default="psycopg2", help="default: %(default)s")
     given = parser.parse_args(arguments)

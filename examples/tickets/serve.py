@@ -1,4 +1,4 @@
-"""`python -m examples.tickets.serve`: the box office with a PostgreSQL of its own and a concert with three seats."""
+"""The box office with a PostgreSQL of its own and a concert with three seats."""
 
 from __future__ import annotations
 
