@@ -30,7 +30,18 @@ DOCS = "http://docs.invalid/"  # urljoin knows what is relative in the schemes o
 WIDTHS = (1280, 390)
 SCHEMES = ("light", "dark")
 # What readers search for, and a page that has to be among the results.
-SEARCHES = {"n+1": "lazy-loads", "deadlock": "locks", "skip locked": "how-to-queue", "writes_outside": "configuration"}
+SEARCHES = {
+    "n+1": "lazy-loads",
+    "deadlock": "locks",
+    "skip locked": "how-to-queue",
+    "writes_outside": "configuration",
+    "pgbouncer": "deployment",
+    "idle in transaction": "monitoring",
+    "bulk insert": "bulk",
+    "multi-tenant": "tenants",
+    "rls": "tenants",
+    "pytest": "testing",
+}
 SCREENSHOTS = (
     *("index", "start", "transactions", "round-trips", "find-or-create", "configuration", "moving-over"),
     *("reference", "reference/transactions", "benchmarks"),

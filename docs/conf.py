@@ -1,9 +1,15 @@
 """Sphinx configuration, and the `wire` directive that the pages use."""
 
+import enum
+import inspect
+import logging
+import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from docutils import nodes
 from docutils.statemachine import StringList
 from pygments.lexers.sql import PostgresLexer
@@ -12,6 +18,11 @@ from sphinx.application import Sphinx
 from sphinx.directives.code import CodeBlock
 
 import fictive
+from fictive.sqlalchemy import Transaction
+
+# autodoc looks at the columns of mixins, and imports Alembic: neither has anything to say to who builds the docs.
+warnings.filterwarnings("ignore", message="Unmanaged access of declarative attribute", category=sa.exc.SAWarning)
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 ROOT = Path(__file__).resolve().parent.parent
 project = "fictive"
@@ -33,10 +44,16 @@ autodoc_preserve_defaults = True
 
 html_theme = "furo"
 html_theme_options = {"top_of_page_buttons": []}
+html_static_path = ["_static"]
+html_css_files = ["fictive.css"]
 html_title = f"fictive {release}"
 html_show_sphinx = False
 highlight_language = "default"  # Python, where a literal block is that
 
+
+WIRE_BOX = re.compile(
+    r'(?P<head><div class="highlight-wire[^>]*><div class="highlight"><pre[^>]*>)(?P<lines>.*?)</pre>', re.DOTALL
+)
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
@@ -69,6 +86,23 @@ class WireDirective(CodeBlock):
         return super().run()
 
 
+def shorten_signature(_app: Sphinx, what: str, _name: str, thing: object, *rest: Any) -> tuple[str, str | None] | None:
+    """Leave out what no caller gives: private parameters of SQLAlchemy, arguments of classes that fictive makes."""
+    signature, returns = rest[-2:]
+    if what == "class" and inspect.isclass(thing) and issubclass(thing, (enum.Enum, Transaction)):
+        return "", returns
+    if signature and re.search(r"[(, ]_\w+", signature):
+        public = [each for each in signature.strip("()").split(", ") if not each.startswith("_")]
+        return f"({', '.join(public)})", returns
+    return None
+
+
+def mark_statements(box: re.Match[str]) -> str:
+    """Each line of a wire box in an element of its own, which sets in what does not fit on one."""
+    lines = box["lines"].removesuffix("\n").split("\n")
+    return box["head"] + "".join(f'<span class="statement">{line}\n</span>' for line in lines) + "</pre>"
+
+
 def mend_pages(app: Sphinx, error: Exception | None) -> None:
     """Add to the pages what axe-core misses in Furo's, and take this machine's paths out of the diffs."""
     if error or app.builder.format != "html":
@@ -84,10 +118,14 @@ def mend_pages(app: Sphinx, error: Exception | None) -> None:
             # What scrolls has to be within the keyboard's reach.
             ("<pre>", '<pre tabindex="0">'),
             ('<div class="table-wrapper', '<div tabindex="0" class="table-wrapper'),
+            ('<div class="wide-image', '<div tabindex="0" class="wide-image'),
+            ('<span class="pre">--', '<span class="pre option-name">--'),
+            ("F-S-Lite", "F\u2011S\u2011Lite"),  # hyphens that no line breaks at
             ('<th class="head"></th>', '<td class="head"></td>'),  # over a table's first column
             ('<div id="search-results"></div>', '<h1>Search</h1><div id="search-results"></div>'),
         ):
             new = new.replace(part, better)
+        new = WIRE_BOX.sub(mark_statements, new)
         if new != old:
             path.write_text(new, encoding="utf-8")
 
@@ -95,5 +133,6 @@ def mend_pages(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("wire", WireDirective)
     app.add_lexer("wire", WireLexer)
+    app.connect("autodoc-process-signature", shorten_signature)
     app.connect("build-finished", mend_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
