@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from fictive import errors
+from fictive import errors, flask_sqlalchemy, migrations, models
+from fictive import sqlalchemy as fictive_sqlalchemy
 from fictive.config import Settings, setting_name
 from tests.docs_runner import DocsError, read_blocks, run_page
 
@@ -53,6 +54,33 @@ def test_every_setting_is_on_the_page_configuration() -> None:
     text = (ROOT / "docs" / "configuration.rst").read_text(encoding="utf-8")
     settings = [setting_name(each.name) for each in dataclasses.fields(Settings)]
     assert [name for name in settings if f"``{name}``\n" not in text] == []
+
+
+def test_the_defaults_on_the_page_configuration_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "configuration.rst").read_text(encoding="utf-8")
+    rows = re.findall(r"\* - ``(FICTIVE_\w+)``\n +- ``(.+)``\n", text)
+    shown = {name: eval(value, {"range": range}) for name, value in rows}
+    assert Settings.from_mapping(shown) == Settings()
+
+
+@pytest.mark.parametrize("module", [flask_sqlalchemy, migrations, models, fictive_sqlalchemy])
+def test_the_reference_has_every_public_name(module: Any) -> None:
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.rst")]
+    words = set(re.findall(r"\w+", "\n".join(pages)))
+    assert set(module.__all__) - words == set()
+
+
+def test_what_the_docs_name_is_there() -> None:
+    """Files of this repository, modules that are run, and the commands of `./run`."""
+    pages = [README, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.rst"), *ROOT.glob("examples/*/README.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    files = re.findall(r"`((?:benchmarks|docs|examples|fictive|tests)/[\w./-]*\w)`", text)
+    modules = re.findall(r"python -m ((?:benchmarks|examples|fictive|tests)[\w.]*\w)", text)
+    paths = [*files, *(f"{each.replace('.', '/')}.py" for each in modules)]
+    gone = [each for each in paths if not ((ROOT / each).exists() or (ROOT / each.removesuffix(".py")).is_dir())]
+    commands = set(re.findall(r"\./run ([a-z][\w-]*)", text))
+    known = set(re.findall(r'^    "([\w-]+)": \(', (ROOT / "run").read_text(encoding="utf-8"), re.MULTILINE))
+    assert (gone, commands - known) == ([], set())
 
 
 def test_the_reference_has_every_error() -> None:
