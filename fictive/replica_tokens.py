@@ -69,8 +69,12 @@ class Tokens:
 
     @contextlib.contextmanager
     def using(self, token: str | None) -> Iterator[None]:
-        """Reads in the block see at least what was there when the token was made."""
-        with using_positions(Positions() if token is None else self.read(token)):
+        """Reads in the block see at least what was there when the token was made, besides what they would see
+        anyway."""
+        positions = Positions(outer=current_positions())
+        if token is not None:
+            positions.include(self.read(token))
+        with using_positions(positions):
             yield
 
 

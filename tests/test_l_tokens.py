@@ -122,6 +122,7 @@ def test_l2_a_token_that_is_too_old_says_nothing(
 
         now = itsdangerous.timed.time.time()
         monkeypatch.setattr(itsdangerous.timed.time, "time", lambda: now + 61)
+    with app.app_context():
         with db.using_token(token):
             assert positions_of(db.session.info)[db.engine] == 0
 

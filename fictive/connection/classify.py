@@ -14,7 +14,16 @@ from typing import Any
 
 from .read_functions import READ_FUNCTIONS
 
-__all__ = ["PLAIN_READ", "Effect", "StatementClass", "classify", "classify_with", "known_texts", "summary"]
+__all__ = [
+    "PLAIN_READ",
+    "Effect",
+    "StatementClass",
+    "classify",
+    "classify_with",
+    "counts_its_rows",
+    "known_texts",
+    "summary",
+]
 
 
 class Effect(enum.IntEnum):
@@ -158,6 +167,16 @@ def summary(query: Any) -> str:
     if found:
         return ", ".join(dict.fromkeys(found))
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+_COUNTING = re.compile(r"(?:insert|update|delete|merge)\b[^;]*;?", re.IGNORECASE)
+
+
+def counts_its_rows(query: Any) -> bool:
+    """Whether a text is one DML statement, whose answer says how many rows it wrote. Not WITH, whose last part may
+    have written none, nor a function, which has the rows that it returns. In doubt it is not."""
+    text = query.decode("utf-8", "replace") if isinstance(query, bytes) else query
+    return isinstance(text, str) and _COUNTING.fullmatch(_AROUND.sub("", text)) is not None
 
 
 def _without_comments(text: str) -> str:

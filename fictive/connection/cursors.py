@@ -32,6 +32,10 @@ __all__ = ["StatementCursor", "StreamCursor", "TransactionCursor"]
 
 log = logging.getLogger("fictive.connection")
 
+_SEND_A_STATEMENT = frozenset({"callproc", "copy", "copy_expert", "stream"})
+"""What of a driver's cursor sends a statement that it is given, besides `execute`."""
+_SEND = _SEND_A_STATEMENT | {"copy_from", "copy_to"}
+
 
 class SessionCursor:
     """What the cursors have in common: a driver's cursor behind them, once there is one."""
@@ -141,7 +145,7 @@ class StatementCursor(SessionCursor):
             return self.execute_in_transaction(query, parameters, written)
         if owner.local_settings.function is not None and (settings := owner.local_settings.of(link)):
             return execute_with_settings(self, settings, statement, query, parameters, written)
-        if link.replicas is not None and statement.is_plain_read:
+        if link.replicas is not None and written is None and statement.is_plain_read:
             from .replica_reads import read_from_replica  # not before there is a replica
 
             if read_from_replica(link, self, query, parameters):
@@ -202,10 +206,8 @@ class StatementCursor(SessionCursor):
                     pool._hand_over()
         elif server is link.early:
             link.let_early_go()
-        if written is not None and cursor.rowcount != 0:  # else it met no row, and nothing of it stays
-            owner.wrote(written)
-            if link.replicas is not None:
-                owner.positions().written(link.replicas.primary, None)
+        if written is not None:
+            link.wrote_alone(written, query, cursor.rowcount)
         return self
 
     def take_over(self, cursor: Any, server: ServerConnection) -> None:
@@ -237,6 +239,11 @@ class StatementCursor(SessionCursor):
             self.executemany(query, parameters)
         if written is not None:
             link.owner.wrote(written)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _SEND:
+            self.link.note_written()
+        return super().__getattr__(name)
 
     def _driver_cursor(self) -> Any:
         return self.link.in_use().dbapi.cursor()
@@ -307,7 +314,8 @@ class TransactionCursor(SessionCursor):
         if link.prefetches and server.buffers and self.description is not None:
             self._rows = cursor.fetchall()
         if statement.leaves_something or (
-            statement is not PLAIN_READ and (link.log is not None or link.replicas is not None)
+            (statement is not PLAIN_READ or link.owner.statement_options)
+            and (link.log is not None or link.replicas is not None)
         ):
             link.note_statement(statement, query, parameters)
         if query.__class__ is str and query not in parsed:
@@ -355,9 +363,6 @@ class TransactionCursor(SessionCursor):
         link.send_pending(server)
         link.wrote = True
         return server.dbapi.cursor()
-
-
-_SEND_A_STATEMENT = frozenset({"callproc", "copy", "copy_expert", "stream"})
 
 
 class StreamCursor(SessionCursor):

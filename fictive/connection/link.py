@@ -30,7 +30,7 @@ from ..session import private
 from ..session.private import EmptyListener
 from . import pooler, process
 from . import replicas as read_replicas
-from .classify import Effect, StatementClass, classify_with, summary
+from .classify import Effect, StatementClass, classify_with, counts_its_rows, summary
 from .cursors import StatementCursor, StreamCursor, TransactionCursor
 from .pool import IDLE_FOR, BorrowingPool
 from .pooler import direct_engine, is_pooled, refusal
@@ -89,8 +89,11 @@ class LinkOwner:
         """A write was committed at once."""
 
     def positions(self) -> Positions:
-        """How far this session has written, and has to see."""
+        """How far this session has to see."""
         return Positions()
+
+    def wrote_up_to(self, engine: sa.Engine, position: int | None) -> None:
+        """A commit on a primary, up to this position in its log; None where nobody has asked for it."""
 
     def short_transaction(self, engine: sa.Engine) -> contextlib.AbstractContextManager[None]:
         """A transaction for one statement, whose beginning is told to those who listen, with its settings."""
@@ -230,7 +233,7 @@ class Link:
                         self.driver.commit(server, releases)
         except BaseException as error:
             if replicas is not None:
-                self.owner.positions().written(replicas.primary, None)
+                self.owner.wrote_up_to(replicas.primary, None)
                 if sqlstate(error) in _MAY_COME_AFTER_COMMIT and server is not None:
                     server.drop(error)  # SQLAlchemy takes it for a lost connection, and so for an unknown outcome
             if isinstance(error, Exception) and server is not None and not server.is_lost():
@@ -238,7 +241,7 @@ class Link:
             self.end(error)
             raise
         if replicas is not None:
-            self.owner.positions().written(replicas.primary, position)
+            self.owner.wrote_up_to(replicas.primary, position)
         self.end()
 
     def _look_before_commit(self, server: ServerConnection) -> None:
@@ -382,6 +385,8 @@ class Link:
         server = self._at_hand()
         if self.in_transaction:
             self.go_native(server)
+        else:
+            self.note_written()  # whatever the caller does with it
         if not self.ending:
             server.taint()
         return server.dbapi
@@ -460,7 +465,7 @@ class Link:
             raise
         self.ending = False
         if self.wrote and self.replicas is not None:
-            self.owner.positions().written(self.replicas.primary, None)
+            self.owner.wrote_up_to(self.replicas.primary, None)
         self.end()
 
     # -- transactions -----------------------------------------------------------------------------------------------
@@ -736,10 +741,22 @@ class Link:
         if found.connection_state is not None:
             raise refusal(found.connection_state)
 
+    def wrote_alone(self, written: str, query: Any, rowcount: int = -1) -> None:
+        """A write in autocommit was committed."""
+        if rowcount != 0 or not counts_its_rows(query):  # else it met no row, and there is nothing to roll back
+            self.owner.wrote(written)
+        self.note_written()
+
+    def note_written(self) -> None:
+        """Outside a transaction something was written, or may be: whoever reads next is to see it. Also after a
+        statement that met no row, which a trigger of the statement's may have followed."""
+        if self.replicas is not None:
+            self.owner.wrote_up_to(self.replicas.primary, None)
+
     def note_statement(self, statement: StatementClass, query: Any, parameters: Any = None) -> None:
         """In a transaction: what a statement that was run leaves behind."""
         statement = statement.resolved(parameters)
-        if statement.effect is not Effect.READ:
+        if statement.effect is not Effect.READ or self.owner.statement_options.get("fictive_writes"):
             self.wrote = True
         if statement.savepoint is not None:
             self.pending.sent([" ".join(statement.savepoint)])

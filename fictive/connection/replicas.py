@@ -35,6 +35,7 @@ __all__ = [
     "format_lsn",
     "has_replicas",
     "is_replica",
+    "note_written",
     "on_primary",
     "parse_lsn",
     "positions_of",
@@ -90,55 +91,89 @@ def check_position(position: int) -> str:
 class Positions:
     """How far each primary had written when what must be seen was committed, in one request, job or session."""
 
-    __slots__ = ("__weakref__", "_known", "_unknown", "changed")
+    __slots__ = ("__weakref__", "_outer", "changed", "known", "unknown")
 
-    def __init__(self, known: Mapping[sa.Engine, int] | None = None) -> None:
-        self._known: dict[sa.Engine, int] = dict(known or {})
-        self._unknown: set[sa.Engine] = set()
+    def __init__(self, known: Mapping[sa.Engine, int] | None = None, outer: Positions | None = None) -> None:
+        self.known: dict[sa.Engine, int] = dict(known or {})
+        self._outer = outer
+        """Those of the block around; what is written in this one is written there too."""
+        self.unknown: set[sa.Engine] = set()
         self.changed = False
         """Whether anything was written since it was made."""
+        if outer is not None:
+            self.include(outer)
 
     def written(self, engine: sa.Engine, position: int | None) -> None:
         """A commit on `engine`, up to `position`; None where nobody has asked for it."""
         self.changed = True
         if position is None:
-            self._unknown.add(engine)
+            self.unknown.add(engine)
         else:
             self.raise_to(engine, position)
+        if self._outer is not None:
+            self._outer.written(engine, position)
+
+    def include(self, other: Positions) -> None:
+        """See at least what `other` has to see."""
+        for engine, position in other.known.items():
+            self.raise_to(engine, position)
+        self.unknown |= other.unknown
 
     def raise_to(self, engine: sa.Engine, position: int) -> None:
         """See at least what was there at `position`."""
-        if position > self._known.get(engine, 0):
-            self._known[engine] = position
+        if position > self.known.get(engine, 0):
+            self.known[engine] = position
 
     def needs_primary(self, engine: sa.Engine) -> bool:
         """Whether something was written of which no position is known."""
-        return engine in self._unknown
+        return engine in self.unknown
 
     def __getitem__(self, engine: sa.Engine) -> int:
         """The position; 0 where nothing was written."""
-        return self._known.get(engine, 0)
+        return self.known.get(engine, 0)
 
     def complete(self, ask: Callable[[sa.Engine], int]) -> Mapping[sa.Engine, int]:
         """All positions, after one look at each primary whose is not known."""
-        while self._unknown:
-            engine = next(iter(self._unknown))
+        while self.unknown:
+            engine = next(iter(self.unknown))
             self.raise_to(engine, ask(engine))
-            self._unknown.discard(engine)
-        return self._known
+            self.unknown.discard(engine)
+        return self.known
 
 
 _current: BlockVariable[Positions | None] = BlockVariable("fictive_positions", None)
 _KEY = "fictive.positions"
+_SHARED = "fictive.shared_positions"
 
 
 def positions_of(info: dict[Any, Any]) -> Positions:
-    """Those of the request or job, where there is one; else those of the session whose `info` it is."""
+    """Those of the request or job, where there is one; else those of the session whose `info` it is.
+
+    A session sees its own writes in either: those from before the block in it, and those of the block after it.
+    """
     found = _current.get()
     if found is None:
-        found = info.get(_KEY)
-        if found is None:
-            found = info[_KEY] = Positions()
+        return _own(info)
+    seen: object = info.get(_SHARED)
+    if seen is not found:
+        info[_SHARED] = found
+        if _KEY in info:
+            found.include(info[_KEY])
+    return found
+
+
+def note_written(info: dict[Any, Any], engine: sa.Engine, position: int | None) -> None:
+    """A session has written; see `Positions.written`."""
+    found, own = positions_of(info), _own(info)
+    found.written(engine, position)
+    if own is not found:
+        own.written(engine, position)
+
+
+def _own(info: dict[Any, Any]) -> Positions:
+    if _KEY not in info:
+        info[_KEY] = Positions()
+    found: Positions = info[_KEY]
     return found
 
 

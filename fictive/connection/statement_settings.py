@@ -205,7 +205,7 @@ def execute_with_settings(
     if not driver.can_share(query, parameters):
         cursor.execute_in_transaction(query, parameters, written)
         return
-    if link.replicas is not None and statement.is_plain_read:
+    if link.replicas is not None and written is None and statement.is_plain_read:
         from .replica_reads import read_from_replica  # not before there is a replica
 
         if read_from_replica(link, cursor, query, parameters, settings):
@@ -238,10 +238,8 @@ def execute_with_settings(
         server.give_back()
     if found is None:  # the application's cursor class lets nothing ride; nothing was sent
         cursor.execute_in_transaction(query, parameters, written)
-    elif written is not None and found.rowcount != 0:
-        owner.wrote(written)
-        if link.replicas is not None:
-            owner.positions().written(link.replicas.primary, None)
+    elif written is not None:
+        link.wrote_alone(written, query, found.rowcount)
 
 
 def _cannot_share(what: str, settings: DueSettings) -> LocalSettingsError:
