@@ -19,7 +19,7 @@ from flask import Flask
 from sqlalchemy.orm import selectinload
 
 from fictive.config import Settings
-from fictive.errors import ConfigurationError
+from fictive.errors import ConfigurationError, TransactionAborted
 from fictive.report.collector import MOST_EVENTS, Collector
 from fictive.report.lines import is_library, register_application
 from fictive.report.relationships import relationships_of
@@ -131,10 +131,33 @@ def an_error() -> None:
         db.session.execute(sa.text("select * from nowhere"))
 
 
+def reads_within_a_stream() -> None:
+    for (number,) in db.session.execute(sa.select(Item.id).execution_options(yield_per=2)):
+        db.session.scalar(sa.select(Item.name).where(Item.id == number))
+
+
+def an_advisory_lock() -> None:
+    with db.advisory_lock("report"):
+        one_select()
+
+
+def a_transaction_that_a_text_ended() -> None:
+    with pytest.raises(TransactionAborted), db.session.begin():
+        db.session.execute(sa.text("select 1"))
+        db.session.execute(sa.text("commit"))
+        db.session.execute(sa.text("select 2"))
+
+
+def rows_by_core() -> None:
+    with db.engine.begin() as connection:
+        connection.execute(sa.insert(Item), [{"name": f"new {next(numbers)}"} for _ in range(3)])
+
+
 VIEWS = [
     no_statement, one_select, five_gets, insert_in_a_block, select_and_update_in_a_block, savepoint,
     savepoint_rolled_back, rolled_back, add_and_commit, lazy_loads, eager_loads, options_and_level, empty_block,
-    an_error, an_error_in_a_block, many_rows, a_stream, pinned,
+    an_error, an_error_in_a_block, many_rows, a_stream, pinned, reads_within_a_stream, an_advisory_lock,
+    a_transaction_that_a_text_ended, rows_by_core,
 ]  # fmt: skip
 
 Reported = Callable[..., Any]
@@ -292,6 +315,18 @@ def test_j1_core_s_statements_are_reported_too(watched: Callable[..., Any], wire
     assert [each.sql for each in report.statements] == ["select 1", "select 2", "select 3"]
     assert [each.outcome for each in report.transactions] == ["committed", "rolled back"]
     assert report.round_trips == log.round_trips
+
+
+def test_j1_core_is_not_idle_while_its_first_statement_runs() -> None:
+    """A BEGIN of the driver's goes before it, in a time that nobody knows."""
+    collector = Collector()
+    collector.transaction_began(-1)
+    collector.command("BEGIN", 1.0, 1.0, 1, -1)
+    collector.statement("select 1", None, 1.0, 3.0, 1, 1, (), -1, None)
+    collector.transaction_ended(-1, "committed", 3.5, 3.5, 1)
+    report = Report.of(collector.events, started=0.0, ended=4.0)
+    assert [each.sql for each in report.sent] == ["BEGIN", "select 1"]
+    assert (report.idle_seconds, report.database_seconds) == (0.5, 2.0)
 
 
 def test_j1_server_timing(watched: Callable[..., Any]) -> None:

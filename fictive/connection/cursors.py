@@ -465,6 +465,7 @@ class StreamCursor(SessionCursor):
 
     def run(self, cursor: SessionCursor, query: Any, parameters: Any) -> None:
         """Run a read of the session's on the connection of this stream."""
+        self.link.told = True
         inner = self._stream.cursor()
         inner.execute(query, parameters)
         cursor.driver_cursor, cursor.description = inner.driver_cursor, inner.description

@@ -108,13 +108,14 @@ def status_of(connection: sa.Connection) -> TransactionStatus:
     return driver_for(connection.dialect).status(dbapi_connection(connection))
 
 
-def connection_in_autocommit(engine: sa.Engine) -> Any:
+def connection_in_autocommit(engine: sa.Engine, watcher: Any = None) -> Any:
     """A connection of the caller's own, each statement on it standing alone: `with connection_in_autocommit(e) as c:`.
 
-    It goes back to the pool as it was; whoever has doubts about its state invalidates it.
+    It goes back to the pool as it was; whoever has doubts about its state invalidates it. `watcher` is told of what is
+    run on it, as part of a session's work.
     """
     prepare(engine)
-    return SessionConnection.standing_alone(engine)
+    return SessionConnection.standing_alone(engine, watcher)
 
 
 def _connect(dialect: sa.Dialect, driver: Driver, connect: Any, *cargs: Any, **cparams: Any) -> Any:

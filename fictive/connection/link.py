@@ -110,7 +110,7 @@ class Link:
                  "early", "ending", "engine", "first_error", "idle", "in_transaction", "is_pooled", "kept", "log",
                  "lost", "may_be_committed", "native", "number", "options", "owner", "pending", "prefetches",
                  "prepared", "replica_trips", "replicas", "rest_options", "retried", "server",
-                 "settings", "settings_command", "streams", "trouble", "users", "watcher", "wrote")  # fmt: skip
+                 "settings", "settings_command", "streams", "told", "trouble", "users", "watcher", "wrote")  # fmt: skip
 
     statement_cursor: ClassVar[type[StatementCursor]] = StatementCursor
     transaction_cursor: ClassVar[type[TransactionCursor]] = TransactionCursor
@@ -173,7 +173,9 @@ class Link:
         self.prepared: Any = None
         """Of a watched statement under way on psycopg, what was prepared before it."""
         self.replica_trips = 0
-        """Of a watched statement under way, the round trips to a replica that did not answer."""
+        """Of a watched statement under way, the round trips to a replica besides that of the statement itself."""
+        self.told = False
+        """Whether the watcher was told of the statement under way as one of a stream's transaction."""
         self.driver_side = DriverSide()
         self.driver_side._link = self
         self._connection_record: Any = None
@@ -668,6 +670,10 @@ class Link:
             self.kept = server  # to the end of the context: this pool would open one for each statement
         return server
 
+    def check_out_of(self, replica: sa.Engine) -> ServerConnection:
+        """One from a replica's pool."""
+        return check_out(replica, self.driver)
+
     def send_pending(self, server: ServerConnection) -> None:
         """Send what waits in a message of its own, for something that cannot take it along."""
         if not self.native and not (self.begun and self.pending.waits_for_commit()):
@@ -789,9 +795,9 @@ class Link:
     def replica_asked(self, server: ServerConnection) -> None:
         """A read is about to be sent to a replica, on `server`: for `watched`."""
 
-    def replica_told(self, replica: Replica, outcome: str) -> None:
+    def replica_told(self, replica: Replica, outcome: str, trips: int) -> None:
         """It was `"answered"`; or the primary is asked next, since the replica was `"behind"` or `"unreachable"`, or
-        the read `"failed"`: for `watched`."""
+        the read `"failed"`. It took so many round trips: for `watched`."""
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
@@ -1063,9 +1069,13 @@ class SessionConnection(sa.Connection):
 
     @classmethod
     @contextlib.contextmanager
-    def standing_alone(cls, engine: sa.Engine) -> Iterator[sa.Connection]:
+    def standing_alone(cls, engine: sa.Engine, watcher: Any = None) -> Iterator[sa.Connection]:
         """A connection that is kept for the block, each statement on it standing alone; of no session."""
         connection = cls(engine, LinkOwner())
+        if watcher is not None:
+            from .watched import watch  # not before there is one
+
+            watch(connection.link, watcher)
         try:
             yield connection
         finally:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from ..drivers import sqlstate
-from .pool import BorrowingPool
+from .pool import IDLE_FOR, BorrowingPool
 from .replicas import BEHIND, Replica, check_position, wants_primary
-from .servers import ServerConnection, check_out
+from .servers import ServerConnection
 
 if TYPE_CHECKING:
     from .cursors import StatementCursor
@@ -62,10 +63,11 @@ def _read(
         server = _borrow(link, replica.engine)
     except Exception as error:
         replica.failed(lost=not isinstance(error, sa.exc.TimeoutError))
-        link.replica_told(replica, "unreachable")
+        link.replica_told(replica, "unreachable", 0)
         log.info("no connection to the replica %r: %s", replica.engine.url, error)
         return False
     link.replica_asked(server)
+    sent = server.trips
     try:
         found = _execute(link, server, position, query, parameters, settings)
         if found is not None:
@@ -81,17 +83,17 @@ def _read(
         cursor.driver_cursor = cursor.description = cursor._rows = None
         if position and sqlstate(error) == BEHIND:
             replica.was_behind(position)
-            link.replica_told(replica, "behind")
+            link.replica_told(replica, "behind", 1)
         else:
             replica.failed(lost=lost)
-            link.replica_told(replica, "failed")
+            link.replica_told(replica, "failed", 1 + server.trips - sent)
             log.info("the replica %r did not answer; asking the primary: %s", replica.engine.url, error)
         return False
     server.give_back()
     if found is None:
         return False
     replica.passed(position)
-    link.replica_told(replica, "answered")
+    link.replica_told(replica, "answered", 1 + server.trips - sent)
     return True
 
 
@@ -119,7 +121,20 @@ def _borrow(link: Link, engine: sa.Engine) -> ServerConnection:
             server = pool.take_soon()
         if server is None:
             break
-        if not server.poll(0) or link.driver.is_alive(server.dbapi):
+        if server.poll(0) and not link.driver.is_alive(server.dbapi):
+            server.drop()
+            continue
+        if (pool.ages and time.monotonic() - server.idle_since > IDLE_FOR) or pool.has_reset_listeners():
+            server.release()  # to be looked over, or reset, by SQLAlchemy's pool
+            break
+        if (out := pool.checkout_listeners)[0] is out[-1]:
             return server
-        server.drop()
-    return check_out(engine, link.driver)
+        try:
+            server.tell_taken()
+        except BaseException as error:
+            server.drop(error)
+            if not isinstance(error, sa.exc.DisconnectionError):
+                raise
+        else:
+            return server
+    return link.check_out_of(engine)

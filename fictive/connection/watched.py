@@ -9,13 +9,15 @@ import itertools
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TransactionAborted
-from .cursors import StatementCursor, TransactionCursor
+from ..errors import DirectConnectionRequired, TransactionAborted
+from .cursors import IDLE, StatementCursor, TransactionCursor
 from .link import Link
 from .prepared import Prepared
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import sqlalchemy as sa
 
     from ..report.watcher import Watcher
     from .link import SessionConnection
@@ -67,7 +69,7 @@ class WatchedLink(Link):
         if number is None:  # a rollback within a commit, or a second one
             end()
             return
-        sends = server is not None and (self.begun or self.native)
+        sends = server is not None and self._is_open(server)
         sent, prepared = 0 if server is None else server.trips, None if self.driver.buffers else _prepared(self)
         started = perf_counter()
         try:
@@ -88,6 +90,13 @@ class WatchedLink(Link):
                     trips += prepared.messages(server.dbapi)
             self.watcher.transaction_ended(number, outcome, started, ended, trips)
 
+    def _is_open(self, server: ServerConnection) -> bool:
+        """Whether there is something to end on the server: neither a text nor the loss of its connection has done
+        so."""
+        if server.is_lost() or not (self.begun or self.native):
+            return False
+        return server.transaction_status() != IDLE or self.driver.own_transaction(server.dbapi)
+
     def check_out(self) -> ServerConnection:
         started = perf_counter()
         try:
@@ -98,6 +107,13 @@ class WatchedLink(Link):
             self.prepared.look(server.dbapi)
         return server
 
+    def check_out_of(self, replica: sa.Engine) -> ServerConnection:
+        started = perf_counter()
+        try:
+            return super().check_out_of(replica)
+        finally:
+            self.watcher.waited_for_pool(started, perf_counter())
+
     def unpin(self) -> None:
         server = self.kept
         locks = server is not None and server is not self.server and not server.is_lost()
@@ -107,14 +123,14 @@ class WatchedLink(Link):
             self.watcher.command("SELECT pg_advisory_unlock_all()", started, perf_counter(), 1, None)
 
     def replica_asked(self, server: ServerConnection) -> None:
-        self.replica_trips += 1
         if self.prepared is not None:
             self.prepared.look(server.dbapi)
 
-    def replica_told(self, replica: Replica, outcome: str) -> None:
+    def replica_told(self, replica: Replica, outcome: str, trips: int) -> None:
         self.watcher.replica_told(replica.name, outcome)
+        self.replica_trips = trips
         if outcome == "answered":
-            self.replica_trips = 0  # those of the statement itself
+            self.replica_trips -= 1  # that of the statement itself
         elif self.prepared is not None:
             self.prepared = _prepared(self)
 
@@ -151,7 +167,7 @@ class WatchedStatementCursor(StatementCursor):
         link = self.link
         failure: BaseException | None = None
         link.prepared = None if link.driver.buffers else _prepared(link)
-        link.replica_trips = 0
+        link.replica_trips, link.told = 0, False
         self.__class__ = StatementCursor  # type: ignore[assignment]  # a second try is not another statement
         started = perf_counter()
         try:
@@ -166,7 +182,7 @@ class WatchedStatementCursor(StatementCursor):
                 self.__class__ = WatchedTransactionCursor  # type: ignore[assignment]
             else:
                 self.__class__ = WatchedStatementCursor
-                if failure is None or self.driver_cursor is not None:
+                if not link.told and (failure is None or self.driver_cursor is not None):
                     trips = 1 + link.replica_trips
                     _tell(self, query, parameters, started, ended, trips, (), failure, link.prepared)
 
@@ -199,7 +215,8 @@ class WatchedTransactionCursor(TransactionCursor):
             ended = perf_counter()
             self.__class__ = WatchedTransactionCursor
             used = link.server
-            if self.driver_cursor is not None or (failure is not None and used is not None):
+            refused = isinstance(failure, (TransactionAborted, DirectConnectionRequired))  # nothing was sent
+            if self.driver_cursor is not None or (failure is not None and used is not None and not refused):
                 trips = 1
                 if used is not None:
                     trips += used.trips - (sent if used is server else 0)

@@ -17,6 +17,7 @@ from ..config import flag
 from ..connection.engines import connection_in_autocommit
 from ..connection.pooler import way_around
 from ..errors import ConfigurationError, LockLost, LockTimeout
+from ..report.watcher import WATCHER, Watcher
 from ..session.blocks import transaction
 from ..session.durations import Duration, timeout_in_ms
 from ..session.given import require_postgresql, session_of, write_on
@@ -191,7 +192,7 @@ class _AdvisoryLock(TakenInside):
                     self._take()
                 yield session
             return
-        with _on_its_own_connection(engine, wanted):
+        with _on_its_own_connection(engine, wanted, session.info.get(WATCHER)):
             held = _held.setdefault(session, {})
             held[wanted.key] = wanted.shared
             try:
@@ -201,8 +202,8 @@ class _AdvisoryLock(TakenInside):
 
 
 @contextlib.contextmanager
-def _on_its_own_connection(engine: sa.Engine, wanted: _Wanted) -> Iterator[None]:
-    with connection_in_autocommit(engine) as connection:
+def _on_its_own_connection(engine: sa.Engine, wanted: _Wanted, watcher: Watcher | None) -> Iterator[None]:
+    with connection_in_autocommit(engine, watcher) as connection:
         free = False  # whether it is certain that the connection holds no lock
         try:
             try:

@@ -68,7 +68,9 @@ class _Listener:
 
     def after(self, connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
         ended = time.perf_counter()
-        # each set of parameters is a message; psycopg sends them in one go
+        # each set of parameters is a message; psycopg sends them in one go. SQLAlchemy's "insertmanyvalues" is "many"
+        # too, and is one statement
+        many = many and isinstance(parameters, list)
         trips = len(parameters) if many and self.counts_each else 1
         if not many:
             trips += self.prepared.messages(_dbapi(connection))

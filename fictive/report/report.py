@@ -174,7 +174,7 @@ class Report:
     def sent(self) -> tuple[Statement | Command, ...]:
         """Statements and commands, in the order in which they were sent."""
         both: list[Statement | Command] = [*self.statements, *self.commands]
-        return tuple(sorted(both, key=lambda each: each.started))
+        return tuple(sorted(both, key=_when))
 
     @cached_property
     def round_trips(self) -> int:
@@ -310,6 +310,11 @@ class Report:
         )
 
 
+def _when(sent: Statement | Command) -> tuple[float, float]:
+    """Of two that began together, such as a BEGIN of the driver's and its statement, the one that ended first."""
+    return sent.started, sent.ended
+
+
 def transaction_report(events: Iterable[Event], number: int) -> Transaction | None:
     """The transaction with that number, from a collector's events."""
     report = Report.of(events, started=0.0, ended=0.0)
@@ -344,7 +349,7 @@ def _transactions(
         if each.transaction is not None:
             within.setdefault(each.transaction, []).append(each)
     for number, sent in within.items():
-        sent.sort(key=lambda each: each.started)
+        sent.sort(key=_when)
         end = ends.get(number)
         since, place = starts.get(number, (0.0 if end is None else end[1], None))
         if sent:
