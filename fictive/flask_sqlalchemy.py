@@ -29,7 +29,7 @@ from .connection.pooler import set_pooler
 from .connection.replicas import on_primary, positions_of, set_replicas
 from .connection.servers import set_patience
 from .connection.statement_settings import SettingsFunction, SettingsSource
-from .databases.engine_options import POOL_OPTIONS, add_options, merged_connect_args
+from .databases.engine_options import POOL_OPTIONS, add_options, merged_connect_args, value_options
 from .databases.urls import database_url
 from .errors import ConfigurationError, DatabaseNotConfigured, SettingIgnoredWarning
 from .flask_config import ENVIRONMENT, Environment, check_urls, option_layers, read_environment, shared_layers
@@ -256,7 +256,9 @@ class OptInTransactionMixin(MakesModels):
             for number, name in enumerate(names, 1):
                 bind = name if isinstance(name, str) and name in engines else f"{key or 'default'} replica {number}"
                 if bind not in engines:
-                    engines[bind] = self._make_engine(bind, {"url": _replica_url(name)}, app)
+                    layers = option_layers(app.config, self._engine_options, app.extensions[ENVIRONMENT], key)
+                    options = value_options(layer.options for layer in layers)
+                    engines[bind] = self._make_engine(bind, {**options, "url": _replica_url(name)}, app)
                 members.append(engines[bind])
             set_replicas(engines[key], members)
         tokens = Tokens(app, settings, lambda: self._app_engines[app])

@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
+from fictive.connection.replicas import set_replicas
 from fictive.errors import CommitOutcomeUnknown
 from fictive.sqlalchemy import OptInSession
 from fictive.testing.wire import Wire
@@ -91,6 +92,21 @@ def test_l3_a_promotion_under_load(pair: Nodes, driver: str) -> None:
     assert {token for token, what in told.items() if what == "committed"} <= there
     assert not {token for token, what in told.items() if what == "failed"} & there
     assert failed_reads == []
+    _reads_its_own_writes(pair.replica.url(driver=driver))
+
+
+def _reads_its_own_writes(url: str) -> None:
+    """The node that took over may still be named as a replica: it has replayed nothing since, and has all."""
+    engine, copy = sa.create_engine(url), sa.create_engine(url)
+    found = set_replicas(engine, [copy])
+    with OptInSession(engine) as session:
+        with session.begin():
+            session.execute(sa.text("insert into entry values ('later')"))
+        assert session.scalar(sa.text("select count(*) from entry where token = 'later'")) == 1
+    (state,) = found.states()
+    assert (state.reads, state.behind) == (1, 0)
+    engine.dispose()
+    copy.dispose()
 
 
 @pytest.mark.parametrize("block", [True, False], ids=["block", "bare"])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from fictive.connection.pool import BorrowingPool
 from fictive.connection.replicas import Positions, on_primary, positions_of, replicas_of, set_replicas, using_positions
 from fictive.sqlalchemy import FindOrCreateDescriptor, OptInSession, advisory_lock, on_commit, wait_for_rows
 from fictive.testing.wire import Wire
@@ -263,3 +264,29 @@ def test_l1_no_replica_after_all(pair: Pair, session: OptInSession) -> None:
     with OptInSession(pair.engine) as other, pair.replica.record() as replica:
         other.scalars(NAMES).all()
     assert replica.round_trips == 0
+
+
+def test_l1_listeners_of_a_replica_s_pool_are_told_of_each_read(pair: Pair, session: OptInSession) -> None:
+    """What they set, say, is for whoever takes the connection."""
+    taken: list[Any] = []
+    copy = sa.create_engine(pair.copy.url, poolclass=BorrowingPool)
+    set_replicas(pair.engine, [copy])
+    with OptInSession(pair.engine) as session:
+        session.scalars(NAMES).all()
+        sa.event.listen(copy, "checkout", lambda dbapi, record, proxy: taken.append("out"))
+        sa.event.listen(copy, "checkin", lambda dbapi, record: taken.append("in"))
+        for _ in range(3):
+            session.scalars(NAMES).all()
+    copy.dispose()
+    assert [each for each in taken if each == "out"] == ["out"] * 3
+    assert pair.state.reads == 4
+
+
+def test_l1_a_replica_s_pool_replaces_old_connections(pair: Pair, session: OptInSession) -> None:
+    copy = sa.create_engine(pair.copy.url, pool_recycle=0, poolclass=BorrowingPool)
+    set_replicas(pair.engine, [copy])
+    with OptInSession(pair.engine) as session, pair.replica.record() as replica:
+        for _ in range(3):
+            session.scalars(NAMES).all()
+    copy.dispose()
+    assert replica.connections_opened >= 2

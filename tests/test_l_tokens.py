@@ -151,6 +151,24 @@ def test_l1_which_engines_are_replicas(make_app: MakeApp, database_url: str) -> 
             assert not wants_primary()
 
 
+def test_l1_rows_are_the_same_whoever_answers(make_app: MakeApp, database_url: str) -> None:
+    """A replica that is given by its URL has its primary's options for values."""
+
+    def loads(text: Any) -> Any:
+        return ["read by the app", text]
+
+    app = make_app(SQLALCHEMY_ENGINE_OPTIONS={"json_deserializer": loads}, FICTIVE_REPLICAS=[database_url])
+    query = sa.select(sa.literal({"a": 1}, sa.JSON))
+    with app.app_context():
+        found = db.session.scalar(query)
+        with db.primary():
+            assert found == db.session.scalar(query)
+        replicas = replicas_of(db.engine)
+        assert replicas is not None
+        assert replicas.states()[0].reads == 1
+        db.engines["default replica 1"].dispose()
+
+
 @pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
 def test_l1_settings_that_cannot_work(make_app: MakeApp, database_url: str) -> None:
     for wrong in (

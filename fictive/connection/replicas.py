@@ -47,7 +47,11 @@ __all__ = [
     "without_replicas",
 ]
 
-COMMIT_POSITION = "SELECT pg_catalog.pg_current_wal_insert_lsn()"
+_REPLAYS = "pg_catalog.pg_is_in_recovery()"
+_REPLAYED = "pg_catalog.pg_last_wal_replay_lsn()"
+_WRITTEN = "pg_catalog.pg_current_wal_insert_lsn()"
+
+COMMIT_POSITION = f"SELECT {_WRITTEN}"
 """Right behind COMMIT: a position that a replica with this transaction has replayed.
 
 It may be higher than the transaction's own: what others have written since, which the primary may not have sent yet.
@@ -80,9 +84,10 @@ def server_name(url: sa.URL) -> str:
 
 
 def check_position(position: int) -> str:
-    """What goes in front of a read. On a server that never was a replica it passes."""
+    """What goes in front of a read. A server that replays nothing, such as one that was promoted, has what it has
+    written itself."""
     lsn = f"'{format_lsn(position)}'::pg_catalog.pg_lsn"
-    return f"SELECT 1/(pg_catalog.pg_last_wal_replay_lsn() >= {lsn})::pg_catalog.int4"
+    return f"SELECT 1/(CASE WHEN {_REPLAYS} THEN {_REPLAYED} ELSE {_WRITTEN} END >= {lsn})::pg_catalog.int4"
 
 
 # -- what was written ------------------------------------------------------------------------------------------------

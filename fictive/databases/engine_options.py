@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-__all__ = ["POOL_OPTIONS", "add_options", "merged_connect_args", "startup_options"]
+__all__ = ["POOL_OPTIONS", "add_options", "merged_connect_args", "startup_options", "value_options"]
 
 POOL_OPTIONS = frozenset(
     {
@@ -26,6 +26,8 @@ POOL_OPTIONS = frozenset(
 )
 """Options about how a pool behaves. The others say where and as whom to connect, or what a connection does."""
 
+_OF_CONNECTIONS = frozenset({"connect_args", "creator", "execution_options", "module", "plugins", "pool", "url"})
+
 _WITHOUT_POOL = frozenset({"echo", "hide_parameters"})
 _OF_QUEUES = frozenset({"pool_size", "max_overflow", "pool_timeout", "pool_use_lifo"})
 
@@ -41,6 +43,13 @@ def add_options(options: dict[str, Any], more: Mapping[str, Any]) -> list[str]:
             continue
         options[name] = more[name]
     return refused
+
+
+def value_options(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of an engine's options those that an engine on a replica needs to give the same values, such as
+    `json_deserializer`: neither where and as whom to connect, nor how the pool behaves."""
+    left_out = _OF_CONNECTIONS | POOL_OPTIONS
+    return {name: value for layer in layers for name, value in layer.items() if name not in left_out}
 
 
 def _goes_with(options: Mapping[str, Any], name: str, value: Any) -> bool:
