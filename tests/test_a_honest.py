@@ -158,6 +158,8 @@ LEFT = {
     "SET SESSION AUTHORIZATION": "SET SESSION AUTHORIZATION pg_monitor",
     "SET TIME ZONE": "SET TIME ZONE 'Asia/Tokyo'",
     "set_config": "SELECT set_config('work_mem', '7777kB', false)",
+    "set_config with a text": "SELECT set_config('work_mem', '7777kB', 'off')",
+    "set_config with an expression": "SELECT set_config('work_mem', '7777kB', not true)",
     "in a DO": "DO $$ begin perform set_config('work_mem', '7777kB', false); end $$",
     "SET in a DO": "DO $$ begin SET work_mem = '7777kB'; end $$",
     "EXECUTE in a DO": "DO $$ begin execute 'SET work_mem = ''7777kB'''; end $$",
@@ -207,6 +209,20 @@ def test_a18_nothing_that_a_block_set_reaches_the_next_user(what: str, nested: b
         assert db.session.execute(sa.text(STATE).execution_options(fictive_writes=False)).one() == state
     with db.engine.connect() as connection:
         assert connection.execute(sa.text(STATE)).one() == state
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("local", [False, "off"])
+def test_a18_nothing_that_a_block_set_by_a_bound_value_reaches_the_next_user(local: object) -> None:
+    query = sa.text("SELECT set_config('app.tenant', :name, :local)")
+    one, many = {"name": "7", "local": local}, [{"name": "7", "local": local}, {"name": "8", "local": True}]
+    stream = {"yield_per": 1}
+    for parameters, options in ((one, {}), (many, {}), (one, stream)):
+        with db.session.begin():
+            found = db.session.execute(query, parameters, execution_options=options)
+            if options:
+                found.all()
+        assert db.session.scalar(sa.text("select current_setting('app.tenant', true)")) in (None, "")
 
 
 @pytest.mark.usefixtures("app")

@@ -198,6 +198,7 @@ def test_a11_what_ends_a_transaction() -> None:
         "do $$ begin execute 'set role x'; end $$",
         "do $$ begin perform pg_advisory_lock(1); end $$",
         "declare c cursor with hold for select 1",
+        "declare c cursor for select set_config('a.b', 'c', false)",
         "discard all",
         "load 'x'",
         "set session characteristics as transaction read only",

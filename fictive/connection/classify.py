@@ -348,11 +348,15 @@ def _classify_one(sql: str) -> StatementClass:
     verb = words[0] if words else ""
     second = words[1] if len(words) > 1 else ""
     if verb in _TRANSACTION_VERBS:
-        state = (
-            "DECLARE CURSOR WITH HOLD" if verb == "declare" and "hold" in words and "without" not in words else None
-        )
+        state: str | None = None
+        flags: tuple[str, ...] = ()
+        if verb == "declare":
+            query = _by_calls(sql)
+            holds = "hold" in words and "without" not in words
+            state = "DECLARE CURSOR WITH HOLD" if holds else query.connection_state
+            flags = query.bound_flags
         ends = verb in _ENDING_VERBS and not (verb == "rollback" and "to" in words)
-        return StatementClass(Effect.WRITE, _TRANSACTION_VERBS[verb], state, None, ends)
+        return StatementClass(Effect.WRITE, _TRANSACTION_VERBS[verb], state, None, ends, bound_flags=flags)
     if verb == "prepare" and second == "transaction":
         return StatementClass(Effect.WRITE, "PREPARE TRANSACTION", None, None, True)
     if verb in _CONNECTION_VERBS:

@@ -9,8 +9,9 @@ import itertools
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from ..drivers import TransactionStatus
 from ..errors import DirectConnectionRequired, TransactionAborted
-from .cursors import IDLE, StatementCursor, TransactionCursor
+from .cursors import StatementCursor, TransactionCursor
 from .link import Link
 from .prepared import Prepared
 
@@ -95,7 +96,7 @@ class WatchedLink(Link):
         so."""
         if server.is_lost() or not (self.begun or self.native):
             return False
-        return server.transaction_status() != IDLE or self.driver.own_transaction(server.dbapi)
+        return server.transaction_status() != TransactionStatus.IDLE or self.driver.own_transaction(server.dbapi)
 
     def check_out(self) -> ServerConnection:
         started = perf_counter()
