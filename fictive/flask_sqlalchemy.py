@@ -201,9 +201,9 @@ class OptInTransactionMixin(MakesModels):
             app.extensions[ENVIRONMENT] = environment
         try:
             super().init_app(app, *args, **kwargs)
-            self._find_replicas(app, settings)
             for engine in self._app_engines[app].values():
                 set_patience(engine, settings.patience)
+            self._find_replicas(app, settings)
             _tell_of_poolers(self._app_engines[app], settings, app.extensions[ENVIRONMENT])
         except BaseException:
             if not registered:

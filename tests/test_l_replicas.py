@@ -290,3 +290,20 @@ def test_l1_a_replica_s_pool_replaces_old_connections(pair: Pair, session: OptIn
             session.scalars(NAMES).all()
     copy.dispose()
     assert replica.connections_opened >= 2
+
+
+def test_l1_a_replica_that_is_restarted_is_not_waited_for(pair: Pair) -> None:
+    """Not even by a pool that has found its connections lost: the primary is there."""
+    refused: list[Any] = []
+
+    class Refusing:
+        def __bool__(self) -> bool:
+            refused.append(True)
+            return True
+
+    with OptInSession(pair.engine) as session:
+        session.scalars(NAMES).all()
+        pair.replica.refuse = Refusing()  # type: ignore[assignment]
+        pair.replica.close_connections()
+        assert session.scalars(NAMES).all() == []
+    assert len(refused) <= 4  # psycopg tries each address, and the pool may try once more

@@ -22,6 +22,7 @@ from ..errors import ConfigurationError
 from ..session import private
 from ..session.unentered import needs_with
 from .block_variables import BlockVariable
+from .servers import set_patience
 
 __all__ = [
     "BEHIND",
@@ -343,6 +344,8 @@ def set_replicas(engine: sa.Engine, replicas: Sequence[sa.Engine]) -> Replicas:
     global any_replicas
     root = private.root_engine(engine)
     found = Replicas(root, replicas)
+    for each in replicas:
+        set_patience(each, 0.0)  # the primary is there
     if replicas:
         any_replicas = True
         _replicas[root] = found
