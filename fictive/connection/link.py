@@ -109,8 +109,8 @@ class Link:
     __slots__ = ("__weakref__", "_connection_record", "begins_with", "begun", "dialect", "driver", "driver_side",
                  "early", "ending", "engine", "first_error", "idle", "in_transaction", "is_pooled", "kept", "log",
                  "lost", "may_be_committed", "native", "number", "options", "owner", "pending", "prefetches",
-                 "prepared", "replica_trips", "replicas", "rest_options", "retried", "server",
-                 "settings", "settings_command", "streams", "told", "trouble", "users", "watcher", "wrote")  # fmt: skip
+                 "prepared", "replica_trips", "replicas", "rest_options", "retried", "server", "settings",
+                 "settings_command", "streams", "told", "trouble", "users", "watcher", "wrote")  # fmt: skip
 
     statement_cursor: ClassVar[type[StatementCursor]] = StatementCursor
     transaction_cursor: ClassVar[type[TransactionCursor]] = TransactionCursor
