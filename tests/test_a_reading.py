@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import linecache
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -182,6 +184,31 @@ def test_a27_lost_changes_are_a_log_record_with_the_request(make_app: MakeApp, c
         app.test_client().get("/lose")
     (found,) = [each for each in caplog.records if each.name == "fictive.unsaved"]
     assert "GET /lose, endpoint lose" in found.getMessage()
+
+
+@pytest.mark.parametrize("way", ["add", "add_all", "after a flush", "by a cascade"])
+def test_a27_lost_changes_name_the_line_where_an_object_was_added(make_app: MakeApp, way: str) -> None:
+    app = make_app(db, FICTIVE_UNSAVED_CHANGES="ignore")
+    with app.app_context():
+        if way == "after a flush":
+            db.session.add(Item(name="written"))
+            db.session.commit()
+        if way == "add_all":
+            db.session.add_all([Item(name="x")])
+        elif way == "by a cascade":
+            parent = Item(name="parent")
+            db.session.add(parent)
+            db.session.commit()
+            parent.children.append(Child())
+        else:
+            db.session.add(Item(name="x"))
+        unsaved = db.session.unsaved()
+    if way == "by a cascade":  # from another object, which was not added here
+        assert unsaved[0] == "Child (new)"
+    else:
+        (new,) = unsaved
+        assert re.fullmatch(r"Item \(new, added at \S+test_a_reading\.py:\d+ in test_a27_lost_changes\w+\)", new)
+        assert linecache.getline(__file__, int(new.split(":")[1].split()[0])).strip().startswith("db.session.add")
 
 
 DML: dict[str, Callable[[], Any]] = {

@@ -25,6 +25,8 @@ from .transaction import Kind, Transaction
 from .write_log import WriteLog
 
 if TYPE_CHECKING:
+    from types import CodeType
+
     from .session import OptInSession
 
 __all__ = ["EMPTY", "Scope", "implicit", "needs_a_transaction", "refused"]
@@ -60,6 +62,8 @@ class Scope(LinkOwner):
         """Whether `execute` has to look at a statement before it is compiled."""
         self.connections: dict[sa.Engine, SessionConnection] = {}
         self.committed_writes = WriteLog()
+        self.added: dict[Any, tuple[CodeType, int]] = {}
+        """By state, where objects were added since the last flush."""
         self.stale: list[tuple[Any, str]] | None = None
         """Loaded relationships that a flush has made stale: states, with keys."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
+from sqlalchemy.orm.attributes import instance_state
 
 from ..config import Settings, UnsavedChanges, WritesOutside, choice, flag, nearest
 from ..connection.classify import classify
@@ -27,7 +28,7 @@ from ..errors import (
     UnsavedChangesWarning,
 )
 from . import private
-from .callers import caller, stack_level
+from .callers import caller, caller_frame, stack_level
 from .local_settings import LocalSettings
 from .options import BlockOptions, block_options, refuse_options_of_begin
 from .private import ACTIVE, CLOSED
@@ -442,6 +443,8 @@ class OptInSession(sa_orm.Session):
             ):
                 self._fictive.report_write()
             super().flush(*given)
+            if self._fictive.added:
+                self._fictive.added = {}
             if self._fictive.stale and not self._flushing:
                 expire_stale(self)
             return
@@ -461,6 +464,7 @@ class OptInSession(sa_orm.Session):
         transaction.kind = Kind.IMPLICIT
         try:
             super().flush(*given)
+            scope.added = {}
             if scope.stale:
                 expire_stale(self)
             private.commit_as_is(self, transaction)
@@ -708,9 +712,16 @@ class OptInSession(sa_orm.Session):
 
     # -- the end of the context -------------------------------------------------------------------------------------
 
+    def add(self, instance: object, **options: Any) -> None:
+        """As SQLAlchemy's. `unsaved()` names the line."""
+        super().add(instance, **options)
+        frame = caller_frame()
+        self._fictive.added[instance_state(instance)] = frame.f_code, frame.f_lineno
+
     def unsaved(self) -> list[str]:
-        """What is new, changed or deleted and not written, a few words for each object. Sends nothing."""
-        found = [f"{_name(obj)} (new)" for obj in self.new]
+        """What is new, changed or deleted and not written, a few words for each object, with the line of its `add()`.
+        Sends nothing."""
+        found = [f"{_name(obj)} (new{self._added_at(obj)})" for obj in self.new]
         found += [f"{_name(obj)} (deleted)" for obj in self.deleted]
         for obj in self.dirty:
             if self.is_modified(obj):
@@ -718,12 +729,19 @@ class OptInSession(sa_orm.Session):
                 found.append(f"{_name(obj)} (changed: {', '.join(changed)})")
         return found
 
+    def _added_at(self, obj: object) -> str:
+        try:
+            code, line = self._fictive.added[instance_state(obj)]
+        except KeyError:  # by a cascade from another object
+            return ""
+        return f", added at {code.co_filename}:{line} in {code.co_name}"
+
     def close(self) -> None:
         """Give back whatever is held; an open transaction is rolled back. Changes not written are dropped."""
         try:
             super().close()
         finally:
-            if self._fictive.connections or self._fictive.committed_writes:
+            if self._fictive.connections or self._fictive.committed_writes or self._fictive.added:
                 self._let_go()
 
     def reset(self) -> None:
@@ -753,6 +771,7 @@ class OptInSession(sa_orm.Session):
             del scope.connections[engine]
         if scope.committed_writes:
             scope.committed_writes.clear()
+        scope.added = {}
 
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
         try:
