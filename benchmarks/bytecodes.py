@@ -10,9 +10,12 @@ import argparse
 import contextlib
 import functools
 import gc
+import json
+import os
+import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,10 +25,10 @@ from fictive.testing import postgres
 from . import peers
 from .calls import WARM, new_urls
 from .peers import Setup
-from .proxy import ROOT
+from .proxy import ROOT, child_environment
 from .schema import Databases
 
-REPEATS = 5
+REPEATS = 2
 _OURS = ("fictive", "benchmarks")
 
 
@@ -64,22 +67,38 @@ def _package(file: str) -> str:
     return parts[parts.index("site-packages") + 1] if "site-packages" in parts else "Python"
 
 
+def measure(databases: Databases, driver: str, selects: Sequence[int]) -> dict[str, dict[str, int]]:
+    """By contender and view, with so many SELECTs, the instructions by package. In a process of its own: listeners on
+    classes, which somebody else has left, would be called on each statement."""
+    with new_urls(databases) as urls:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.bytecodes", "--driver", driver, "--selects", *map(str, selects)],
+            cwd=ROOT,
+            env={**child_environment(), "BENCHMARKS_URLS": json.dumps(urls)},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--driver", choices=["psycopg2", "psycopg"], default="psycopg2")
     parser.add_argument("--selects", type=int, nargs="+", default=[1, 5, 20], help="of each view (default: 1 5 20)")
     options = parser.parse_args()
-    with (
-        postgres.private_server() as server,
-        Databases(server.url(), options.driver) as databases,
-        new_urls(databases) as urls,
-    ):
-        for name, url in urls.items():
+    if "BENCHMARKS_URLS" in os.environ:
+        found: dict[str, Counter[str]] = {}
+        for name, url in json.loads(os.environ["BENCHMARKS_URLS"]).items():
             with contextlib.closing(peers.load(name)(Setup(url, options.driver))) as peer:
                 for number in options.selects:
-                    found = count(functools.partial(peer.request, f"/selects/{number}"))
-                    shown = ", ".join(f"{package} {size:,}" for package, size in found.most_common())
-                    print(f"{name}, {number} SELECTs: {sum(found.values()):,} ({shown})", flush=True)
+                    found[f"{name}, {number}"] = count(functools.partial(peer.request, f"/selects/{number}"))
+        json.dump(found, sys.stdout)
+        return
+    with postgres.private_server() as server, Databases(server.url(), options.driver) as databases:
+        for view, by_package in measure(databases, options.driver, options.selects).items():
+            shown = ", ".join(f"{package} {size:,}" for package, size in Counter(by_package).most_common())
+            print(f"{view} SELECTs: {sum(by_package.values()):,} ({shown})")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 import types
 import unittest
 import warnings
@@ -293,7 +292,10 @@ def test_h3_databases_of_a_run_that_was_killed_are_dropped_by_the_next(
 
 
 @pytest.mark.usefixtures("nothing_kept")
-def test_h3_two_runs_do_not_use_one_kept_database(shop: pytest.Pytester, pg: postgres.Server) -> None:
+def test_h3_two_runs_do_not_use_one_kept_database(
+    shop: pytest.Pytester, pg: postgres.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     shop.makepyfile(TESTS)
     project = hashlib.sha256(str(shop.path).encode()).hexdigest()[:8]
     other = sa.create_engine(pg.url(driver="psycopg"), poolclass=sa.NullPool)
@@ -401,15 +403,16 @@ def test_h3_workers_share_one_embedded_server(shop: pytest.Pytester, monkeypatch
             while len(list(Path.cwd().glob("worker-*"))) < 2 and time.monotonic() < deadline:
                 time.sleep(0.01)
     """)
+    directory = shop.mkdir("directory")  # where no other run leaves its file
+    environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": ":".join(sys.path), "TMPDIR": str(directory)}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "xdist", "-n", "2", "--dist", "each", "-p", "no:cacheprovider",
          "-p", "fictive.testing.plugin"],
-        cwd=shop.path, env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": ":".join(sys.path)},
-        stdout=subprocess.PIPE, text=True, check=False,
+        cwd=shop.path, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     assert "2 passed" in done.stdout, done.stdout
     assert len(list(shop.path.glob("port-*"))) == 1
-    assert not list(Path(tempfile.gettempdir()).glob(f"fictive-run-{os.geteuid()}-*"))
+    assert not list(directory.glob("fictive-run-*"))
 
 
 def test_a_failure_lists_what_was_sent(shop: pytest.Pytester, pg: postgres.Server) -> None:
