@@ -255,8 +255,10 @@ WAYS: dict[str, Way] = {
 }  # fmt: skip
 
 BY_VALUE = "find_or_create by value"
-WITHOUT_EQUALITY = frozenset({"JSON", "JSON none_as_null", "JSONPATH", "JSONText", "ARRAY(JSON)", "xml", "point"})
-"""Types by whose values nothing can be found."""
+WITHOUT_EQUALITY = frozenset(
+    {"JSON", "JSON none_as_null", "JSONPATH", "JSONText", "ARRAY(JSON)", "xml", "point", "NullType"}
+)
+"""Types by whose values nothing can be found; without a type PostgreSQL compares what it is given as it comes."""
 LEFT_OUT = frozenset({("JSONPATH", "None", "find_or_create")})
 """Cells where a flush fails by a fault of SQLAlchemy's, which makes `{}` of None: no path. Here it is NULL."""
 RETURNING_OBJECTS = frozenset({BY_VALUE, *(way for way in WAYS if "or_create" in way)})
