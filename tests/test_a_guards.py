@@ -1308,7 +1308,9 @@ class TestUnsavedWithoutFlask:
         session.add(Item(name="new"))
         session.get(Item, 1).note = "x"
         session.delete(session.get(Item, 2))
-        with pytest.warns(UnsavedChangesWarning, match=r"Item \(new\).*Item 2 \(deleted\).*Item 1 \(changed: note\)"):
+        with pytest.warns(
+            UnsavedChangesWarning, match=r"Item \(new, added at .*\).*Item 2 \(deleted\).*Item 1 \(changed: note\)"
+        ):
             with session:
                 pass
         assert not session.new

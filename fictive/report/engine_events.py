@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.engine.interfaces import ExecuteStyle
 
 from ..connection.prepared import Prepared
 from .watcher import Watcher
@@ -70,7 +71,7 @@ class _Listener:
         ended = time.perf_counter()
         # each set of parameters is a message; psycopg sends them in one go. SQLAlchemy's "insertmanyvalues" is "many"
         # too, and is one statement
-        many = many and isinstance(parameters, list)
+        many = many and context.execute_style is ExecuteStyle.EXECUTEMANY
         trips = len(parameters) if many and self.counts_each else 1
         if not many:
             trips += self.prepared.messages(_dbapi(connection))

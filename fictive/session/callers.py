@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from types import CodeType, FrameType
 
-__all__ = ["caller", "caller_frame", "stack_level"]
+__all__ = ["caller", "find_caller", "stack_level"]
 
 # By the name of the top-level package, so that no package has to be imported to be passed over.
 _PASSED_OVER = frozenset({"fictive", "sqlalchemy", "flask_sqlalchemy", "contextlib", "werkzeug", "flask", "functools"})
@@ -15,22 +15,18 @@ _MOST_KNOWN = 20_000
 
 def caller() -> str:
     """`"file:line in function"` of the innermost frame that is not in a library fictive works through."""
-    frame, _ = _find(sys._getframe(1))
+    frame, _ = find_caller()
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
-
-
-def caller_frame() -> FrameType:
-    """That frame. Do not keep it: it holds all that its function holds."""
-    return _find(sys._getframe(1))[0]
 
 
 def stack_level() -> int:
     """The `stacklevel` with which `warnings.warn` in the calling function names that same line."""
-    return _find(sys._getframe(1))[1]
+    return find_caller()[1]
 
 
-def _find(frame: FrameType) -> tuple[FrameType, int]:
-    level = 1
+def find_caller() -> tuple[FrameType, int]:
+    """That frame, and its number from the caller's on. Do not keep it: it holds all that its function holds."""
+    frame, level = sys._getframe(1), 0
     while frame.f_back is not None:
         code = frame.f_code
         if code not in _is_passed_over:

@@ -28,7 +28,7 @@ from ..errors import (
     UnsavedChangesWarning,
 )
 from . import private
-from .callers import caller, caller_frame, stack_level
+from .callers import caller, find_caller, stack_level
 from .local_settings import LocalSettings
 from .options import BlockOptions, block_options, refuse_options_of_begin
 from .private import ACTIVE, CLOSED
@@ -715,7 +715,7 @@ class OptInSession(sa_orm.Session):
     def add(self, instance: object, **options: Any) -> None:
         """As SQLAlchemy's. `unsaved()` names the line."""
         super().add(instance, **options)
-        frame = caller_frame()
+        frame, _ = find_caller()
         self._fictive.added[instance_state(instance)] = frame.f_code, frame.f_lineno
 
     def unsaved(self) -> list[str]:

@@ -7,6 +7,7 @@ documents it. A plain session's transaction becomes one when a block of fictive'
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import weakref
@@ -325,7 +326,8 @@ class Transaction(sa_orm.SessionTransaction):
         self._note_end()
         self._ending = True
         try:
-            super().rollback(_capture_exception, _to_root)
+            with private.expecting_the_end(self) if session.twophase else contextlib.nullcontext():
+                super().rollback(_capture_exception, _to_root)
         except BaseException as error:
             self._abandon_connections(error)
             if outermost:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from ..errors import NotEnteredWarning
-from .callers import caller_frame
+from .callers import find_caller
 
 __all__ = ["NeedsWith", "needs_with", "warn_not_entered"]
 
@@ -34,7 +34,7 @@ class NeedsWith(contextlib.AbstractContextManager[_T]):
         """`what` is the call, for the message."""
         self._opened: list[contextlib.AbstractContextManager[_T]] = []
         self._what = what
-        frame = caller_frame()
+        frame, _ = find_caller()
         self._made_at = frame.f_code.co_filename, frame.f_lineno
         self._needs_with = True
 
@@ -105,7 +105,7 @@ def warn_not_entered(what: str, file: str | None = None, line: int = 0) -> None:
     if sys.is_finalizing():
         return
     if file is None:
-        frame = caller_frame()
+        frame, _ = find_caller()
         file, line = frame.f_code.co_filename, frame.f_lineno
     message = f"{what} was called without `with`, and did nothing. Write `with {what}:`."
     log.warning("%s:%s: %s", file, line, message)
