@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from fictive.connection import link
+from fictive.connection import servers
 from fictive.sqlalchemy import BorrowingPool, OptInSession
 
 PID = sa.select(sa.func.pg_backend_pid())
@@ -102,6 +102,49 @@ def test_l1_those_who_wait_for_a_full_pool_take_what_is_given_back(
     assert (len(pool.idle), pool.checkedin(), pool.wanted, checked_out) == (1, 1, set(), [])
 
 
+@pytest.mark.parametrize("in_a_block", [False, True], ids=["autocommit", "block"])
+@pytest.mark.parametrize("attached", ["before the first session", "after it", "to all pools"])
+def test_a25_a_listener_is_told_of_each_that_takes_a_connection(
+    make_engine: MakeEngine, attached: str, in_a_block: bool
+) -> None:
+    """It may set there on whose behalf the connection acts: for who opens one, waits for one or finds one idle."""
+    engine, held = make_engine(pool_size=1, max_overflow=0), threading.Event()
+    pool = engine.pool
+    assert isinstance(pool, BorrowingPool)
+    told: list[str] = []
+
+    def take(event: str) -> Callable[..., None]:
+        return lambda *_: told.append(f"{threading.current_thread().name} {event}")
+
+    def hold() -> None:
+        with OptInSession(engine) as session, session.begin():
+            session.scalar(PID)
+            held.set()
+            until(lambda: len(pool.wanted) == 1)
+
+    def wait() -> None:
+        with OptInSession(engine) as session, session.begin() if in_a_block else nullcontext():
+            session.scalar(PID)
+
+    if attached == "after it":
+        outside(engine)
+    with ExitStack() as stack:
+        for event in ("checkout", "checkin"):
+            target: Any = (sa.Pool if attached == "to all pools" else engine), event, take(event)
+            sa.event.listen(*target)
+            stack.callback(sa.event.remove, *target)
+        threads = {name: threading.Thread(target=work, name=name) for name, work in
+                   (("holds", hold), ("waits", wait), ("finds", wait))}  # fmt: skip
+        threads["holds"].start()
+        held.wait()
+        threads["waits"].start()
+        threads["holds"].join()
+        threads["waits"].join()
+        threads["finds"].start()
+        threads["finds"].join()
+    assert sorted(told) == sorted(f"{name} {event}" for name in threads for event in ("checkout", "checkin"))
+
+
 def test_c4_waiting_for_a_full_pool_ends_as_sqlalchemys(make_engine: MakeEngine) -> None:
     engine = make_engine(pool_size=1, max_overflow=0, pool_timeout=0.06)
     pool = engine.pool
@@ -160,8 +203,8 @@ def test_a_listener_is_told_of_every_session(event: str, target: str, make_engin
 @pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
 def test_the_pool_looks_over_what_was_idle_for_long(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine(pool_recycle=0)
-    monkeypatch.setattr(link, "IDLE_FOR", 1000.0)
+    monkeypatch.setattr(servers, "IDLE_FOR", 1000.0)
     pid = outside(engine)
     assert outside(engine) == pid
-    monkeypatch.setattr(link, "IDLE_FOR", 0.0)
+    monkeypatch.setattr(servers, "IDLE_FOR", 0.0)
     assert outside(engine) != pid  # recycled

@@ -13,7 +13,6 @@ import contextlib
 import functools
 import logging
 import re
-import time
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -32,7 +31,7 @@ from . import pooler, process
 from . import replicas as read_replicas
 from .classify import Effect, StatementClass, classify_with, counts_its_rows, summary
 from .cursors import StatementCursor, StreamCursor, TransactionCursor
-from .pool import IDLE_FOR, BorrowingPool
+from .pool import BorrowingPool
 from .pooler import direct_engine, is_pooled, refusal
 from .replicas import COMMIT_POSITION, Positions, parse_lsn, replicas_of
 from .servers import AT_REST, ServerConnection, check_out, note_lost
@@ -645,7 +644,7 @@ class Link:
             log.info("a pooled connection was closed by the server; taking another one")
             self._drop(server)
             return self.borrow()
-        if (server.pool.ages and time.monotonic() - server.idle_since > IDLE_FOR) or server.pool.has_reset_listeners():
+        if server.needs_pool():
             server.release()
             return check_out(self.engine, self.driver)
         try:
@@ -664,7 +663,7 @@ class Link:
         if isinstance(pool, BorrowingPool):
             self.idle = pool.idle
             if (server := pool.take_soon()) is not None:
-                return self.second_look(server) if server.poll(0) else server
+                return self.second_look(server)
         server = check_out(self.engine, self.driver)
         if isinstance(pool, sa.NullPool) and not self.in_transaction:
             self.kept = server  # to the end of the context: this pool would open one for each statement

@@ -30,8 +30,6 @@ IDLE_FOR = 1.0
 """Seconds that a connection may be idle in a pool that pings or recycles."""
 HAND_OVER = 0.005
 """Seconds that a statement waits for another one's connection before a further one is opened."""
-
-
 LOOK_AGAIN = 0.05
 """Seconds after which one that waits looks itself: a connection may also be closed, and so make room."""
 
@@ -63,8 +61,10 @@ class BorrowingPool(QueuePool):
         self.checkin_listeners = getattr(self.dispatch.checkin, "listeners", ())
 
     def has_reset_listeners(self) -> bool:
-        """Whether somebody listens to `reset`, which wants a connection to be really given back."""
-        return bool(self.dispatch.reset)
+        """Whether somebody listens to `reset`, which wants a connection to be really given back, or to checkouts and
+        check-ins of all pools, which are not looked through for each borrowing."""
+        dispatch = self.dispatch
+        return bool(dispatch.reset or dispatch.checkout.parent_listeners or dispatch.checkin.parent_listeners)
 
     def take_soon(self) -> ServerConnection | None:
         """The next connection that a statement gives back, if that is soon, and before one more is opened. Where none

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from ..drivers import sqlstate
-from .pool import IDLE_FOR, BorrowingPool
+from .pool import BorrowingPool
 from .replicas import BEHIND, Replica, check_position, wants_primary
 from .servers import ServerConnection
 
@@ -124,8 +123,8 @@ def _borrow(link: Link, engine: sa.Engine) -> ServerConnection:
         if server.poll(0) and not link.driver.is_alive(server.dbapi):
             server.drop()
             continue
-        if (pool.ages and time.monotonic() - server.idle_since > IDLE_FOR) or pool.has_reset_listeners():
-            server.release()  # to be looked over, or reset, by SQLAlchemy's pool
+        if server.needs_pool():
+            server.release()
             break
         if (out := pool.checkout_listeners)[0] is out[-1]:
             return server

@@ -16,7 +16,7 @@ from ..drivers.base import IDLE, INERROR, INTRANS, Rest
 from ..session import private
 from ..session.private import EmptyListener
 from . import process
-from .pool import BorrowingPool
+from .pool import IDLE_FOR, BorrowingPool
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection
@@ -116,13 +116,13 @@ class ServerConnection:
         """Tell the application's listeners of a connection that is taken from the idle ones, as of one from the
         pool."""
         for listener in self.pool.checkout_listeners:
-            if listener is not self.pool.checkout_listeners[0]:
+            if not private.is_own_listener(listener):
                 listener(self.dbapi, self.fairy._connection_record, self.fairy)
         self._note_rest()
 
     def tell_given(self) -> None:
         for listener in self.pool.checkin_listeners:
-            if listener is not self.pool.checkin_listeners[0]:
+            if not private.is_own_listener(listener):
                 listener(self.dbapi, self.fairy._connection_record)
 
     def is_lost(self) -> bool:
@@ -133,6 +133,12 @@ class ServerConnection:
         """After a statement in autocommit, and its error: whether the next one can have it."""
         is_known = error is None or isinstance(error, Exception)
         return is_known and not self.is_lost() and self.transaction_status() in AT_REST
+
+    def needs_pool(self) -> bool:
+        """Whether SQLAlchemy's pool has to look it over before the next use, since it has been idle for long, or to
+        reset it, since somebody listens to that."""
+        pool = self.pool
+        return (pool.ages and time.monotonic() - self.idle_since > IDLE_FOR) or pool.has_reset_listeners()
 
     def give_back(self) -> None:
         """After a statement or a transaction of a session: let the next one have it."""
