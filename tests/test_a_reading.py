@@ -186,19 +186,20 @@ def test_a27_lost_changes_are_a_log_record_with_the_request(make_app: MakeApp, c
     assert "GET /lose, endpoint lose" in found.getMessage()
 
 
+@pytest.mark.parametrize("policy", ["commit", "begin", "report", "refuse"])
 @pytest.mark.parametrize("way", ["add", "add_all", "after a flush", "by a cascade"])
-def test_a27_lost_changes_name_the_line_where_an_object_was_added(make_app: MakeApp, way: str) -> None:
-    app = make_app(db, FICTIVE_UNSAVED_CHANGES="ignore")
+def test_a27_lost_changes_name_the_line_where_an_object_was_added(make_app: MakeApp, way: str, policy: str) -> None:
+    app = make_app(db, FICTIVE_UNSAVED_CHANGES="ignore", FICTIVE_WRITES_OUTSIDE=policy)
     with app.app_context():
         if way == "after a flush":
-            db.session.add(Item(name="written"))
-            db.session.commit()
+            with db.session.begin():
+                db.session.add(Item(name="written"))
         if way == "add_all":
             db.session.add_all([Item(name="x")])
         elif way == "by a cascade":
             parent = Item(name="parent")
-            db.session.add(parent)
-            db.session.commit()
+            with db.session.begin():
+                db.session.add(parent)
             parent.children.append(Child())
         else:
             db.session.add(Item(name="x"))

@@ -271,7 +271,7 @@ class TransactionCursor(SessionCursor):
             link.refuse_connection_state(statement, parameters)
         server = link.server
         if server is None:
-            server = link.take(True)
+            server = link.take(repeats=True)
         elif server.generation is not process.generation:
             raise link.inherited()
         if link.native and not link.begun:

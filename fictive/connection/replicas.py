@@ -36,7 +36,7 @@ __all__ = [
     "format_lsn",
     "has_replicas",
     "is_replica",
-    "note_written",
+    "note_position",
     "on_primary",
     "parse_lsn",
     "positions_of",
@@ -168,7 +168,7 @@ def positions_of(info: dict[Any, Any]) -> Positions:
     return found
 
 
-def note_written(info: dict[Any, Any], engine: sa.Engine, position: int | None) -> None:
+def note_position(info: dict[Any, Any], engine: sa.Engine, position: int | None) -> None:
     """A session has written; see `Positions.written`."""
     found, own = positions_of(info), _own(info)
     found.written(engine, position)

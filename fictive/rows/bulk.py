@@ -202,7 +202,9 @@ def update_many(
     Up to 4 rows, and all elsewhere than on PostgreSQL, are an UPDATE each; more, and keys that their column rounds or
     pads, are one UPDATE from a temporary table, 4 round trips outside.
     """
-    operation = BulkOperation(session, model, rows, "update_many()", batch_size, commit_every, progress)
+    operation = BulkOperation(
+        session, model, rows, "update_many()", batch_size, commit_every, progress, only_updates=True
+    )
     check_duplicates(duplicates)
     primary = attribute_names(operation.mapper, operation.mapper.primary_key)
     keys = primary if key is None else operation.attributes(key, "key")

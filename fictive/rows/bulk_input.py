@@ -98,7 +98,9 @@ class RowReader:
     one; `RowsDiffer` says what differs.
     """
 
-    def __init__(self, mapper: sa_orm.Mapper[Any], rows: Iterable[Any], size: int, function: str) -> None:
+    def __init__(
+        self, mapper: sa_orm.Mapper[Any], rows: Iterable[Any], size: int, function: str, *, only_updates: bool = False
+    ) -> None:
         if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
             raise TypeError(f"{function} takes an iterable of dicts or of {mapper.class_.__name__}, not {rows!r}.")
         self.total = len(rows) if isinstance(rows, Sized) else None
@@ -109,7 +111,7 @@ class RowReader:
         """The attributes that rows give, once the first one has been read."""
         self.read = 0
         self._mapper = mapper
-        self._only_updates = function == "update_many()"
+        self._only_updates = only_updates
         self._rows = iter(rows)
         self._size = size
         self._head: Batch | None = None

@@ -52,7 +52,7 @@ class BulkOperation:
 
     def __init__(
         self, given: Any, model: Any, rows: Iterable[Any], function: str, batch_size: int, commit_every: int | None,
-        progress: Progress | None,
+        progress: Progress | None, *, only_updates: bool = False,
     ) -> None:  # fmt: skip
         self.session = session_of(given)
         self.mapper = mapper_of(model)
@@ -60,7 +60,7 @@ class BulkOperation:
         self.commit_every = None if commit_every is None else _positive(commit_every, "commit_every", function)
         size = _positive(batch_size, "batch_size", function)
         size = size if self.commit_every is None else min(size, self.commit_every)
-        self._new_reader = functools.partial(RowReader, self.mapper, rows, size, function)
+        self._new_reader = functools.partial(RowReader, self.mapper, rows, size, function, only_updates=only_updates)
         self.reader = self._new_reader()
         self._began_anew = False
         self.done = self.batches_sent = self.inserted = self.updated = 0

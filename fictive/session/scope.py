@@ -16,7 +16,7 @@ from ..connection.engines import prepare
 from ..connection.link import Link, LinkOwner, SessionConnection
 from ..connection.pool import BorrowingPool
 from ..connection.pooler import refusal
-from ..connection.replicas import Positions, note_written, positions_of
+from ..connection.replicas import Positions, note_position, positions_of
 from ..errors import TransactionRequired
 from ..report.watcher import WATCHER
 from . import private
@@ -134,7 +134,7 @@ class Scope(LinkOwner):
     def wrote_up_to(self, engine: sa.Engine, position: int | None) -> None:
         session = self._session()
         if session is not None:
-            note_written(session.info, engine, position)
+            note_position(session.info, engine, position)
 
     def short_transaction(self, engine: sa.Engine) -> contextlib.AbstractContextManager[None]:
         session = self._session()
