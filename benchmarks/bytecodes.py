@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import gc
 import json
 import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,9 +21,9 @@ from typing import Any
 from fictive.testing import postgres
 
 from . import peers
-from .calls import WARM, new_urls
+from .calls import in_child, warm
 from .peers import Setup
-from .proxy import ROOT, child_environment
+from .proxy import ROOT
 from .schema import Databases
 
 REPEATS = 2
@@ -34,8 +32,6 @@ _OURS = ("fictive", "benchmarks")
 
 def count(work: Callable[[], object], repeats: int = REPEATS) -> Counter[str]:
     """By package, the instructions of a piece of work; what is written in C is not seen."""
-    for _ in range(WARM):
-        work()
     found: Counter[str] = Counter()
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -45,16 +41,14 @@ def count(work: Callable[[], object], repeats: int = REPEATS) -> Counter[str]:
             found[_package(frame.f_code.co_filename)] += 1
         return trace
 
-    gc.collect()
-    gc.disable()  # finalizers of what earlier work left are not this work's
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        for _ in range(repeats):
-            work()
-    finally:
-        sys.settrace(before)
-        gc.enable()
+    with warm(work):
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            for _ in range(repeats):
+                work()
+        finally:
+            sys.settrace(before)
     return Counter({package: round(number / repeats) for package, number in found.items()})
 
 
@@ -70,16 +64,8 @@ def _package(file: str) -> str:
 def measure(databases: Databases, driver: str, selects: Sequence[int]) -> dict[str, dict[str, int]]:
     """By contender and view, with so many SELECTs, the instructions by package. In a process of its own: listeners on
     classes, which somebody else has left, would be called on each statement."""
-    with new_urls(databases) as urls:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.bytecodes", "--driver", driver, "--selects", *map(str, selects)],
-            cwd=ROOT,
-            env={**child_environment(), "BENCHMARKS_URLS": json.dumps(urls)},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
+    arguments = ["--driver", driver, "--selects", *map(str, selects)]
+    return in_child("benchmarks.bytecodes", arguments, databases)  # type: ignore[no-any-return]
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from . import peers
 from .peers import Setup
@@ -59,9 +60,14 @@ def measure(
     labels: Sequence[str] = (),
 ) -> Found:
     """Count in a child process that `python` runs: it may be another environment's."""
+    return Found(**in_child("benchmarks.calls", [driver, str(repeats), *labels], databases, python))
+
+
+def in_child(module: str, arguments: Sequence[str], databases: Databases, python: str = sys.executable) -> Any:
+    """What a module prints as JSON about contenders, each on a new database."""
     with new_urls(databases) as urls:
         done = subprocess.run(
-            [python, "-m", "benchmarks.calls", driver, str(repeats), *labels],
+            [python, "-m", module, *arguments],
             cwd=ROOT,
             # In the environment rather than among the arguments, which others on the machine can read.
             env={**child_environment(), "PYTHONHASHSEED": "0", "BENCHMARKS_URLS": json.dumps(urls)},
@@ -70,8 +76,8 @@ def measure(
             check=False,
         )
     if done.returncode:
-        raise RuntimeError(f"counting calls on {driver} with {python} failed; its error is above")
-    return Found(**json.loads(done.stdout))
+        raise RuntimeError(f"counting by {python} -m {module} {' '.join(arguments)} failed; its error is above")
+    return json.loads(done.stdout)
 
 
 @contextlib.contextmanager
@@ -85,18 +91,28 @@ def new_urls(databases: Databases) -> Iterator[dict[str, str]]:
             databases.drop(purpose)
 
 
-def count(work: Callable[[], None], repeats: int) -> Functions:
-    """Calls of each Python function, and by it of functions in C, a piece of work."""
+@contextlib.contextmanager
+def warm(work: Callable[[], object]) -> Iterator[None]:
+    """`work` was done until nothing is new in it, and for the block there is no garbage collection: finalizers of what
+    earlier work left are not this work's."""
     for _ in range(WARM):
         work()
     gc.collect()
-    gc.disable()  # finalizers of what earlier work left are not this work's
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def count(work: Callable[[], None], repeats: int) -> Functions:
+    """Calls of each Python function, and by it of functions in C, a piece of work."""
     profile = cProfile.Profile()
-    profile.enable()
-    for _ in range(repeats):
-        work()
-    profile.disable()
-    gc.enable()
+    with warm(work):
+        profile.enable()
+        for _ in range(repeats):
+            work()
+        profile.disable()
     found: Functions = {}
     for where, (_, calls, _, _, callers) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         if where[0] == _C:
