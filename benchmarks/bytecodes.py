@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib
 import json
 import os
 import sys
@@ -61,10 +62,14 @@ def _package(file: str) -> str:
     return parts[parts.index("site-packages") + 1] if "site-packages" in parts else "Python"
 
 
-def measure(databases: Databases, driver: str, selects: Sequence[int]) -> dict[str, dict[str, int]]:
+def measure(
+    databases: Databases, driver: str, selects: Sequence[int], *, soft_deleting: bool = False
+) -> dict[str, dict[str, int]]:
     """By contender and view, with so many SELECTs, the instructions by package. In a process of its own: listeners on
     classes, which somebody else has left, would be called on each statement."""
     arguments = ["--driver", driver, "--selects", *map(str, selects)]
+    if soft_deleting:
+        arguments.append("--soft-deleting")
     return in_child("benchmarks.bytecodes", arguments, databases)  # type: ignore[no-any-return]
 
 
@@ -72,9 +77,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--driver", choices=["psycopg2", "psycopg"], default="psycopg2")
     parser.add_argument("--selects", type=int, nargs="+", default=[1, 5, 20], help="of each view (default: 1 5 20)")
+    parser.add_argument(
+        "--soft-deleting",
+        action="store_true",
+        help="beside a model with SoftDeleteMixin, for which all SELECTs are looked at",
+    )
     options = parser.parse_args()
     if "BENCHMARKS_URLS" in os.environ:
         found: dict[str, Counter[str]] = {}
+        if options.soft_deleting:
+            importlib.import_module(f"{__package__}.models")
         for name, url in json.loads(os.environ["BENCHMARKS_URLS"]).items():
             with contextlib.closing(peers.load(name)(Setup(url, options.driver))) as peer:
                 for number in options.selects:
@@ -82,7 +94,8 @@ def main() -> None:
         json.dump(found, sys.stdout)
         return
     with postgres.private_server() as server, Databases(server.url(), options.driver) as databases:
-        for view, by_package in measure(databases, options.driver, options.selects).items():
+        measured = measure(databases, options.driver, options.selects, soft_deleting=options.soft_deleting)
+        for view, by_package in measured.items():
             shown = ", ".join(f"{package} {size:,}" for package, size in Counter(by_package).most_common())
             print(f"{view} SELECTs: {sum(by_package.values()):,} ({shown})")
 

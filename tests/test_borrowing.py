@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -143,6 +144,21 @@ def test_a25_a_listener_is_told_of_each_that_takes_a_connection(
         threads["finds"].start()
         threads["finds"].join()
     assert sorted(told) == sorted(f"{name} {event}" for name in threads for event in ("checkout", "checkin"))
+
+
+@pytest.mark.parametrize(("options", "told_of"), [({}, 3), ({"named": True}, 3), ({"once": True}, 1), ("partial", 3)])
+def test_a25_a_listener_is_told_whatever_it_is_wrapped_in(make_engine: MakeEngine, options: Any, told_of: int) -> None:
+    """SQLAlchemy puts one with options into a function of its own, whose module is not the application's."""
+    engine, told = make_engine(), []
+    outside(engine)
+    listener: Any = lambda *_, **__: told.append(1)  # noqa: E731
+    if options == "partial":
+        listener, options = functools.partial(listener, "first"), {}
+    for event in ("checkout", "checkin"):
+        sa.event.listen(engine, event, listener, **options)
+    for _ in range(3):
+        outside(engine)
+    assert len(told) == 2 * told_of
 
 
 def test_c4_waiting_for_a_full_pool_ends_as_sqlalchemys(make_engine: MakeEngine) -> None:

@@ -151,6 +151,31 @@ def test_i1_timestamps_are_the_servers_and_move_with_updates(make_session: sessi
 # SoftDeleteMixin
 
 
+def test_i1_get_by_its_kept_statement_hides_what_is_deleted(make_session: sessionmaker, wire: Wire) -> None:
+    with make_session() as session:
+        session.add_all([Member(name="here"), Member(name="gone", deleted_at=sa.func.now()), Order()])
+        session.commit()
+        session.expunge_all()
+        with wire.record() as log:
+            found = [session.get(Member, key) for key in (1, 2)]
+            assert session.get(Order, 1) is not None
+        assert (found[0] is not None, found[1]) == (True, None)
+        assert [("deleted_at IS NULL" in each) for each in log.statements] == [True, True, False]
+        kept = session.get(Member, 2, execution_options={"fictive_with_deleted": True})
+        assert kept is not None
+        assert pickle.loads(pickle.dumps(kept)).name == "gone"
+
+
+@pytest.mark.parametrize("options", [{}, {"named": True}, {"once": True}])
+def test_the_applications_listeners_hear_of_get(make_session: sessionmaker, options: Any) -> None:
+    told: list[Any] = []
+    with make_session() as session:
+        sa.event.listen(session, "do_orm_execute", lambda *states, **named: told.append((states, named)), **options)
+        assert session.get(Member, 1) is None
+        assert session.get(Order, 1) is None
+        assert len(told) == (1 if "once" in options else 2)
+
+
 def _two_lines(session: Any) -> Order:
     order = Order(id=1)
     session.add_all([order, Line(id=1, name="gone", order=order), Line(id=2, name="here", order=order)])

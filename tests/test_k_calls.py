@@ -49,6 +49,13 @@ def test_k_a_view_executes_less_bytecode_than_plains(pg: Server, driver: str) ->
     assert size["fictive, 5"] < size["plain, 5"]
 
 
+def test_k_a_model_with_soft_delete_costs_views_on_others_nothing(pg: Server, driver: str) -> None:
+    with Databases(pg.url(), driver) as databases:
+        found = bytecodes.measure(databases, driver, [5])["fictive, 5"]
+        beside = bytecodes.measure(databases, driver, [5], soft_deleting=True)["fictive, 5"]
+    assert sum(beside.values()) < 1.03 * sum(found.values())
+
+
 def test_k_calls_of_a_far_keyset_page_are_those_of_the_first(database_url: str) -> None:
     """In a process of its own: listeners on classes, which other tests leave, are called on each statement."""
     program = subprocess.run(

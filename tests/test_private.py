@@ -293,3 +293,31 @@ def test_which_relationship_a_lazy_load_is_for_and_of_which_query(app: Flask) ->
     joined = sa.select(models.Item).options(sa_orm.joinedload(models.Item.children))
     for statement, must in ((sa.select(models.Item), False), (joined, True)):
         assert private.must_be_unique(models.db.session.execute(statement)) is must
+
+
+@pytest.mark.parametrize("options", [{}, {"named": True}, {"once": True}])
+def test_whose_a_listener_is_whatever_sqlalchemy_wraps_it_in(options: Any) -> None:
+    pool = sa.create_engine("sqlite://").pool
+    assert {private.is_own_listener(each) for each in pool.dispatch.connect.listeners} == {True}
+    sa.event.listen(pool, "checkout", lambda *_, **__: None, **options)
+    assert [private.is_own_listener(each) for each in pool.dispatch.checkout] == [False]
+
+
+def test_a_statement_of_which_no_listener_is_told(lite: sa.Engine) -> None:
+    told: list[Any] = []
+    with sa_orm.Session(lite) as session:
+        sa.event.listen(session, "do_orm_execute", told.append)
+        execute = private.without_listeners(session.execute)
+        assert execute(sa.text("SELECT :value"), {"value": 1}).scalar_one() == 1
+        assert told == []
+        session.execute(sa.text("SELECT 1"))
+        assert len(told) == 1
+
+
+def test_an_execute_of_the_applications_is_left_to_itself(lite: sa.Engine) -> None:
+    class Own(sa_orm.Session):
+        def execute(self, statement: Any, params: Any = None) -> Any:  # type: ignore[override]
+            return super().execute(statement, params)
+
+    with Own(lite) as session:
+        assert private.without_listeners(session.execute)(sa.text("SELECT 1")).scalar_one() == 1

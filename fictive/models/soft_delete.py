@@ -62,7 +62,6 @@ class SoftDeleteMixin:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _deletable.add(cls)
         hide_deleted(OptInSession)
 
     @hybrid_property
@@ -163,7 +162,17 @@ def _add_criteria(state: sa_orm.ORMExecuteState) -> None:
 
 _HIDING = (sa.Select, sa.CompoundSelect, sa_orm.FromStatement, sa.Update, sa.Delete, sa.Insert)
 _JOINED = frozenset({"joined", False})
-_deletable: weakref.WeakSet[type[SoftDeleteMixin]] = weakref.WeakSet()
+_names: set[str] = set()
+"""Of the tables of models with the mixin. One whose model is gone is looked for in vain, which changes nothing."""
+_columns: weakref.WeakKeyDictionary[Any, sa.Column[Any]] = weakref.WeakKeyDictionary()
+"""Their `deleted_at`, by table."""
+
+
+@event.listens_for(SoftDeleteMixin, "after_mapper_constructed", propagate=True)
+def _note_table(mapper: sa_orm.Mapper[Any], _: type[Any]) -> None:
+    column = mapper.columns["deleted_at"]
+    _names.add(str(mapper.local_table))
+    _columns[column.table] = column
 
 
 def _may_read_deletable(statement: Any) -> bool:
@@ -174,19 +183,22 @@ def _may_read_deletable(statement: Any) -> bool:
     if options := private.options_of(statement):
         # a lazy load has those of the SELECT that loaded its parent
         return all(private.criterion_of(option) is not _is_live for option in options)
-    tables = {str(sa_orm.class_mapper(model).local_table) for model in _deletable if "__mapper__" in model.__dict__}
-    for element in sa.sql.visitors.iterate(statement):
-        # of `join(Item.owner)` the condition is there, and not the table
-        table = getattr(element, "table", None)
-        table = getattr(table, "element", table)
-        if isinstance(table, sa.Table) and table.fullname in tables:
-            return True
+    elements = [statement]
+    for element in elements:  # and those that are found on the way
         if isinstance(element, sa.Table):
-            if element.fullname in tables:
+            if element.fullname in _names:
                 return True
             mapper = private.mapper_of(element)
             if mapper is not None and any(each.lazy in _JOINED for each in mapper.relationships):
                 return True
+            continue
+        # of `join(Item.owner)` the condition is there, and not the table
+        table = getattr(element, "table", None)
+        table = getattr(table, "element", table)
+        if isinstance(table, sa.Table) and table.fullname in _names:
+            return True
+        if not isinstance(element, (sa.Column, sa.BindParameter)):
+            elements.extend(element.get_children())
     return False
 
 
@@ -194,8 +206,6 @@ def _hide_in_exists(statement: Any) -> Any:
     """On SQLAlchemy 2.0, whose loader criteria do not reach into `any()` and `has()`: those with the condition."""
     if _ON_21:
         return statement
-    mappers = [sa_orm.class_mapper(model) for model in _deletable if "__mapper__" in model.__dict__]
-    columns = {mapper.columns["deleted_at"].table: mapper.columns["deleted_at"] for mapper in mappers}
 
     def with_condition(element: Any, **kwargs: Any) -> Any:
         if not isinstance(element, sa.Exists):
@@ -203,8 +213,8 @@ def _hide_in_exists(statement: Any) -> Any:
         inner = sa.sql.visitors.replacement_traverse(element, {"stop_on": [element]}, with_condition)
         for selectable in itertools.chain.from_iterable(map(sa.sql.visitors.iterate, private.named_froms(inner))):
             table = selectable.element if isinstance(selectable, sa.Alias) else selectable
-            if isinstance(selectable, (sa.Table, sa.Alias)) and table in columns:
-                inner = inner.where(selectable.c[columns[table].key].is_(None))
+            if isinstance(selectable, (sa.Table, sa.Alias)) and table in _columns:
+                inner = inner.where(selectable.c[_columns[table].key].is_(None))
         return inner
 
     return sa.sql.visitors.replacement_traverse(statement, {}, with_condition)

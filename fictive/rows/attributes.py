@@ -14,13 +14,10 @@ from sqlalchemy.ext.hybrid import HybridExtensionType
 from ..errors import UnknownAttribute, UnsavedObject
 
 __all__ = [
-    "LIVE_ROWS", "WITH_DELETED", "as_key", "attribute_names", "composite_values", "foreign_key_of", "hybrid",
+    "WITH_DELETED", "as_key", "attribute_names", "composite_values", "foreign_key_of", "hybrid",
     "live_attribute", "mapped_property", "mapper_of", "python_types", "table_columns", "unknown_attribute",
 ]  # fmt: skip
 
-
-LIVE_ROWS = "__live_rows__"
-"""The class attribute with the loader option by which a SELECT sees live rows only."""
 
 WITH_DELETED = "fictive_with_deleted"
 """The execution option by which a SELECT sees rows that are deleted and still there."""

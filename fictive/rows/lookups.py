@@ -10,8 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
+from ..session.reading import LIVE_ROWS
 from .attributes import (
-    LIVE_ROWS,
     composite_values,
     foreign_key_of,
     hybrid,

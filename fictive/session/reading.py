@@ -16,7 +16,11 @@ import sqlalchemy.orm as sa_orm
 
 from . import private
 
-__all__ = ["IdentityMap", "load_numbers", "prepared_get"]
+__all__ = ["LIVE_ROWS", "IdentityMap", "load_numbers", "prepared_get"]
+
+
+LIVE_ROWS = "__live_rows__"
+"""The class attribute with the loader option by which a SELECT sees live rows only."""
 
 
 class IdentityMap(private.IdentityMapBase):  # type: ignore[misc]
@@ -86,7 +90,7 @@ load_numbers: Any = private.load_numbers()
 
 class _PreparedGet:
     """`SELECT ... WHERE pk = :pk` of a mapper with one key column, built once: SQLAlchemy builds it for each
-    `get()`."""
+    `get()`. What fictive's own listeners would add is there already."""
 
     __slots__ = ("identity_class", "statement")
 
@@ -96,6 +100,8 @@ class _PreparedGet:
         self.statement = sa.select(mapper.class_).where(
             mapper.get_property_by_column(column).class_attribute == sa.bindparam("pk_1", type_=column.type)
         )
+        if live_rows := getattr(mapper.class_, LIVE_ROWS, None):
+            self.statement = self.statement.options(live_rows)
 
 
 _prepared: dict[Any, _PreparedGet | None] = {}

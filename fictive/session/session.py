@@ -339,7 +339,7 @@ class OptInSession(sa_orm.Session):
         if (
             prepared is None
             or self._fictive.is_special
-            or self.dispatch.do_orm_execute
+            or ((heard := bool(self.dispatch.do_orm_execute)) and private.others_look_on(self.dispatch.do_orm_execute))
             or ident.__class__ not in _SIMPLE_KEYS
             or (options and any(options.values()))
             or (prepared.identity_class, (ident,), None) in self.identity_map._dict
@@ -348,7 +348,8 @@ class OptInSession(sa_orm.Session):
                 self._expire_for_locking_get(entity, ident, options)
             return super().get(entity, ident, **options)
         # No object of this key is in the session, so there is none to renew, which is what ours would do.
-        return super().execute(prepared.statement, {"pk_1": ident}).scalars().one_or_none()
+        execute = private.without_listeners(super().execute) if heard else super().execute
+        return execute(prepared.statement, {"pk_1": ident}).scalars().one_or_none()
 
     def _expire_for_locking_get(self, entity: Any, ident: Any, options: Mapping[str, Any]) -> None:
         """Let a locking `get()` show the row as it is locked: what is pending is written, and the object read anew."""
