@@ -1,7 +1,7 @@
 """Opens each page of the built docs in headless Chromium, as readers do: `./run check-docs`.
 
 Each page, at 1280 and 390 px, light and dark, has no error box and no horizontal overflow, and axe-core finds nothing.
-No link within the docs is dead, and no path of this machine is in a page. The search finds what SEARCHES says.
+No link within the docs is dead, and no path of this machine is in a page. The search puts first what SEARCHES says.
 Screenshots of ten pages go to docs/_build/screenshots.
 """
 
@@ -24,23 +24,44 @@ from typing import Any
 from urllib.parse import quote, unquote, urldefrag, urljoin
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Error, Page, sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 DOCS = "http://docs.invalid/"  # urljoin knows what is relative in the schemes of the web only
 WIDTHS = (1280, 390)
 SCHEMES = ("light", "dark")
-# What readers search for, and a page that has to be among the results.
+# What readers search for, and the page that has to be the first result.
 SEARCHES = {
     "n+1": "lazy-loads",
-    "deadlock": "locks",
-    "skip locked": "how-to-queue",
-    "writes_outside": "configuration",
-    "pgbouncer": "deployment",
+    "connection pool exhausted": "deployment",
     "idle in transaction": "monitoring",
-    "bulk insert": "bulk",
+    "rollback in tests": "testing",
+    "row level security": "tenants",
     "multi-tenant": "tenants",
-    "rls": "tenants",
+    "upsert": "bulk",
+    "bulk insert": "bulk",
+    "csv": "bulk",
+    "get_or_create": "find-or-create",
+    "deadlock retry": "blocks",
+    "on_commit": "blocks",
+    "savepoint": "transactions",
+    "isolation level": "transactions",
+    "sqlite": "transactions",
+    "pagination": "repository",
+    "optimistic locking": "models",
+    "soft delete": "models",
+    "alembic": "migrations",
+    "celery": "how-to-queue",
+    "skip locked": "locks",
+    "listen notify": "waiting",
+    "gunicorn": "deployment",
+    "pgbouncer prepared statement": "deployment",
+    "read replica": "deployment",
+    "server closed the connection unexpectedly": "connections",
+    "DetachedInstanceError": "messages",
+    "async": "comparison",
+    "migrate from flask-sqlalchemy": "moving-over",
     "pytest": "testing",
+    "mypy": "types",
 }
 SCREENSHOTS = (
     *("index", "start", "transactions", "round-trips", "find-or-create", "configuration", "moving-over"),
@@ -56,6 +77,8 @@ LINKS = """() => ({
         .map(each => each.getAttribute("href") ?? each.getAttribute("src")),
     ids: [...document.querySelectorAll("[id]")].map(each => each.id),
 })"""
+# Results are sorted with the best one last.
+FIRST_RESULT = """words => Search._performSearch(...Search._parseQuery(words)).at(-1)?.[0] ?? "nothing" """
 # A page with one fault of each kind, and the words by which they are reported.
 PLANTED = """<!doctype html><html lang="en"><title>Planted</title><main><h1>Planted</h1>
 <div class="system-message">an error</div><div style="width: 3000px">wide</div><img src="planted.html">
@@ -154,12 +177,13 @@ def check_paths(names: Sequence[str], directory: Path, trouble: Trouble) -> None
 
 
 def check_searches(page: Page, url: str, trouble: Trouble) -> None:
+    """One search in the page as a reader sees it, the others by the function behind it, in a hundredth of the time."""
+    page.goto(f"{url}search.html?q={quote(next(iter(SEARCHES)), safe='')}")
+    page.wait_for_selector("ul.search li > a", timeout=10_000)
     for words, wanted in SEARCHES.items():
-        page.goto(f"{url}search.html?q={quote(words, safe='')}")
-        try:
-            page.wait_for_selector(f'ul.search a[href*="{wanted}.html"]', timeout=10_000)
-        except Error:
-            trouble.add("search.html", f"{words!r} does not find {wanted}")
+        found = page.evaluate(FIRST_RESULT, words)
+        if found != wanted:
+            trouble.add("search.html", f"{words!r} should find {wanted} first, not {found}")
 
 
 def check_itself(page: Page, screenshots: Path, trouble: Trouble) -> None:

@@ -5,7 +5,7 @@ import inspect
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ html_theme_options = {"top_of_page_buttons": []}
 html_static_path = ["_static"]
 html_css_files = ["fictive.css"]
 html_title = f"fictive {release}"
+html_search_scorer = str(ROOT / "docs" / "scorer.js")
 html_show_sphinx = False
 highlight_language = "default"  # Python, where a literal block is that
 
@@ -97,6 +98,11 @@ def shorten_signature(_app: Sphinx, what: str, _name: str, thing: object, *rest:
     return None
 
 
+def write_all(_app: Sphinx, env: Any) -> Sequence[str]:
+    """All pages: of those that are not written anew the search would lose what `index` says."""
+    return sorted(env.found_docs)
+
+
 def mark_statements(box: re.Match[str]) -> str:
     """Each line of a wire box in an element of its own, which sets in what does not fit on one."""
     lines = box["lines"].removesuffix("\n").split("\n")
@@ -134,5 +140,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("wire", WireDirective)
     app.add_lexer("wire", WireLexer)
     app.connect("autodoc-process-signature", shorten_signature)
+    app.connect("env-updated", write_all)
     app.connect("build-finished", mend_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
