@@ -34,7 +34,7 @@ DATABASE_VARIABLES = (
 
 
 class WritesOutside(str, enum.Enum):
-    """What a write outside a transaction does."""
+    """What a write in autocommit does."""
 
     COMMIT = "commit"
     """It stands alone: a DML statement commits at once, a flush in a transaction of its own."""
@@ -43,7 +43,7 @@ class WritesOutside(str, enum.Enum):
     REFUSE = "refuse"
     """It raises `TransactionRequired`."""
     REPORT = "report"
-    """As `BEGIN`, and the line of each write outside is logged, once: for finding them in an existing app."""
+    """As `BEGIN`, and the line of each such write is logged, once: for finding them in an existing app."""
 
 
 class UnsavedChanges(str, enum.Enum):
@@ -160,8 +160,8 @@ class Settings:
     writes_outside: WritesOutside = WritesOutside.COMMIT
     unsaved_changes: UnsavedChanges = UnsavedChanges.WARN
     retry_reads: bool = True
-    """Whether a statement that met a lost connection is run again, where it can have done nothing: a read outside,
-    the first statement of a transaction."""
+    """Whether a statement that met a lost connection is run again, where it cannot have had an effect: a read in
+    autocommit, the first statement of a transaction."""
     rollback_statuses: frozenset[int] = frozenset(range(400, 600))
     """The status codes of a response after which `@db.transactional` rolls back."""
     lazy_loads: LazyLoads = LazyLoads.LOAD

@@ -72,7 +72,7 @@ class DatabaseNotConfigured(ConfigurationError, RuntimeError):
 
 
 class TransactionRequired(FictiveError, sa_exc.InvalidRequestError):
-    """Something that has an effect only within a transaction was tried outside. Nothing was sent."""
+    """Something that has an effect only in a transaction was tried in autocommit. Nothing was sent."""
 
 
 class LocalSettingsError(FictiveError, sa_exc.InvalidRequestError):
@@ -284,4 +284,4 @@ class NotEnteredWarning(FictiveWarning):
 
 
 class AlreadyCommittedWarning(FictiveWarning):
-    """A `rollback()` outside, or an error that ends the context, cannot undo writes that were committed at once."""
+    """A `rollback()`, or an error that ends the context, cannot undo writes that autocommit has committed."""

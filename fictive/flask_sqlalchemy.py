@@ -336,7 +336,7 @@ class OptInTransactionMixin(MakesModels):
         return run_transaction(self.session, function, retries=retries, before_retry=before_retry, **options)
 
     def transaction_required(self, function: _Function) -> _Function:
-        """Decorator: `function` raises `TransactionRequired` where it is called outside. Goes below `@app.route`."""
+        """Decorator: `function` raises `TransactionRequired` when called in autocommit. Goes below `@app.route`."""
         self._decorated.check(function, "transaction_required")
         return self._decorated.add(transaction_required(self.session)(function), "transaction_required")
 
@@ -361,7 +361,7 @@ class OptInTransactionMixin(MakesModels):
         COMMIT comes before the response leaves, so that a COMMIT that fails is an error response. An exception rolls
         back, and so does a response with one of the status codes in `FICTIVE_ROLLBACK_STATUSES` (400 to 599 by
         default), returned or raised by `abort()`; a redirect is a success, raised or not. What a streamed response
-        runs while it is sent comes after the COMMIT, outside.
+        runs while it is sent comes after the COMMIT, in autocommit.
         """
         block = TransactionBlock(lambda: self.session, called="transactional()", **options)
 

@@ -68,16 +68,22 @@ def _words(value: Any) -> Any:
 class DatabaseSettings(BaseSettings):
     """The settings of an app's databases: `app.config.from_mapping(DatabaseSettings().flask_config())`.
 
-    | variable | meaning |
-    | --- | --- |
-    | `DATABASE_URL` | `postgres://` and `postgresql://` take the driver that is installed |
-    | `DB_POOL_SIZE`, `DB_MAX_OVERFLOW` | connections kept, and how many more at most |
-    | `DB_POOL_TIMEOUT`, `DB_POOL_RECYCLE` | whole seconds to wait for one; after which one is made anew |
-    | `DB_POOL_PRE_PING` | a round trip before each use; not needed on PostgreSQL, where fictive looks at the socket |
-    | `DB_ECHO` | log all SQL |
-    | `DB_STATEMENT_TIMEOUT` | `"30s"`, `"500ms"`, seconds: PostgreSQL's `statement_timeout`; 0 for none |
-    | `DB_PGBOUNCER` | the URL is that of a PgBouncer in transaction mode, see `engine_options` |
-    | `DB_BINDS` | keys of further databases; of `reports`, each variable is there with `REPORTS_` in front |
+    `DATABASE_URL`
+        `postgres://` and `postgresql://` take the driver that is installed
+    `DB_POOL_SIZE`, `DB_MAX_OVERFLOW`
+        connections that the pool keeps, and how many more it may open
+    `DB_POOL_TIMEOUT`, `DB_POOL_RECYCLE`
+        whole seconds to wait for a connection, and after which one is replaced
+    `DB_POOL_PRE_PING`
+        a round trip before each use; not needed on PostgreSQL, where fictive looks at the socket
+    `DB_ECHO`
+        log all SQL
+    `DB_STATEMENT_TIMEOUT`
+        `"30s"`, `"500ms"`, seconds: PostgreSQL's `statement_timeout`; 0 for none
+    `DB_PGBOUNCER`
+        the URL is that of a PgBouncer in transaction mode, see `engine_options`
+    `DB_BINDS`
+        keys of further databases; for `reports` each variable has a second one with `REPORTS_` in front
 
     What is not set, or empty, stays at Flask-SQLAlchemy's and SQLAlchemy's own default. Raises `ConfigurationError`
     naming the variable, the problem and an example, and never a value of `DATABASE_URL`. A `DB_` variable that is
@@ -150,7 +156,7 @@ class DatabaseSettings(BaseSettings):
         `DB_STATEMENT_TIMEOUT` goes along when the connection is made, after the `options` of the URL or `PGOPTIONS`,
         and holds for all that runs on it. PgBouncer refuses that, and in transaction mode would hand a SET on to other
         clients: with `DB_PGBOUNCER` the timeout is a SET LOCAL that rides with each transaction's first statement, and
-        statements outside run under the server's own (`ALTER ROLE app SET statement_timeout = '30s'`). psycopg's
+        statements in autocommit run under the server's own (`ALTER ROLE app SET statement_timeout = '30s'`). psycopg's
         prepared statements are off then.
         """
         given = {

@@ -1,6 +1,6 @@
 """The one connection of a process on which notifications for all its waiters arrive, and the thread that reads it.
 
-There is one for each engine. It is not of the pool, and it is there while somebody waits and `LINGER` seconds longer.
+One per engine, outside the pool, open while there are waiters and `LINGER` seconds longer.
 While nothing changes it sends nothing. When it is lost its thread connects again, and waiters poll meanwhile. It ends
 with `engine.dispose()` and at exit; a forked child begins with none.
 """

@@ -144,7 +144,7 @@ class RowPoller:
             if level in _FIXED:
                 raise SnapshotIsFixed(
                     "wait_for_rows() in a transaction that goes on seeing the data as it was when it began. Call it "
-                    "outside, or in one of isolation level READ COMMITTED."
+                    "in autocommit, or in one of isolation level READ COMMITTED."
                 )
         self._first = False
         bind = session.get_bind(self._mapper)

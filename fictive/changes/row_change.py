@@ -51,15 +51,15 @@ def wait_for_row_change(
     clock and with the time that queries take, `RowChangeTimeout`, a `TimeoutError`, is raised. A row that is not
     there, or is deleted meanwhile, is a `NotFoundError`, whose message says which.
 
-    Unsaved changes of the object are kept. Outside each look is one round trip that selects what is compared, and
-    no connection is held in between; the object at the end is one more. Inside, the transaction's connection is held
-    as ever; where it can see no change, since its isolation level is REPEATABLE READ or SERIALIZABLE, the first look
+    Unsaved changes of the object are kept. In autocommit each look is one round trip that selects what is compared,
+    and no connection is held in between; the object at the end is one more. In a transaction its connection is held as
+    ever; where it can see no change, since its isolation level is REPEATABLE READ or SERIALIZABLE, the first look
     raises `SnapshotIsFixed`. A session bound to a connection that is in a transaction looks in a savepoint, so that an
     error leaves that transaction usable. A plain session holds a connection once it has begun a transaction, which
     loading the object does: end it before the next call.
 
-    Before any SQL: `TypeError` for a model that is none and a key of another kind, `UnknownAttribute` for columns
-    that are none, `ConfigurationError` for a bad interval or timeout.
+    Before any SQL: `TypeError` for what is not a model and for a key of another kind, `UnknownAttribute` for unknown
+    columns, `ConfigurationError` for a bad interval or timeout.
     """
     poller = RowPoller(session_of(session), mapper_of(model), pk, columns)
     seconds = timeout_in_ms(interval, "interval") / 1000
@@ -157,7 +157,7 @@ class RowPoller:
         if self._first and inside and (not postgresql or (row is not None and row[-1] in _FIXED)):
             raise SnapshotIsFixed(
                 "wait_for_row_change() in a transaction that goes on seeing the data as it was when it began. Call it "
-                "outside, or in one of isolation level READ COMMITTED."
+                "in autocommit, or in one of isolation level READ COMMITTED."
             )
         self._first = False
         if row is None:

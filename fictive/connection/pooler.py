@@ -56,9 +56,9 @@ any_pooled = False
 def set_pooler(engine: sa.Engine, mode: str = "transaction", *, direct_url: str | sa.URL | None = None) -> None:
     """Tell that `engine` reaches PostgreSQL by way of a pooler that pools transactions. Sends nothing.
 
-    From then on psycopg prepares no statements on its new connections, `advisory_lock()` outside opens a transaction,
-    and what needs one server connection for longer than a transaction goes to `direct_url`, which is that of the
-    server itself, or raises `DirectConnectionRequired` where there is none. Call it before the engine's first
+    From then on psycopg prepares no statements on its new connections, `advisory_lock()` in autocommit opens a
+    transaction, and what needs one server connection for longer than a transaction goes to `direct_url`, which is that
+    of the server itself, or raises `DirectConnectionRequired` where there is none. Call it before the engine's first
     connection. In a Flask app the settings `FICTIVE_POOLER` and `FICTIVE_DIRECT_URL` do it.
 
     Raises `ConfigurationError` for another mode, another database than PostgreSQL, and a malformed direct URL.

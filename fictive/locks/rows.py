@@ -62,10 +62,10 @@ def claim(
 ) -> Rows:
     """`statement` as a claim on rows: FOR UPDATE SKIP LOCKED, at most `limit` of them. Sends nothing.
 
-    The rows that it returns are this transaction's until its end, and nobody else who claims sees them meanwhile:
-    `for job in session.scalars(claim(select(Job).where(Job.done.is_(False)).order_by(Job.id), limit=100)): ...`.
-    Run it inside; outside `TransactionRequired` is raised, since the rows would be free again at once. 1 round trip,
-    which takes BEGIN along: with one UPDATE and the COMMIT 3.
+    The rows that it returns are this transaction's until its end, and nobody else who claims sees them meanwhile: `for
+    job in session.scalars(claim(select(Job).where(Job.done.is_(False)).order_by(Job.id), limit=100)): ...`. Run it in
+    a transaction; in autocommit `TransactionRequired` is raised, since the rows would be free again at once. 1 round
+    trip, which takes BEGIN along: with one UPDATE and the COMMIT 3.
 
     `of` names the models or tables whose rows are locked; give it where `statement` joins others, whose rows would be
     locked too. `key_share` takes the weaker FOR NO KEY UPDATE, which rows that refer to these by a foreign key do not

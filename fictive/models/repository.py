@@ -62,13 +62,13 @@ class Repository(Generic[_M]):
     """The queries of one model: `items = Repository[Item](db.session)`, or `class Items(Repository[Item])` with more.
 
     Takes any session, or a `scoped_session` such as `db.session`, of which it uses the current one. Each method sends
-    one query, but for those of many rows. One that writes does it outside in a transaction of its own and inside in
-    the open one, like the session itself. `Repository(session, Item)` is one too.
+    one query, but for those of many rows. One that writes does so in
+    the open transaction, or in autocommit in one of its own. `Repository(session, Item)` is one too.
 
-    Conditions are SQL expressions, keywords for equality, and `FilterSet`s: `items.list(Item.size > 3, color="red")`.
-    `join` names relationships, one or a path of several, whose attributes the conditions and the order go by:
-    `items.list(Owner.name == "Ada", join=Item.owner)`. An object is found once, however many related rows match; by a
-    relationship to many rows there is no order.
+    Conditions are SQL expressions, keywords for equality, and `FilterSet` objects: `items.list(Item.size > 3,
+    color="red")`. `join` names relationships, one or a path of several, whose attributes the conditions and the order
+    go by: `items.list(Owner.name == "Ada", join=Item.owner)`. An object is found once, however many related rows
+    match; by a relationship to many rows there is no order.
 
     `options` are loader options such as `selectinload(Item.tags)`. `with_for_update` locks the rows of the model until
     the transaction ends: True, or the arguments of `Select.with_for_update` as a dict, `{"skip_locked": True}`.

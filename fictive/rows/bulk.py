@@ -67,15 +67,15 @@ def insert_many(
 ) -> Any:
     """Insert `rows`: dicts of attribute names, or objects of `model`, which are not added to the session.
 
-    All or nothing: outside in a transaction of its own, inside in a savepoint. All rows have the keys of the
+    All or nothing: in a savepoint, in autocommit in a transaction of its own. All rows have the keys of the
     first one. Returns how many there were; with `returning="keys"` the primary keys in the order of the rows, tuples
     where they are composite; with `"objects"` the objects, loaded in this session. No rows send nothing.
 
     `batch_size`
         rows that are read and sent at a time; memory is for one batch, whatever the number of rows.
     `commit_every`
-        rows in each of several transactions, outside only. What was committed stays when a later row is wrong, and a
-        note on the error (`__notes__`) says how many rows that were.
+        rows in each of several transactions, in autocommit only. What was committed stays when a later row is wrong,
+        and a note on the error (`__notes__`) says how many rows that were.
     `progress`
         called with the number of rows sent and the total, or None, after each batch: see `fictive.rows.progress`.
 
@@ -85,7 +85,7 @@ def insert_many(
     INSERT.
 
     Raises `RowsDiffer`, `UnknownAttribute` or `TypeError` before anything of the batch is sent. 2 round trips for less
-    than 20 rows outside on psycopg2, otherwise 3.
+    than 20 rows in autocommit on psycopg2, otherwise 3.
     """
     operation = BulkOperation(session, model, rows, "insert_many()", batch_size, commit_every, progress)
     operation.need_table()
@@ -135,9 +135,9 @@ def upsert_many(
     The other arguments, and what is all or nothing, as in `insert_many`. Rows are written in the order of the key, so
     that two calls at the same time wait for each other instead of meeting in a deadlock.
 
-    2 round trips outside for up to 500 rows, `INSERT … ON CONFLICT DO UPDATE`; 4 for more, by a temporary table.
-    Inside, rows that are no list are a COPY for each batch. PostgreSQL, and SQLite, where keys are remembered to tell
-    duplicates, and all rows that are not inserted count as updated.
+    2 round trips in autocommit for up to 500 rows, `INSERT … ON CONFLICT DO UPDATE`; 4 for more, by a temporary table.
+    In a transaction, rows that are no list are a COPY for each batch. PostgreSQL, and SQLite, where keys are
+    remembered to tell duplicates, and all rows that are not inserted count as updated.
     """
     operation = BulkOperation(session, model, rows, "upsert_many()", batch_size, commit_every, progress)
     dialect = dialect_of(operation.session, operation.mapper)
@@ -151,8 +151,8 @@ def upsert_many(
         raise ValueError(f"upsert_many(): {', '.join(sorted(both))} is in key, and so cannot be in update as well.")
 
     def work(batches: Iterator[Batch]) -> None:
-        operation.need_names(keys, "key")
-        operation.need_names(updates or (), "update")
+        operation.need_names(keys, "key=")
+        operation.need_names(updates or (), "update=")
         setting = [name for name in operation.reader.names if name not in keys] if updates is None else updates
         upsert = operation.upsert(keys, setting)
         with operation.conflicts_explained(keys):
@@ -200,7 +200,7 @@ def update_many(
     which rows are locked, as in `upsert_many`.
 
     Up to 4 rows, and all elsewhere than on PostgreSQL, are an UPDATE each; more, and keys that their column rounds or
-    pads, are one UPDATE from a temporary table, 4 round trips outside.
+    pads, are one UPDATE from a temporary table, 4 round trips in autocommit.
     """
     operation = BulkOperation(
         session, model, rows, "update_many()", batch_size, commit_every, progress, only_updates=True
@@ -212,7 +212,7 @@ def update_many(
         operation.need_single_table()
 
     def work(batches: Iterator[Batch]) -> None:
-        operation.need_names(keys, "key")
+        operation.need_names(keys, "key=")
         given = operation.reader.names
         others = [name for name in given if name not in keys]
         if not others:

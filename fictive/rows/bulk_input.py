@@ -216,7 +216,7 @@ class RowReader:
         missing, more = (", ".join(sorted(map(str, keys))) for keys in (known - row.keys(), row.keys() - known))
         parts = [f"it lacks {missing}"] * bool(missing) + [f"it also has {more}"] * bool(more)
         return RowsDiffer(
-            f"Row {self.read + number + 1} has not the keys of row 1: {' and '.join(parts)}. Give all rows the same "
+            f"Row {self.read + number + 1} has other keys than row 1: {' and '.join(parts)}. Give all rows the same "
             "keys, or call once for each kind of row."
         )
 

@@ -101,7 +101,7 @@ class BulkOperation:
 
     def need_names(self, needed: Sequence[str], where: str) -> None:
         if missing := [name for name in needed if name not in self.reader.names]:
-            raise ValueError(f"{self.function}: the rows do not give {', '.join(missing)}, which {where} names.")
+            raise ValueError(f"{self.function}: the rows have no {', '.join(missing)}, which {where} needs.")
 
     def columns(self, names: Iterable[str]) -> list[sa.Column[Any]]:
         """The columns of these attributes."""

@@ -64,8 +64,8 @@ def m2m_add(
     saved; `UnsupportedDialect` on another database than PostgreSQL.
 
     One round trip, and none without `related`. New related objects in the session, and unsaved changes of the
-    collection, are flushed first; outside that and the links are then one transaction. Inside it is part of the
-    transaction.
+    collection, are flushed first; in autocommit that and the links are then one transaction. Otherwise it is part of
+    the open transaction.
     """
     operation = LinkOperation("m2m_add()", session, instance, relationship, related)
     if ignore_conflicts and operation.links.unique_key() is None:
@@ -103,9 +103,9 @@ def m2m_set(
     nothing is written. Without `related` it is `m2m_clear`. A default of a further column that is a Python function
     is called for each of `related`.
 
-    One statement, which stands alone outside: all of it is done or nothing. Two at a time for one owner, under READ
-    COMMITTED, each go by what they found: a link that only one of them wants may stay. Lock the owner's row where
-    that matters. Arguments, errors and price as in `m2m_add`.
+    One statement, all or nothing. Two at a time for one owner, under READ COMMITTED, each go by what they found: a
+    link that only one of them wants may stay. Lock the owner's row where that matters. Arguments, errors and price as
+    in `m2m_add`.
     """
     operation = LinkOperation("m2m_set()", session, instance, relationship, related)
     rows = operation.run(operation.links.replace)

@@ -180,25 +180,25 @@ def transaction(
     before_retry: BeforeRetry | None = None,
     **options: Unpack[TransactionArguments],
 ) -> TransactionBlock:
-    """A transaction outside, a savepoint inside: for code that must be atomic wherever it is called from.
+    """Begin a transaction, or a savepoint in an open one: for code that must be atomic wherever it is called.
 
     `with transaction(session) as tx:`, or `@transaction(session)` on a function. `session` is any session or
     `scoped_session`; a `scoped_session` is asked anew for each call.
 
     `isolation_level` ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"), `read_only` and `deferrable` go into
     BEGIN itself, and what is not given is the server's default (PostgreSQL documentation, "SET TRANSACTION"). They
-    cannot change in a transaction: inside, one that differs raises `TransactionAlreadyBegun`.
+    cannot change in an open transaction: there, one that differs raises `TransactionAlreadyBegun`.
 
     `lock_timeout` and `statement_timeout` (`"5s"`, seconds, a timedelta) hold for the statements of the block, and
-    not past it; they ride with the first statement. PostgreSQL only.
+    not past it; they are sent with the first statement. PostgreSQL only.
 
-    `durable=True` raises `TransactionAlreadyBegun` inside: the block is committed when it ends. `savepoint=False` is
-    part of the transaction that is open, and begins only outside.
+    `durable=True` promises that the block is committed when it ends: it raises `TransactionAlreadyBegun` in a
+    transaction. `savepoint=False` is part of the transaction that is open, and begins one only in autocommit.
 
     `retries=n`, for functions only: on SQLSTATE 40001 and 40P01, from COMMIT as well, the transaction is run up to n
     more times, after a pause with jitter, on a session that has forgotten the failed try; before each
-    `before_retry(number, error)` is called. Refused inside, and with unsaved changes in the session; never done after
-    `CommitOutcomeUnknown`.
+    `before_retry(number, error)` is called. Refused in a transaction, and with unsaved changes in the session; never
+    done after `CommitOutcomeUnknown`.
 
     Costs one round trip more than its statements; as a savepoint none, or one where it is sent alone. On a plain
     session whatever has run has begun a transaction, which its owner commits: there it is a savepoint.
@@ -229,7 +229,7 @@ def run_transaction(
 
 
 def transaction_required(session: Any) -> Callable[[_Function], _Function]:
-    """Decorator: the function raises `TransactionRequired` where it is called outside. Sends nothing."""
+    """Decorator: the function raises `TransactionRequired` where it is called in autocommit. Sends nothing."""
 
     def decorate(function: _Function) -> _Function:
         _check_function(function)
@@ -251,12 +251,12 @@ def transaction_required(session: Any) -> Callable[[_Function], _Function]:
 def on_commit(
     session: Any, fn: Callable[_Arguments, object], *args: _Arguments.args, **kwargs: _Arguments.kwargs
 ) -> None:
-    """Call `fn(*args, **kwargs)` once what is done now is committed: after COMMIT of the whole transaction, outside.
+    """Call `fn(*args, **kwargs)` after the COMMIT of the whole transaction, in autocommit.
 
     Hooks run in the order of registration, and may use the session and begin transactions. Dropped when the savepoint
-    it was registered in, or one around it, is rolled back. Outside, where each statement is committed already, `fn` is
-    called at once. In a block whose transaction has ended: `TransactionEnded`. `TypeError` at the call for what is not
-    a function, for a coroutine function, and for one that takes other arguments.
+    it was registered in, or one around it, is rolled back. In autocommit, where each statement is committed already,
+    `fn` is called at once. In a block whose transaction has ended: `TransactionEnded`. `TypeError` at the call for
+    what is not a function, for a coroutine function, and for one that takes other arguments.
 
     All hooks run even if one raises; then `HooksFailed` has all errors, and the transaction is still committed. After
     `CommitOutcomeUnknown` neither kind of hook runs. A hook is not kept anywhere but in this process: what must not be
@@ -271,7 +271,7 @@ def on_rollback(
     """Call `fn(*args, **kwargs)` when what is done now is undone: after the rollback of the savepoint it was
     registered in, or of one around it, or of the whole transaction.
 
-    Outside there is nothing that could be undone, and `fn` is never called. Otherwise as `on_commit`. When an error
+    In autocommit there is nothing to undo, and `fn` is never called. Otherwise as `on_commit`. When an error
     ends the block, that error is raised, and those of hooks are logged.
     """
     _add("rollback", session, fn, args, kwargs)

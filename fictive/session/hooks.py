@@ -37,7 +37,7 @@ captured: list[list[Hook]] = []
 def check_hook(fn: object) -> None:
     """Raise `TypeError` for what cannot be called, or would only make a coroutine when called."""
     if not callable(fn):
-        raise TypeError(f"a hook is a function without arguments, not {fn!r}.")
+        raise TypeError(f"a hook is a function, with its arguments after it, not {fn!r}.")
     if inspect.iscoroutinefunction(fn):
         raise TypeError(f"{fn!r} is a coroutine function, and nobody would await it. Start the task in a function.")
 

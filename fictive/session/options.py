@@ -71,7 +71,7 @@ class BlockOptions:
         if self.durable and enclosed:
             raise TransactionAlreadyBegun(
                 "transaction(durable=True) promises that its block is committed when it ends, and a transaction is "
-                "open around it. Call it outside, or leave durable out."
+                "open around it. Call it in autocommit, or leave durable out."
             )
         for field in dataclasses.fields(self.begin):
             asked, has = getattr(self.begin, field.name), getattr(begun_with, field.name)
@@ -79,7 +79,7 @@ class BlockOptions:
                 raise TransactionAlreadyBegun(
                     f"A transaction is open, begun with {field.name}={has!r}; that cannot change to {asked!r} in it, "
                     "nor can isolation level, READ ONLY and DEFERRABLE at all. Leave the option out for a savepoint, "
-                    "or call transaction() outside."
+                    "or call transaction() in autocommit."
                 )
 
 

@@ -58,28 +58,30 @@ _KNOWN = _OWN | set(inspect.signature(sa_orm.Session.__init__).parameters) | {"c
 
 
 class OptInSession(sa_orm.Session):
-    """A `sqlalchemy.orm.Session` without the transaction that nobody asked for.
+    """A `sqlalchemy.orm.Session` that runs statements in autocommit unless `begin()` opens a transaction.
 
-    *Outside* a transaction each statement is one round trip on a connection that is back in the pool when the call
-    returns; a flush, and whatever else takes several statements, is atomic in a transaction of its own. *Inside*, from
-    `begin()` to the end of its block, it is SQLAlchemy's session. Loaded objects stay attached either way.
+    In autocommit each statement is one round trip on a connection that is back in the pool when the call returns; a
+    flush, and each other method that takes several statements, is atomic in a transaction of its own. In a
+    transaction, from `begin()` to the end of its block, it behaves as SQLAlchemy's session. Loaded objects stay
+    attached in both modes.
 
     Takes the arguments of `sqlalchemy.orm.Session`, and:
 
     `writes_outside`
-        what a write outside does: `"commit"` (default), `"begin"` or `"refuse"`; see `fictive.config.WritesOutside`.
+        what a write in autocommit does: `"commit"` (default), `"begin"`, `"report"` or `"refuse"`; see
+        `WritesOutside`.
     `unsaved_changes`
-        what happens to changes no one wrote by the end of a `with` block or an app context: `"warn"` (default),
-        `"error"` or `"ignore"`.
+        what happens when a `with` block or an app context ends with unsaved changes: `"warn"` (default), `"error"` or
+        `"ignore"`.
     `retry_reads`
-        whether a statement that met a lost connection is run again, once, where it can have done nothing: a read
-        outside, the first statement of a transaction. On by default.
+        whether a statement that met a lost connection is run again, once, where it cannot have had an effect: a read
+        in autocommit, the first statement of a transaction. On by default.
     `local_settings`
-        a function that returns PostgreSQL settings for what runs now, `{"app.tenant": "7"}`; see
+        a function that returns PostgreSQL settings for the statement that runs, `{"app.tenant": "7"}`; see
         `OptInTransactionMixin.local_settings`.
 
     `autoflush` and `expire_on_commit` are off by default; on under `writes_outside="begin"`, as in SQLAlchemy.
-    Not for use by several threads at once, as any session.
+    As with any session, only one thread may use it at a time.
     """
 
     def __init__(
@@ -143,7 +145,7 @@ class OptInSession(sa_orm.Session):
 
     @property
     def writes_outside(self) -> WritesOutside:
-        """What a write outside does. Assigning a member or its value changes it for this session."""
+        """What a write in autocommit does. Assigning a member or its value changes it for this session."""
         return WritesOutside.REPORT if self._fictive.reports else self._fictive.mode
 
     @writes_outside.setter
@@ -161,7 +163,7 @@ class OptInSession(sa_orm.Session):
 
     @property
     def unsaved_changes(self) -> UnsavedChanges:
-        """What happens to changes no one wrote by the end of the context. Assigning changes it for this session."""
+        """What happens when the context ends with unsaved changes. Assigning changes it for this session."""
         return self._fictive.unsaved_changes
 
     @unsaved_changes.setter
@@ -175,7 +177,7 @@ class OptInSession(sa_orm.Session):
         return not self._is_outside()
 
     def get_transaction(self) -> Transaction | None:
-        """The open transaction; None outside."""
+        """The open transaction, or None."""
         return None if self._is_outside() else super().get_transaction()  # type: ignore[return-value]
 
     def _is_outside(self) -> bool:
@@ -237,7 +239,7 @@ class OptInSession(sa_orm.Session):
     def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> sa.Connection:
         """The transaction's connection; in `pinned()`, the pinned one.
 
-        Outside raises `TransactionRequired`: there is no connection that the session keeps. For a connection of your
+        In autocommit raises `TransactionRequired`: the session keeps no connection then. For a connection of your
         own there is `db.engine.connect()`.
         """
         self._raise_if_ended()
@@ -261,7 +263,7 @@ class OptInSession(sa_orm.Session):
         execution_options: Mapping[str, Any] = EMPTY,
         **kwargs: Any,
     ) -> sa.Result[Any]:
-        """Run a statement as `sqlalchemy.orm.Session.execute` does; outside, in one round trip and nothing around it.
+        """Run a statement as `sqlalchemy.orm.Session.execute` does; in autocommit one round trip.
 
         Three execution options, for one statement: `fictive_writes=True` or `False` says whether it writes, where that
         cannot be seen (a function in `text()`); `fictive_outside=True` lets one through that otherwise raises
@@ -423,7 +425,7 @@ class OptInSession(sa_orm.Session):
         return result
 
     def refresh(self, instance: object, attribute_names: Any = None, with_for_update: Any = None) -> None:
-        """As SQLAlchemy's. `with_for_update` outside raises before the object's state is touched."""
+        """As SQLAlchemy's. `with_for_update` in autocommit raises before the object's state is touched."""
         if with_for_update and self._is_outside() and self._fictive.mode is not WritesOutside.BEGIN:
             self._raise_if_ended()
             raise needs_a_transaction("FOR UPDATE / FOR SHARE")
@@ -432,7 +434,7 @@ class OptInSession(sa_orm.Session):
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def flush(self, objects: Any = None) -> None:
-        """Write what is pending. Inside: in the transaction. Outside: in one of its own, all or nothing."""
+        """Write what is pending: in the open transaction; in autocommit in one of its own, all or nothing."""
         given = () if objects is None else (objects,)  # naming it is deprecated from SQLAlchemy 2.1 on
         transaction: Any = self._transaction
         if self._flushing or (transaction is not None and transaction.kind is not Kind.RECORD):
@@ -475,9 +477,9 @@ class OptInSession(sa_orm.Session):
         scope.wrote(writes)
 
     def commit(self) -> None:
-        """Inside: flush and commit, ending the block. Outside: flush what is pending in one transaction, if anything.
+        """In a transaction: flush, commit, and end the block. In autocommit: flush what is pending in one transaction.
 
-        Outside with nothing pending it sends nothing.
+        In autocommit with nothing pending it sends nothing.
         """
         if not self._is_outside():
             super().commit()
@@ -499,9 +501,9 @@ class OptInSession(sa_orm.Session):
         scope.committed_writes.clear()
 
     def rollback(self) -> None:
-        """Inside: undo the transaction, ending the block. Outside: discard what is pending; sends nothing.
+        """In a transaction: undo it, and end the block. In autocommit: discard what is pending; sends nothing.
 
-        Outside under `writes_outside="commit"` it warns with `AlreadyCommittedWarning` of writes since the last
+        In autocommit under `writes_outside="commit"` it warns with `AlreadyCommittedWarning` of writes since the last
         commit that it can no longer undo.
         """
         scope = self._fictive
@@ -529,7 +531,7 @@ class OptInSession(sa_orm.Session):
             log.warning("ROLLBACK failed", exc_info=True)
 
     def bulk_save_objects(self, objects: Iterable[object], *args: Any, **kwargs: Any) -> None:
-        """As SQLAlchemy's; outside, all or nothing in a transaction of its own."""
+        """As SQLAlchemy's; in autocommit all or nothing, in a transaction of its own."""
         objects = list(objects)
         with atomic(self, "bulk_save_objects()"):
             super().bulk_save_objects(objects, *args, **kwargs)
@@ -538,13 +540,13 @@ class OptInSession(sa_orm.Session):
             expire_written_in_bulk(self, mapper, makes_rows=False)
 
     def bulk_insert_mappings(self, mapper: Any, *args: Any, **kwargs: Any) -> None:
-        """As SQLAlchemy's; outside, all or nothing in a transaction of its own."""
+        """As SQLAlchemy's; in autocommit all or nothing, in a transaction of its own."""
         with atomic(self, "bulk_insert_mappings()"):
             super().bulk_insert_mappings(mapper, *args, **kwargs)
         expire_written_in_bulk(self, sa.inspect(mapper), makes_rows=True)
 
     def bulk_update_mappings(self, mapper: Any, *args: Any, **kwargs: Any) -> None:
-        """As SQLAlchemy's; outside, all or nothing in a transaction of its own."""
+        """As SQLAlchemy's; in autocommit all or nothing, in a transaction of its own."""
         with atomic(self, "bulk_update_mappings()"):
             super().bulk_update_mappings(mapper, *args, **kwargs)
         expire_written_in_bulk(self, sa.inspect(mapper), makes_rows=False)
@@ -555,7 +557,7 @@ class OptInSession(sa_orm.Session):
         """Begin a transaction: `with session.begin():` commits at the end of the block, or rolls back on an exception.
 
         What was changed before on the session's objects is part of it. Sends nothing until the first statement.
-        Raises `TransactionAlreadyBegun` inside, and `UnknownOption` for what `transaction()` takes.
+        Raises `TransactionAlreadyBegun` in a transaction, and `UnknownOption` for options of `transaction()`.
         """
         if unknown:
             refuse_options_of_begin(unknown)
@@ -566,9 +568,9 @@ class OptInSession(sa_orm.Session):
         return self._begin(NO_OPTIONS)
 
     def begin_nested(self) -> Transaction:
-        """Inside: a savepoint. Outside: a transaction of its own, which ends with its block.
+        """In a transaction: a savepoint. In autocommit: a transaction of its own, which ends with its block.
 
-        Under `writes_outside="begin"`, outside: a savepoint in a transaction that stays open, as in SQLAlchemy.
+        In autocommit under `writes_outside="begin"`: a savepoint in a transaction that stays open, as in SQLAlchemy.
         """
         self._raise_if_ended()
         if not self._is_outside():
@@ -585,7 +587,7 @@ class OptInSession(sa_orm.Session):
         return savepoint
 
     def transaction(self, **arguments: Unpack[TransactionArguments]) -> Transaction:
-        """A transaction outside, a savepoint inside: for code that must be atomic wherever it is called from.
+        """Begin a transaction, or a savepoint in an open one: for code that must be atomic wherever it is called.
 
         It is begun at once. `fictive.sqlalchemy.transaction` has the arguments, and is a decorator as well.
         """
@@ -615,7 +617,7 @@ class OptInSession(sa_orm.Session):
             raise TransactionAlreadyBegun(
                 "A transaction is open already"
                 + (f", begun by the write at {begun_at}" if begun_at else "")
-                + ". For a savepoint in it call begin_nested(); transaction() begins outside, a savepoint inside."
+                + ". For a savepoint in it call begin_nested(), or transaction(), which begins where none is open."
             )
         if options:
             self._check_begin_options(options)
@@ -682,7 +684,9 @@ class OptInSession(sa_orm.Session):
         if isinstance(bind := self.get_bind(), sa.Engine):
             direct_engine(bind, "pinned()")
         if not self._is_outside():
-            raise TransactionAlreadyBegun("pinned() goes around begin(), not inside; a transaction has its own.")
+            raise TransactionAlreadyBegun(
+                "pinned() goes around begin(), not into its block: a transaction has its own connection."
+            )
         for connection in scope.connections.values():
             connection.link.let_go()
         scope.keeps = True
@@ -826,7 +830,9 @@ def report_unsaved(session: OptInSession) -> None:
     if not found:
         return
     shown = ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
-    message = f"The context ends with changes that no one wrote, and they are lost: {shown}."
+    message = (
+        f"The context ended with unsaved changes, which are lost: {shown}. Call commit() before it ends to save them."
+    )
     log_unsaved.warning("%s%s", message, session._fictive_place())
     if session.unsaved_changes is UnsavedChanges.ERROR:
         raise UnsavedChangesError(message)

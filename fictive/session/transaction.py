@@ -238,7 +238,7 @@ class Transaction(sa_orm.SessionTransaction):
     def commit(self, _to_root: bool = False) -> None:
         """Flush what is pending and commit; release, for a savepoint. 1 round trip.
 
-        Raises `TransactionAborted`, from the first error, when the server has given the transaction up already; it
+        Raises `TransactionAborted`, from the first error, when the server has aborted the transaction already; it
         is rolled back then.
         """
         session, outermost = self.session, not self._ending
