@@ -20,7 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import fictive.migrations
 from fictive.changes import listener as listening_module
-from fictive.changes.listener import State, listening
+from fictive.changes.listener import State, Waiter, listening
 from fictive.changes.notify_triggers import channel_of, create_statements
 from fictive.errors import ConfigurationError, NotFoundError, RowChangeTimeout, SnapshotIsFixed, UnknownAttribute
 from fictive.sqlalchemy import OptInSession, TakeTurnsPool, notify_changes, wait_for_row_change
@@ -328,19 +328,27 @@ def _waiting(engine: sa.Engine, model: type[Any], pk: Any, **options: Any) -> ty
     return types.SimpleNamespace(result=waiting.result, thread=waiting.thread)
 
 
+def test_g2_an_answered_waiter_looks_once() -> None:
+    waiter = Waiter(())
+    woken: list[bool] = []
+    waiter.answered.set = lambda: woken.append(waiter.woken.is_set())  # type: ignore[method-assign]
+    waiter.set_state(State.LIVE)
+    assert woken == [True]  # set later, it would make a waiter that has looked already look again
+
+
 def test_g2_told_by_the_database_and_nothing_is_sent_meanwhile(engine: sa.Engine, wire: Wire, look: Look) -> None:
-    look("insert into announced (state, seen) values ('other', 0)")
+    look("insert into announced (state, seen) values ('other', 0), ('of no waiter', 0)")
     waiting = _waiting(engine, Announced, 1, columns=["state"])
     listeners = look("select count(*)" + LISTENER)
     assert listeners == [1]
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     with wire.record() as log:
-        look("update announced set state = 'moved' where id = 2")  # not the row
-        look("update announced set state = 'new' where id = 1")  # changes nothing
         other = _waiting(engine, Announced, 2)
         until(lambda: len(log.exchanges) == 2)  # the object, and its first look
         assert [text for text in log.statements if "announced.state" not in text] == []
         count = len(log.exchanges)
+        look("update announced set state = 'moved' where id = 3")  # not a row that is waited for
+        look("update announced set state = 'new' where id = 1")  # changes nothing
         look("update announced set seen = 1 where id = 1")  # not the column: one look
         until(lambda: len(log.exchanges) == count + 1)
         look("update announced set state = 'done' where id = 1")

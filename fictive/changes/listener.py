@@ -83,11 +83,11 @@ class Waiter:
 
     def set_state(self, state: State) -> None:
         self.state = state
+        self.woken.set()  # before `answered`, whose waiter clears it and looks; after that it would cost a second look
         if state is State.NEW:
             self.answered.clear()
         else:
             self.answered.set()
-        self.woken.set()
 
     def sleep(self, interval: float, remaining: float | None) -> None:
         """Return when the row may have changed, after `remaining` seconds; and, if no notification can be relied on,
