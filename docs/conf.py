@@ -18,7 +18,7 @@ from sphinx.application import Sphinx
 from sphinx.directives.code import CodeBlock
 
 import fictive
-from fictive.sqlalchemy import Transaction
+from fictive.sqlalchemy import Settings, Transaction
 
 # autodoc looks at the columns of mixins, and imports Alembic: neither has anything to say to who builds the docs.
 warnings.filterwarnings("ignore", message="Unmanaged access of declarative attribute", category=sa.exc.SAWarning)
@@ -90,7 +90,7 @@ class WireDirective(CodeBlock):
 def shorten_signature(_app: Sphinx, what: str, _name: str, thing: object, *rest: Any) -> tuple[str, str | None] | None:
     """Leave out what no caller gives: private parameters of SQLAlchemy, arguments of classes that fictive makes."""
     signature, returns = rest[-2:]
-    if what == "class" and inspect.isclass(thing) and issubclass(thing, (enum.Enum, Transaction)):
+    if what == "class" and inspect.isclass(thing) and issubclass(thing, (enum.Enum, Settings, Transaction)):
         return "", returns
     if signature and re.search(r"[(, ]_\w+", signature):
         public = [each for each in signature.strip("()").split(", ") if not each.startswith("_")]
