@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from flask import Flask
 from fictive.connection.engines import prepare, status_of
 from fictive.drivers import TransactionStatus
 from fictive.errors import CommitOutcomeUnknown, PinnedConnectionLost
-from fictive.sqlalchemy import BorrowingPool, OptInSession
+from fictive.sqlalchemy import BorrowingPool, OptInSession, advisory_lock
 from fictive.testing import postgres
 from fictive.testing.wire import Wire
 from tests.conftest import MakeApp
@@ -206,6 +207,58 @@ def test_c1_after_a_restart(mode: str, own_server: postgres.Server, own_engine: 
         connection.execute(INSERT, {"id": "c"})
     assert session.scalars(sa.text("select id from mark order by id")).all() == ["a", "b", "c"]
     assert_pool_is_clean(own_engine)
+
+
+def test_c1b_every_way_to_a_connection_waits_for_a_restart(
+    own_server: postgres.Server, own_engine: sa.Engine, driver: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def begin(session: OptInSession) -> None:
+        with session.begin():
+            session.execute(INSERT, {"id": uuid.uuid4().hex})
+
+    def core(session: OptInSession) -> None:
+        with session.get_bind().begin() as connection:
+            connection.execute(sa.text("select 1"))
+
+    def lock(session: OptInSession) -> None:
+        with advisory_lock(session, "key"):
+            pass
+
+    def pin(session: OptInSession) -> None:
+        with session.pinned():
+            session.scalar(sa.text("select 1"))
+
+    ways: list[Callable[[OptInSession], object]] = [
+        lambda session: session.scalar(sa.text("select 1")),
+        lambda session: session.execute(INSERT, {"id": uuid.uuid4().hex}),
+        *(begin, core, lock, pin),
+    ]
+    with Wire(own_server.host, own_server.port) as proxy:
+        engine = sa.create_engine(proxy.url(own_server.url(driver=driver)), poolclass=BorrowingPool)
+        plain_connect, tries = engine.dialect.connect, 0
+
+        def connect(*args: Any, **parameters: Any) -> Any:
+            nonlocal tries
+            tries += 1
+            proxy.refuse = tries < 3  # the third one is let in
+            return plain_connect(*args, **parameters)
+
+        engine.dialect.connect = connect  # type: ignore[method-assign]
+        prepare(engine)
+        for way in ways:
+            tries = 3
+            session = OptInSession(engine)
+            session.scalar(sa.text("select 1"))
+            tries = 0
+            proxy.close_connections()
+            caplog.clear()
+            with caplog.at_level("INFO", "fictive.connection"):
+                way(session)
+            session.close()
+            assert tries >= 3
+            told = [record for record in caplog.records if record.name == "fictive.connection"]
+            assert [(record.levelname, record.exc_info) for record in told] == [("INFO", None)] * (way is not core)
+        engine.dispose()
 
 
 @pytest.mark.any_sqlalchemy

@@ -83,6 +83,17 @@ def test_what_the_docs_name_is_there() -> None:
     assert (gone, commands - known) == ([], set())
 
 
+def test_a26_the_session_has_no_public_names_but_sqlalchemys_and_documented_ones() -> None:
+    text = (ROOT / "docs" / "reference" / "session.rst").read_text(encoding="utf-8")
+    members = re.search(r"OptInSession\n   :members:(.*?)\n\n", text, re.DOTALL)
+    assert members
+    documented = {name.strip() for name in members[1].split(",")}
+    engine = sa.create_engine("sqlite://", poolclass=sa.NullPool)
+    with fictive_sqlalchemy.OptInSession(engine) as ours, sa.orm.Session(engine) as theirs:
+        own = {name for name in set(dir(ours)) - set(dir(theirs)) if not name.startswith("_")}
+    assert own - documented == set()
+
+
 def test_the_reference_has_every_error() -> None:
     text = (ROOT / "docs" / "reference" / "errors.rst").read_text(encoding="utf-8")
     assert [name for name in errors.__all__ if not re.search(rf"^ +{name}( \(|$)", text, re.MULTILINE)] == []

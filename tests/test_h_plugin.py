@@ -415,7 +415,7 @@ def test_h3_workers_share_one_embedded_server(shop: pytest.Pytester, monkeypatch
     assert not list(directory.glob("fictive-run-*"))
 
 
-def test_a_failure_lists_what_was_sent(shop: pytest.Pytester, pg: postgres.Server) -> None:
+def test_h5_a_failure_lists_what_was_sent(shop: pytest.Pytester, pg: postgres.Server) -> None:
     shop.makepyfile("""
         def test_too_many(db_sandbox, db_app, assert_statements):
             with assert_statements(0):

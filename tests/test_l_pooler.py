@@ -122,7 +122,7 @@ def test_l4_the_suite_runs_through_a_pooler() -> None:
     assert " xfailed" in found.stdout
 
 
-def test_l4_the_features_of_one_transaction_work(app: Flask) -> None:
+def test_c5_l4_the_features_of_one_transaction_work(app: Flask) -> None:
     db = opt_in.db
     with db.session.begin():
         db.session.add(Item(name="a"))
@@ -176,7 +176,7 @@ def test_l4_the_lock_is_a_transaction_of_the_session(engine: sa.Engine, look: Lo
         assert look("select name from item") == ["a"]
 
 
-def test_l4_what_needs_one_server_connection_refuses_and_says_why(engine: sa.Engine) -> None:
+def test_c5_l4_what_needs_one_server_connection_refuses_and_says_why(engine: sa.Engine) -> None:
     with OptInSession(engine) as session:
         with pytest.raises(DirectConnectionRequired, match="FICTIVE_DIRECT_URL"), session.pinned():
             raise AssertionError
