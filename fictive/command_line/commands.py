@@ -172,7 +172,7 @@ def _activity(
                         ("pid", "user", "application", "state", "transaction_seconds", "state_seconds", "waits_for",
                          "blocked_by", "endpoint", "query"),
                         rows,
-                        empty="Nobody does anything." if not everyone else "Nobody is connected.",
+                        empty="No other session is active." if not everyone else "No other session is connected.",
                     )  # fmt: skip
             done += 1
             if not pause or (times and done >= times):
