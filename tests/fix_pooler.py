@@ -37,6 +37,7 @@ max_client_conn = 500
 query_wait_timeout = {patience}
 # otherwise a database that a test has dropped stays in it
 server_idle_timeout = 60
+server_login_retry = {retry}
 ignore_startup_parameters = extra_float_digits
 """
 
@@ -100,8 +101,9 @@ def program() -> str:
 
 
 @contextlib.contextmanager
-def started_pooler(server: postgres.Server, size: int = 2, patience: int = 120) -> Iterator[Pooler]:
-    """A PgBouncer with `size` server connections for each database, for one of which it waits `patience` seconds."""
+def started_pooler(server: Any, size: int = 2, patience: int = 120, retry: float = 15) -> Iterator[Pooler]:
+    """A PgBouncer with `size` server connections for each database, for one of which it waits `patience` seconds; one
+    that cannot be made it tries again after `retry` seconds."""
     executable = program()
     with tempfile.TemporaryDirectory(prefix="fictive-pooler-") as directory, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -110,7 +112,13 @@ def started_pooler(server: postgres.Server, size: int = 2, patience: int = 120) 
         file = Path(directory, "pgbouncer.ini")
         file.write_text(
             CONFIG.format(
-                host=server.host, port=server.port, user=server.user, own=port, size=size, patience=patience
+                host=server.host,
+                port=server.port,
+                user=server.user,
+                own=port,
+                size=size,
+                patience=patience,
+                retry=retry,
             ),
             encoding="utf-8",
         )

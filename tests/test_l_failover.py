@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,9 +16,11 @@ from flask import Flask
 
 from fictive.connection.replicas import set_replicas
 from fictive.errors import CommitOutcomeUnknown
-from fictive.sqlalchemy import OptInSession
+from fictive.sqlalchemy import OptInSession, set_pooler
+from fictive.testing import postgres
 from fictive.testing.wire import Wire
 from tests.fix_nodes import Nodes, started_nodes
+from tests.fix_pooler import started_pooler
 from tests.models import opt_in
 from tests.test_g_waiting import until
 
@@ -185,3 +188,39 @@ def test_l3_patience_is_a_setting(make_app: MakeApp, wire: Wire) -> None:
         wire.refuse = False
         reader.join(30)
         assert found == [1]
+
+
+@pytest.mark.parametrize("block", [False, True], ids=["bare", "block"])
+def test_l3_patience_behind_a_pooler(
+    pg: postgres.Server, wire: Wire, database_url: str, driver: str, block: bool
+) -> None:
+    """It accepts connections while its server is away, and refuses what is sent on them."""
+    refusing: Any = Refusing()
+    found: list[Any] = []
+    upstream = types.SimpleNamespace(host=wire.host, port=wire.port, user=pg.user)
+    with started_pooler(upstream, size=4, retry=0.1) as pooler:
+        engine = sa.create_engine(pooler.url(database_url))
+        set_pooler(engine)
+
+        def read() -> None:
+            with OptInSession(engine) as session:
+                try:
+                    with session.begin() if block else contextlib.nullcontext():
+                        found.append(session.scalar(sa.text("select 1")))
+                except sa.exc.SQLAlchemyError as error:
+                    found.append(error)
+
+        read()
+        wire.refuse = refusing
+        wire.close_connections()
+        readers = [threading.Thread(target=read) for _ in range(4)]
+        for number, reader in enumerate(readers):
+            reader.start()
+            if number == 0:
+                until(lambda: refusing.count >= 2)  # the pooler knows that its server is away
+        until(lambda: refusing.count >= 8)
+        wire.refuse = False
+        for reader in readers:
+            reader.join(30)
+        engine.dispose()
+    assert found == [1] * 5

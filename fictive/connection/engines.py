@@ -23,7 +23,7 @@ from ..session import private
 from . import process
 from .link import SessionConnection, statement_timeout_command
 from .pool import BorrowingPool
-from .servers import PINNED, REST, note_lost, patiently
+from .servers import PINNED, REST, note_lost, patiently, wants_answer
 
 __all__ = ["check_engine", "connection_in_autocommit", "listeners_of", "prepare", "status_of"]
 
@@ -120,7 +120,18 @@ def connection_in_autocommit(engine: sa.Engine, watcher: Any = None) -> Any:
 
 def _connect(dialect: sa.Dialect, driver: Driver, connect: Any, *cargs: Any, **cparams: Any) -> Any:
     driver.connect_arguments(cparams)
-    return patiently(lambda: connect(*cargs, **cparams), dialect)
+
+    def attempt() -> Any:
+        dbapi = connect(*cargs, **cparams)
+        if wants_answer(dialect):
+            try:
+                driver.ask_for_answer(dbapi)
+            except BaseException:
+                dbapi.close()
+                raise
+        return dbapi
+
+    return patiently(attempt, dialect)
 
 
 def _check_out(dialect: sa.Dialect, driver: Driver, dbapi: Any, record: ConnectionPoolEntry, proxy: Any) -> None:

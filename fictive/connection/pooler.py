@@ -18,7 +18,7 @@ from sqlalchemy import event
 
 from ..errors import ConfigurationError, DirectConnectionRequired
 from ..session import private
-from .servers import patience_of, set_patience
+from .servers import expect_answer, patience_of, set_patience
 
 __all__ = ["FoundPooler", "direct_engine", "find_pooler", "is_pooled", "set_pooler", "way_around"]
 
@@ -83,6 +83,7 @@ def set_pooler(engine: sa.Engine, mode: str = "transaction", *, direct_url: str 
         event.listen(root, "connect", _prepare_nothing)
         event.listen(root, "engine_disposed", _dispose_direct)
     _pooled[root] = _Pooled(url)
+    expect_answer(root)
 
 
 def is_pooled(engine: sa.Engine) -> bool:

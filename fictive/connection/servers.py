@@ -27,10 +27,12 @@ __all__ = [
     "REST",
     "ServerConnection",
     "check_out",
+    "expect_answer",
     "note_lost",
     "patience_of",
     "patiently",
     "set_patience",
+    "wants_answer",
 ]
 
 log = logging.getLogger("fictive.connection")
@@ -46,6 +48,7 @@ AT_REST = (IDLE, TransactionStatus.UNTOLD)
 # By dialect object, of which there is one per engine.
 _lost: weakref.WeakKeyDictionary[sa.Dialect, float] = weakref.WeakKeyDictionary()
 _patience: weakref.WeakKeyDictionary[sa.Dialect, float] = weakref.WeakKeyDictionary()
+_answered_by_others: weakref.WeakSet[sa.Dialect] = weakref.WeakSet()
 
 _PATIENCE = 5.0
 _PAUSE = 0.05
@@ -65,13 +68,27 @@ def patience_of(engine: sa.Engine) -> float:
     return _patience.get(engine.dialect, _PATIENCE)
 
 
+def expect_answer(engine: sa.Engine) -> None:
+    """Tell that `engine` connects to a pooler, which accepts connections whether or not the server is there."""
+    _answered_by_others.add(engine.dialect)
+
+
+def wants_answer(dialect: sa.Dialect) -> bool:
+    """Whether a connection that is made now counts as one only once the server has answered on it."""
+    return dialect in _answered_by_others and _has_lost_lately(dialect)
+
+
+def _has_lost_lately(dialect: sa.Dialect) -> bool:
+    return time.monotonic() - _lost.get(dialect, -math.inf) <= _patience.get(dialect, _PATIENCE)
+
+
 def patiently(connect: Callable[[], Any], dialect: sa.Dialect) -> Any:
     """Call `connect` until it works: shortly after a connection was lost, since the server may be restarting."""
     while True:
         try:
             return connect()
         except dialect.loaded_dbapi.OperationalError:
-            if time.monotonic() - _lost.get(dialect, -math.inf) > _patience.get(dialect, _PATIENCE):
+            if not _has_lost_lately(dialect):
                 raise
             time.sleep(_PAUSE)
 

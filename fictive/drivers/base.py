@@ -137,6 +137,11 @@ class Driver(abc.ABC):
         """Add to the arguments of a connect what the application left open."""
         return
 
+    def ask_for_answer(self, dbapi: Any) -> None:
+        """Wait for an answer of the server on a connection that was just made; raises where none comes. 1 round
+        trip."""
+        return
+
     @abc.abstractmethod
     def rest(self, dbapi: Any) -> Rest:
         """The mode of a connection that was just taken from the pool."""

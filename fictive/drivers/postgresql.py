@@ -37,6 +37,11 @@ class PostgreSQLDriver(Driver):
         if not any(name in arguments for name in (*_KEEP_ALIVE, "keepalives")):
             arguments.update(_KEEP_ALIVE)
 
+    def ask_for_answer(self, dbapi: Any) -> None:
+        before, dbapi.autocommit = dbapi.autocommit, True
+        dbapi.cursor().execute("SELECT 1")
+        dbapi.autocommit = before
+
     def rest(self, dbapi: Any) -> Rest:
         return Rest(dbapi.autocommit, self.characteristics(dbapi))
 
