@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from .config import Settings
 from .connection.replicas import COMMIT_POSITION, Positions, current_positions, on_primary, parse_lsn, using_positions
 from .errors import InvalidToken
+from .session.private import root_engine
 from .session.session import OptInSession
 
 __all__ = ["COOKIE", "HEADER", "Tokens", "install"]
@@ -42,7 +43,7 @@ class Tokens:
     def make(self, positions: Positions) -> str:
         """The token of what was written; one round trip for each primary that was written to outside a transaction."""
         known = positions.complete(_ask)
-        found = {key or "": known[engine] for key, engine in self._engines().items() if engine in known}
+        found = {key or "": known[engine] for key, engine in self._roots().items() if engine in known}
         return self._serializer().dumps(found)
 
     def read(self, token: str) -> Positions:
@@ -53,10 +54,13 @@ class Tokens:
             return Positions()
         except itsdangerous.BadData:
             raise InvalidToken("This application did not make that token with db.token().") from None
-        engines = self._engines()
+        engines = self._roots()
         return Positions(
             {engines[key or None]: position for key, position in found.items() if (key or None) in engines}
         )
+
+    def _roots(self) -> dict[str | None, sa.Engine]:
+        return {key: root_engine(engine) for key, engine in self._engines().items()}
 
     def _serializer(self) -> itsdangerous.URLSafeTimedSerializer:
         secret = self._app.secret_key or self._derived()

@@ -11,6 +11,7 @@ from flask import Flask
 
 from benchmarks import replicas
 from examples.objects import replica_demo
+from fictive.connection.replicas import replicas_of
 from fictive.testing.wire import Wire
 from tests.fix_nodes import Nodes
 from tests.models import Item, opt_in
@@ -115,6 +116,25 @@ def test_l1_a_replica_that_dies_fails_no_request(site: Site) -> None:
     site.replica.refuse = True
     site.replica.reset()
     assert {client.get("/").text for _ in range(5)} == {"a"}
+
+
+def test_h4_a_sandbox_around_a_session_that_has_read_from_a_replica(site: Site, nodes: Nodes) -> None:
+    """It reads from none there, and does so again afterwards."""
+    with site.app.app_context():
+        found = replicas_of(db.engine)
+        assert found is not None
+        names = sa.select(Item.name).order_by(Item.id)
+        assert db.session.scalars(names).all() == []
+        with db.sandbox():
+            db.session.add(Item(name="a"))
+            db.session.commit()
+            db.session.execute(sa.insert(Item).values(name="b"))
+            assert db.session.scalars(names).all() == ["a", "b"]
+        assert [state.reads for state in found.states()] == [1]
+        assert db.session.scalars(names).all() == []
+        assert [state.reads for state in found.states()] == [2]
+        with db.primary():
+            assert db.session.scalars(names).all() == []
 
 
 @pytest.mark.any_sqlalchemy

@@ -9,11 +9,13 @@ import flask
 import pytest
 import sqlalchemy as sa
 from flask import Flask
+from sqlalchemy.orm import DeclarativeBase
 
 from fictive.connection.replicas import current_positions, positions_of, replicas_of, wants_primary
 from fictive.errors import ConfigurationError, InvalidToken
+from fictive.session.private import root_engine
 from fictive.testing.wire import Wire
-from tests.models import Item, opt_in
+from tests.models import DB, Item, opt_in
 
 MakeApp = Callable[..., Flask]
 db = opt_in.db
@@ -108,6 +110,28 @@ def test_l2_a_job_sees_what_made_it(app: Flask) -> None:
             assert positions_of(db.session.info)[db.engine] == 0
         with pytest.raises(InvalidToken), db.using_token(token + "x"):
             raise AssertionError
+
+
+@pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
+def test_l2_a_token_of_engines_that_are_views(make_app: MakeApp, database_url: str) -> None:
+    """Of `execution_options()`: the position is that of the engine beneath."""
+
+    class Viewing(DB):
+        def _make_engine(self, bind_key: str | None, options: dict[str, Any], app: Flask) -> sa.Engine:
+            return super()._make_engine(bind_key, options, app).execution_options(stream_results=False)
+
+    class Base(DeclarativeBase):
+        pass
+
+    viewing = Viewing(model_class=Base)
+    app = make_app(viewing, FICTIVE_REPLICAS=[database_url])
+    with app.app_context():
+        with viewing.session.begin():
+            viewing.session.execute(sa.insert(Item.__table__).values(name="a"))
+        token = viewing.token()
+    with app.app_context(), viewing.using_token(token):
+        positions = positions_of(viewing.session.info)
+        assert positions[root_engine(viewing.engine)] > 0
 
 
 @pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)

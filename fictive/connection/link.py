@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ..session.write_log import WriteLog
-    from .replicas import Replica
+    from .replicas import Replica, Replicas
     from .statement_settings import DueSettings, SettingsSource
 
 
@@ -52,6 +52,8 @@ log = logging.getLogger("fictive.connection")
 _READ_ONLY = TransactionOptions(read_only=True)
 # What a COMMIT that brings its position back may report although it was done: the question after it was cancelled.
 _MAY_COME_AFTER_COMMIT = ("57014", "53200", "57P01")
+# Classes of SQLSTATEs by which a server refuses the question itself: no right to call the function, or not supported.
+_MAY_BE_OF_THE_QUESTION = ("0A", "42", "55")
 
 ABORTED = "PostgreSQL aborted this transaction after an earlier error."
 _COMMITS = re.compile(r"\b(?:commit|end)\b", re.IGNORECASE)
@@ -228,14 +230,14 @@ class Link:
                     server.dbapi.commit()
                 elif self.begun:
                     self.may_be_committed = True
-                    if replicas is not None:
+                    if replicas is not None and replicas.tell_position:
                         position = parse_lsn(self.driver.commit_and_ask(server, releases, COMMIT_POSITION))
                     else:
                         self.driver.commit(server, releases)
         except BaseException as error:
             if replicas is not None:
                 self.owner.wrote_up_to(replicas.primary, None)
-                if sqlstate(error) in _MAY_COME_AFTER_COMMIT and server is not None:
+                if server is not None and self._may_come_after_commit(error, replicas):
                     server.drop(error)  # SQLAlchemy takes it for a lost connection, and so for an unknown outcome
             if isinstance(error, Exception) and server is not None and not server.is_lost():
                 self.may_be_committed = False
@@ -244,6 +246,22 @@ class Link:
         if replicas is not None:
             self.owner.wrote_up_to(replicas.primary, position)
         self.end()
+
+    def _may_come_after_commit(self, error: BaseException, replicas: Replicas) -> bool:
+        """Whether COMMIT may be done, and the error be that of the question behind it."""
+        state = sqlstate(error)
+        if state in _MAY_COME_AFTER_COMMIT:
+            return True
+        # that of a deferred trigger says where it comes from
+        if (state or "")[:2] not in _MAY_BE_OF_THE_QUESTION or getattr(error.diag, "context", None):  # type: ignore[attr-defined]
+            return False
+        replicas.tell_position = False
+        log.warning(
+            "%r does not tell its position in the write-ahead log, so that reads after a write go to it: %s",
+            self.engine.url,
+            error,
+        )
+        return True
 
     def _look_before_commit(self, server: ServerConnection) -> None:
         """Whether the transaction is still the one that was begun, and not aborted. Sends nothing."""
@@ -279,6 +297,8 @@ class Link:
             return
         try:
             if server is not None and server.generation is process.generation and not server.is_lost():
+                if (self.begun or self.native) and server.transaction_status() == IDLE:
+                    self._note_doubt()
                 if self.driver.is_busy(server.dbapi):
                     self._drop(server)
                     self.end(TransactionAborted(BUSY))  # it is closed, and is given back as a lost one
@@ -309,6 +329,8 @@ class Link:
         it came is not known, the connection is closed."""
         server, self.server = self.server, None
         was_native, options = self.native, self.options
+        if self.trouble is not None:
+            self._note_doubt()
         self.in_transaction = self.begun = self.native = False
         self.options = self.rest_options
         self.prefetches = False
@@ -461,12 +483,13 @@ class Link:
                 if isinstance(error, Exception) and not server.is_lost():
                     self.may_be_committed = False
                 server.taint()  # the driver may believe that it is still in the transaction
+            if commits:
+                self._note_doubt()
             self.ending = False
             self.end(error)
             raise
         self.ending = False
-        if self.wrote and self.replicas is not None:
-            self.owner.wrote_up_to(self.replicas.primary, None)
+        self._note_doubt()
         self.end()
 
     # -- transactions -----------------------------------------------------------------------------------------------
@@ -706,6 +729,8 @@ class Link:
         if not server.may_be_used(error):
             self.kept = None if server is self.kept else self.kept
             self._drop(server, error)
+            if not may_repeat:
+                self.note_written()  # it may have been done
             if is_lost and may_repeat and self.owner.retries and isinstance(error, Exception):
                 log.info("the connection was lost; running the read again")
                 self.distrust_pool()
@@ -724,6 +749,7 @@ class Link:
             self.begun = not is_idle
         if is_idle and (not first or not (self.native or self.pending.commands)):  # BEGIN was sent, and is gone
             self.trouble = "The statement that failed has ended this transaction."
+            self.wrote = True
         elif server.is_lost():
             self.trouble = "The connection of this transaction was lost."
         elif not isinstance(error, Exception):
@@ -756,6 +782,11 @@ class Link:
         """Outside a transaction something was written, or may be: whoever reads next is to see it. Also after a
         statement that met no row, which a trigger of the statement's may have followed."""
         if self.replicas is not None:
+            self.owner.wrote_up_to(self.replicas.primary, None)
+
+    def _note_doubt(self) -> None:
+        """Of a transaction whose position is not known, what it wrote may be committed."""
+        if self.wrote and self.replicas is not None:
             self.owner.wrote_up_to(self.replicas.primary, None)
 
     def note_statement(self, statement: StatementClass, query: Any, parameters: Any = None) -> None:

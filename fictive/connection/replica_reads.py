@@ -33,7 +33,7 @@ def read_from_replica(
     if wants_primary() or link.early is not None or link.kept is not None or link.streams:
         return False
     owner, engine = link.owner, link.replicas.primary
-    if owner.keeps or owner.statement_options.get("fictive_primary"):
+    if owner.keeps or _asks_for_primary(link):
         return False
     positions = owner.positions()
     if positions.needs_primary(engine):
@@ -47,6 +47,12 @@ def read_from_replica(
         return _read(link, replica, position, cursor, query, parameters, settings)
     finally:
         replica.busy.pop()
+
+
+def _asks_for_primary(link: Link) -> bool:
+    """Whether the statement's execution options say so, or those of the engine."""
+    says = link.owner.statement_options.get("fictive_primary")
+    return bool(link.engine.get_execution_options().get("fictive_primary") if says is None else says)
 
 
 def _read(

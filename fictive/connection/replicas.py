@@ -37,9 +37,11 @@ __all__ = [
     "has_replicas",
     "is_replica",
     "note_position",
+    "note_write",
     "on_primary",
     "parse_lsn",
     "positions_of",
+    "reads_for_write",
     "replicas_of",
     "server_name",
     "set_replicas",
@@ -176,6 +178,12 @@ def note_position(info: dict[Any, Any], engine: sa.Engine, position: int | None)
         own.written(engine, position)
 
 
+def note_write(info: dict[Any, Any], engine: sa.Engine) -> None:
+    """`note_position`, of a write that does not look like one, up to a position that nobody has asked for."""
+    if has_replicas() and (found := replicas_of(engine)) is not None:
+        note_position(info, found.primary, None)
+
+
 def _own(info: dict[Any, Any]) -> Positions:
     if _KEY not in info:
         info[_KEY] = Positions()
@@ -202,6 +210,11 @@ def on_primary() -> Iterator[None]:
     """Reads in the block go to the primary. Also a decorator."""
     with _primary.set(True):
         yield
+
+
+def reads_for_write() -> contextlib.AbstractContextManager[None]:
+    """Around reads that decide what is written: on the primary, where there are replicas."""
+    return on_primary() if _replicas else contextlib.nullcontext()
 
 
 wants_primary: Callable[[], bool] = _primary.get
@@ -302,6 +315,8 @@ class Replicas:
     ) -> None:
         self.primary = primary
         self.members = [Replica(engine, clock) for engine in engines]
+        self.tell_position = True
+        """Whether the primary says up to where it has written."""
         self._clock = clock
         self._order = order
 

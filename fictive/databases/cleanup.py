@@ -10,6 +10,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.schema import sort_tables_and_constraints
 
 from ..connection.engines import connection_in_autocommit
+from ..connection.replicas import note_write
 from ..drivers.base import dbapi_connection
 from ..errors import UnsupportedDialect
 from ..locks.server import Quoting, ServerBlock, lock_timeouts, waiting_block
@@ -93,6 +94,8 @@ def _clean_postgresql(
                 bind.execute(statement)
         elif isinstance(session, OptInSession) or isinstance(bind, sa.Connection):
             session.execute(statement, bind_arguments=where, execution_options=_ALONE)
+            if isinstance(bind, sa.Engine):
+                note_write(session.info, bind)
         else:
             with connection_in_autocommit(bind) as connection:
                 connection.execute(statement)

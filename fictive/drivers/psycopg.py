@@ -122,7 +122,7 @@ class PsycopgDriver(PostgreSQLDriver):
     def commit_and_ask(self, server: Any, releases: list[str], query: str) -> str:
         dbapi = server.dbapi
         _set_autocommit(dbapi, True)
-        with psycopg.Cursor(dbapi) as cursor:
+        with Cursor(dbapi) as cursor:
             cursor.execute("; ".join([*releases, "COMMIT", query]).encode(), prepare=False)
             while cursor.nextset():
                 pass

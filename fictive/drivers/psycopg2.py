@@ -98,7 +98,7 @@ class Psycopg2Driver(PostgreSQLDriver):
         return isinstance(factory, type) and _is_known_to_reach(factory)
 
     def commit_and_ask(self, server: Any, releases: list[str], query: str) -> str:
-        cursor = _Cursor(server.dbapi)
+        cursor = _Cursor(bare(server.dbapi, _Connection))
         cursor.execute("; ".join([*releases, "COMMIT", query]))
         return str(cursor.fetchone()[0])
 

@@ -94,8 +94,9 @@ CLOSED = sa_session.SessionTransactionState.CLOSED
 _IN_PROGRESS = sa_state_changes._StateChangeStates.CHANGE_IN_PROGRESS
 
 JOINTS: list[tuple[Any, tuple[str, ...]]] = [
-    (sa_orm.Session, ("_autobegin_t", "_autoflush", "_connection_for_bind", "_deleted", "_dirty_states", "_flushing",
-                      "_is_clean", "_nested_transaction", "_new", "_trans_context_manager", "_transaction")),
+    (sa_orm.Session, ("_autobegin_t", "_autoflush", "_connection_for_bind", "_delete_impl", "_deleted",
+                      "_dirty_states", "_flushing", "_is_clean", "_merge", "_nested_transaction", "_new",
+                      "_trans_context_manager", "_transaction")),
     (sa_orm.SessionTransaction, ("_connection_for_bind", "_connections", "_current_fn", "_expect_state", "_next_state",
                                  "_parent", "_raise_for_prerequisite_state", "_rollback_can_be_called",
                                  "_rollback_exception", "_state", "_transaction_is_active")),

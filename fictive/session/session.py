@@ -17,6 +17,7 @@ from sqlalchemy.orm.attributes import instance_state
 from ..config import Settings, UnsavedChanges, WritesOutside, choice, flag, nearest
 from ..connection.classify import classify
 from ..connection.pooler import direct_engine
+from ..connection.replicas import reads_for_write
 from ..connection.statement_settings import SettingsFunction, SettingsSource, set_on_foreign
 from ..drivers import NO_OPTIONS, TransactionOptions, driver_for
 from ..errors import (
@@ -432,6 +433,16 @@ class OptInSession(sa_orm.Session):
         super().refresh(instance, attribute_names, with_for_update)
 
     # -- writing ----------------------------------------------------------------------------------------------------
+
+    def _delete_impl(self, *args: Any, **options: Any) -> None:
+        # what is deleted with the object is loaded for it, and a replica may not have it yet
+        with reads_for_write():
+            super()._delete_impl(*args, **options)
+
+    def _merge(self, *args: Any, **options: Any) -> Any:
+        # what a replica has not got yet would be inserted a second time, or taken for unchanged
+        with reads_for_write():
+            return super()._merge(*args, **options)
 
     def flush(self, objects: Any = None) -> None:
         """Write what is pending: in the open transaction; in autocommit in one of its own, all or nothing."""

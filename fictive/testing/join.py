@@ -11,10 +11,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..connection.engines import prepare
-from ..connection.replicas import without_replicas
 from ..errors import SandboxError
 from .remote import Place, RemoteConnection, pid_of
-from .sandbox import engines_of, place_of, replaced_pool, roots_of
+from .sandbox import engines_of, place_of, primaries_alone, replaced_pool, roots_of
 
 __all__ = ["HEADER", "SandboxMiddleware", "join"]
 
@@ -41,7 +40,7 @@ def join(token: str, *engines: sa.Engine) -> Iterator[None]:
         return
     roots = roots_of(engines)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(without_replicas(roots))
+        stack.enter_context(primaries_alone(roots))
         for engine in roots:
             if not hasattr(engine.dialect, "default_isolation_level"):
                 engine.connect().close()  # SQLAlchemy asks the server what it can

@@ -15,7 +15,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from ..connection.engines import listeners_of, prepare
 from ..connection.pool import BorrowingPool
-from ..connection.replicas import has_replicas, is_replica, without_replicas
+from ..connection.replicas import has_replicas, is_replica, replicas_of, without_replicas
 from ..drivers import driver_for, replace_driver
 from ..errors import ConfigurationError, SandboxError, UnsupportedDialect
 from ..session import private
@@ -26,7 +26,7 @@ from .shared_connection import OVER, Recording, SandboxConnection, SharedConnect
 if TYPE_CHECKING:
     from .remote import Place, TokenServer
 
-__all__ = ["Sandbox", "engines_of", "place_of", "replaced_pool", "roots_of", "sandbox"]
+__all__ = ["Sandbox", "engines_of", "place_of", "primaries_alone", "replaced_pool", "roots_of", "sandbox"]
 
 log = logging.getLogger("fictive.testing")
 
@@ -68,7 +68,7 @@ def sandbox(*engines: sa.Engine, patience: Duration = "10s") -> Iterator[Sandbox
     box = Sandbox(patience=seconds)
     with contextlib.ExitStack() as stack:
         if has_replicas():
-            stack.enter_context(without_replicas(roots))
+            stack.enter_context(primaries_alone(roots))
         box._enter(roots, stack)
         stack.callback(box._close_token)
         yield box
@@ -333,6 +333,24 @@ def _retarget(links: list[Any]) -> None:
     for link in links:
         link.driver = driver_for(link.dialect)
         link.idle = getattr(link.engine.pool, "idle", deque(maxlen=0))
+
+
+@contextlib.contextmanager
+def primaries_alone(engines: list[sa.Engine]) -> Iterator[None]:
+    """Without replicas, also for the sessions that are there: each connection object knows those of its engine."""
+    try:
+        with without_replicas(engines):
+            _find_replicas(engines)
+            yield
+    finally:
+        _find_replicas(engines)
+
+
+def _find_replicas(engines: list[sa.Engine]) -> None:
+    for link in _links(engines):
+        link.replicas = replicas_of(link.engine)
+        for replica in () if link.replicas is None else link.replicas.members:
+            prepare(replica.engine)
 
 
 def _sessions(engines: Iterable[sa.Engine]) -> list[sa_orm.Session]:
