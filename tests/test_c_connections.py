@@ -471,6 +471,7 @@ class TestReads:
             seen.extend(result)
         assert trigger.fired == 1
         assert len(seen) == len(set(seen))
+        assert not [server for server in db.engine.pool.idle if server.is_lost()]
         del result
         db.session.remove()
         assert len(read()) == 50

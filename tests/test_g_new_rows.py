@@ -185,13 +185,16 @@ def test_g2_model_needs_its_trigger(engine: sa.Engine, look: Look) -> None:
         waiting.result()
 
 
-def test_g2_a_lost_listener_wakes_since_rows_may_have_come(engine: sa.Engine, look: Look) -> None:
+def test_g2_a_lost_listener_wakes_since_rows_may_have_come(
+    engine: sa.Engine, look: Look, caplog: pytest.LogCaptureFixture
+) -> None:
     waiting = _waiting(engine, Task)
     look(
         "select pg_terminate_backend(pid) from pg_stat_activity"
         " where query ~* 'listen|pg_trigger' and pid <> pg_backend_pid()"
     )
     waiting.result()
+    assert not [each for each in caplog.records if each.exc_info]
 
 
 def test_g2_in_transactions_and_plain_sessions(engine: sa.Engine, look: Look) -> None:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from flask import Flask
 
 from fictive.connection.replicas import set_replicas
+from fictive.connection.servers import set_patience
 from fictive.errors import CommitOutcomeUnknown
 from fictive.sqlalchemy import OptInSession, set_pooler
 from fictive.testing import postgres
@@ -48,6 +49,7 @@ def url_of(pair: Nodes, driver: str) -> str:
 @pytest.mark.any_sqlalchemy
 def test_l3_a_promotion_under_load(pair: Nodes, driver: str) -> None:
     engine = sa.create_engine(url_of(pair, driver), pool_size=THREADS)
+    set_patience(engine, 60.0)
     ended = threading.Event()
     told: dict[str, str] = {}
     failed_reads: list[Exception] = []

@@ -211,8 +211,8 @@ class Listening:
     def _connected(self) -> Iterator[Any]:
         """A connection made as the engine makes them, and not of its pool."""
         connection = self._engine.connect()
+        driver, dbapi = driver_for(self._engine.dialect), dbapi_connection(connection)
         try:
-            driver, dbapi = driver_for(self._engine.dialect), dbapi_connection(connection)
             driver.enter_autocommit(dbapi, self._engine.dialect)
             connection.detach()
             self._connection = connection
@@ -220,6 +220,8 @@ class Listening:
         finally:
             self._connection = None
             with contextlib.suppress(Exception):
+                if driver.is_closed(dbapi):  # else SQLAlchemy would try to roll back, and log that as an error
+                    connection.invalidate()
                 connection.close()
 
     def _serve(self, dbapi: Any) -> None:

@@ -282,7 +282,9 @@ class Link:
 
     def _not_committable(self) -> Exception:
         if self.server is not None and self.server.is_lost():  # as the driver would say it, had COMMIT been sent
-            error: Exception = self.dialect.loaded_dbapi.OperationalError(self.trouble)
+            error: Exception = self.dialect.loaded_dbapi.OperationalError(
+                self.trouble or "The connection of this transaction was lost."
+            )
             return error
         return self.aborted()
 
@@ -310,7 +312,8 @@ class Link:
         except BaseException as error:
             self.end(error)
             raise
-        self.end()
+        # one that is lost is closed, not given back: SQLAlchemy's pool would log that it cannot be rolled back
+        self.end(self._not_committable() if server is not None and server.is_lost() else None)
 
     def _end_by_hand(self, how: str) -> None:
         """The user ends the transaction on the connection that the session handed out: nothing may run after it in
