@@ -31,7 +31,7 @@ listen_addr = 127.0.0.1
 listen_port = {own}
 unix_socket_dir =
 auth_type = any
-pool_mode = transaction
+pool_mode = {mode}
 default_pool_size = {size}
 max_client_conn = 500
 query_wait_timeout = {patience}
@@ -101,7 +101,9 @@ def program() -> str:
 
 
 @contextlib.contextmanager
-def started_pooler(server: Any, size: int = 2, patience: int = 120, retry: float = 15) -> Iterator[Pooler]:
+def started_pooler(
+    server: Any, size: int = 2, patience: int = 120, retry: float = 15, mode: str = "transaction"
+) -> Iterator[Pooler]:
     """A PgBouncer with `size` server connections for each database, for one of which it waits `patience` seconds; one
     that cannot be made it tries again after `retry` seconds."""
     executable = program()
@@ -119,6 +121,7 @@ def started_pooler(server: Any, size: int = 2, patience: int = 120, retry: float
                 size=size,
                 patience=patience,
                 retry=retry,
+                mode=mode,
             ),
             encoding="utf-8",
         )

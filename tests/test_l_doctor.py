@@ -9,12 +9,13 @@ from fictive.command_line.doctor import examine
 from fictive.command_line.doctor_connection import connection_findings
 from fictive.command_line.doctor_pooler import pooler_findings
 from fictive.command_line.doctor_replicas import replica_findings
+from fictive.command_line.findings import Severity
 from fictive.command_line.target import Database, Target
 from fictive.connection.replicas import set_replicas
 from fictive.sqlalchemy import set_pooler
 from fictive.testing import postgres
 from tests.fix_nodes import Nodes
-from tests.fix_pooler import Pooler
+from tests.fix_pooler import Pooler, started_pooler
 
 
 def test_l1_doctor_on_replicas(pg: postgres.Server, nodes: Nodes, node_database: str, driver: str) -> None:
@@ -85,3 +86,13 @@ def test_l1_doctor_goes_on_where_a_replica_is_down(nodes: Nodes, node_database: 
     assert [(each.bind, each.severity.value) for each in found] == [("default", "error")]
     primary.dispose()
     down.dispose()
+
+
+def test_l4_doctor_names_a_pooler_of_statements(pg: postgres.Server, database_url: str, driver: str) -> None:
+    """Behind which there is no transaction, and so no app."""
+    with started_pooler(pg, mode="statement") as pooler:
+        engine = sa.create_engine(pooler.url(database_url))
+        found = examine(Target([Database("default", engine)]))
+        engine.dispose()
+    (error,) = (each for each in found if each.severity is Severity.ERROR)
+    assert "pools statements" in error.what

@@ -307,3 +307,18 @@ def test_l1_a_replica_that_is_restarted_is_not_waited_for(pair: Pair) -> None:
         pair.replica.close_connections()
         assert session.scalars(NAMES).all() == []
     assert len(refused) <= 4  # psycopg tries each address, and the pool may try once more
+
+
+@pytest.mark.parametrize("poolclass", [BorrowingPool, sa.QueuePool])
+def test_l1_a_replica_whose_pool_is_used_up_is_not_waited_for(pair: Pair, poolclass: type[sa.Pool]) -> None:
+    """The primary has a pool of its own."""
+    copy = sa.create_engine(pair.copy.url, poolclass=poolclass, pool_size=1, max_overflow=0, pool_timeout=3600)
+    found = set_replicas(pair.engine, [copy])
+    with OptInSession(pair.engine) as session:
+        session.scalars(NAMES).all()
+        with copy.connect():
+            assert session.scalars(NAMES).all() == []
+        session.scalars(NAMES).all()
+    copy.dispose()
+    (state,) = found.states()
+    assert (state.reads, state.failures, state.is_down) == (2, 1, False)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+import sqlalchemy as sa
+
 from ..connection.replicas import is_replica
 from .doctor_code import code_findings
 from .doctor_connection import connection_findings, setting_findings, version_findings
 from .doctor_models import lookup_findings, table_findings
+from .doctor_pooler import statement_pooler_findings
 from .doctor_replicas import replica_findings
 from .doctor_server import catalog_findings, session_findings
 from .findings import Finding, Severity
@@ -54,6 +57,16 @@ def examine_code(target: Target) -> list[Finding]:
 
 
 def _examine(target: Target, database: Database, patience: float) -> Iterator[Finding]:
+    try:
+        yield from _findings(target, database, patience)
+    except sa.exc.OperationalError:
+        reasons = statement_pooler_findings(database.engine)
+        if not reasons:
+            raise
+        yield from reasons
+
+
+def _findings(target: Target, database: Database, patience: float) -> Iterator[Finding]:
     yield from version_findings(database)
     if database.metadata is not None and database.metadata.tables:
         yield from table_findings(database.engine, database.metadata)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from ..connection.pooler import find_pooler, is_pooled, way_around
 from .findings import Finding, Severity
 
-__all__ = ["pooler_findings"]
+__all__ = ["pooler_findings", "statement_pooler_findings"]
 
 _WHERE = "SELECT current_database(), system_identifier FROM pg_catalog.pg_control_system()"
 
@@ -43,6 +43,25 @@ def pooler_findings(engine: sa.Engine, *, is_known: bool) -> Iterator[Finding]:
     direct = way_around(engine) if is_pooled(engine) else None
     if direct is not None:
         yield from _direct_findings(engine, direct)
+
+
+def statement_pooler_findings(engine: sa.Engine) -> list[Finding]:
+    """Whether an engine that cannot be used is behind a pooler of statements. Raises nothing."""
+    try:
+        pooler = find_pooler(engine)
+    except Exception:  # the server is not there, and that is what is told
+        return []
+    if pooler is None or pooler.mode != "statement":
+        return []
+    return [
+        Finding(
+            "pooler",
+            Severity.ERROR,
+            f"{pooler.version or 'A pooler such as PgBouncer'} is between the app and the server, and pools "
+            "statements: no transaction can be begun.",
+            "Let it pool transactions (pool_mode = transaction), and set FICTIVE_POOLER = 'transaction'.",
+        )
+    ]
 
 
 def _direct_findings(engine: sa.Engine, direct: sa.Engine) -> Iterator[Finding]:

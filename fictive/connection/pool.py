@@ -66,18 +66,19 @@ class BorrowingPool(QueuePool):
         dispatch = self.dispatch
         return bool(dispatch.reset or dispatch.checkout.parent_listeners or dispatch.checkin.parent_listeners)
 
-    def take_soon(self) -> ServerConnection | None:
+    def take_soon(self, patience: float | None = None) -> ServerConnection | None:
         """The next connection that a statement gives back, if that is soon, and before one more is opened. Where none
-        may be, all who wait do so here, for as long as the pool's `timeout`: to check a connection in and out again
-        takes longer than most statements."""
+        may be, all who wait do so here, for as long as the pool's `timeout`, or `patience`: to check a connection in
+        and out again takes longer than most statements."""
         me, began = object(), time.monotonic()
+        timeout = self._timeout if patience is None else min(patience, self._timeout)
         try:
             self.wanted.add(me)
             while self._overflow >= 0 and not self._queued():  # else the pool has one, or opens one of those it keeps
                 with contextlib.suppress(IndexError):
                     return self.idle.pop()
                 may_open = self._max_overflow < 0 or self._overflow < self._max_overflow
-                left = began + (HAND_OVER if may_open else self._timeout) - time.monotonic()
+                left = began + (HAND_OVER if may_open else timeout) - time.monotonic()
                 if left > 0:
                     with contextlib.suppress(queue.Empty):
                         self._came_back.get(timeout=min(left, LOOK_AGAIN))
@@ -86,7 +87,7 @@ class BorrowingPool(QueuePool):
                 else:
                     raise sa.exc.TimeoutError(
                         f"QueuePool limit of size {self.size()} overflow {self.overflow()} reached, connection timed "
-                        f"out, timeout {self._timeout:0.2f}",
+                        f"out, timeout {timeout:0.2f}",
                         code="3o7r",
                     )
             return None

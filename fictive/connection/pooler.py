@@ -144,7 +144,7 @@ class FoundPooler:
     """A pooler between an engine and its server."""
 
     mode: str | None
-    """`"transaction"` (or `"statement"`, which looks the same), `"session"`, or None where it could not be told."""
+    """`"transaction"`, `"statement"`, `"session"`, or None where it could not be told."""
     version: str | None
     """What it says of itself, such as `"PgBouncer 1.18.0"`; None where its console is closed to this user."""
 
@@ -164,6 +164,8 @@ def find_pooler(engine: sa.Engine) -> FoundPooler | None:
             return None
         with _connected(engine) as second:
             mode = "transaction" if _server_pid(second) == served_by or _moved(first, second, served_by) else "session"
+            if mode == "transaction" and not _lets_begin(second):
+                mode = "statement"
     return FoundPooler(mode, _console_version(engine))
 
 
@@ -209,6 +211,16 @@ def _moved(first: Any, second: Any, served_by: int) -> bool:
         return _server_pid(second) == served_by or _server_pid(first) != served_by
     finally:
         second.cursor().execute("ROLLBACK")
+
+
+def _lets_begin(dbapi: Any) -> bool:
+    """A pooler of statements closes a connection on which a transaction begins."""
+    try:
+        dbapi.cursor().execute("BEGIN")
+        dbapi.cursor().execute("ROLLBACK")
+    except Exception:  # whatever it is, there is no transaction
+        return False
+    return True
 
 
 def _console_version(engine: sa.Engine) -> str | None:

@@ -6,8 +6,10 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from sqlalchemy.pool import QueuePool
 
 from ..drivers import sqlstate
+from ..session import private
 from .pool import BorrowingPool
 from .replicas import BEHIND, Replica, check_position, wants_primary
 from .servers import ServerConnection
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["read_from_replica"]
 
 log = logging.getLogger("fictive.replicas")
+
+_FULL_FOR = 0.1
+"""Seconds that a read waits for a connection to a replica where all are in use, before it goes to the primary."""
 
 
 def read_from_replica(
@@ -123,7 +128,7 @@ def _borrow(link: Link, engine: sa.Engine) -> ServerConnection:
         try:
             server: ServerConnection | None = pool.idle.pop()
         except IndexError:
-            server = pool.take_soon()
+            server = pool.take_soon(_FULL_FOR)
         if server is None:
             break
         if server.poll(0) and not link.driver.is_alive(server.dbapi):
@@ -142,4 +147,11 @@ def _borrow(link: Link, engine: sa.Engine) -> ServerConnection:
                 raise
         else:
             return server
+    if isinstance(pool, QueuePool) and not isinstance(pool, BorrowingPool) and _is_full(pool):
+        raise sa.exc.TimeoutError("all connections to the replica are in use")
     return link.check_out_of(engine)
+
+
+def _is_full(pool: QueuePool) -> bool:
+    most = private.pool_settings(pool)["max_overflow"]
+    return bool(pool.checkedin() == 0 and 0 <= most <= pool.overflow())
