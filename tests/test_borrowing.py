@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
 
 from fictive.connection import servers
 from fictive.sqlalchemy import BorrowingPool, OptInSession
@@ -104,7 +105,9 @@ def test_l1_those_who_wait_for_a_full_pool_take_what_is_given_back(
 
 
 @pytest.mark.parametrize("in_a_block", [False, True], ids=["autocommit", "block"])
-@pytest.mark.parametrize("attached", ["before the first session", "after it", "to all pools"])
+@pytest.mark.parametrize(
+    "attached", ["before the first session", "after it", "to all pools", "to all pools, after it"]
+)
 def test_a25_a_listener_is_told_of_each_that_takes_a_connection(
     make_engine: MakeEngine, attached: str, in_a_block: bool
 ) -> None:
@@ -127,11 +130,11 @@ def test_a25_a_listener_is_told_of_each_that_takes_a_connection(
         with OptInSession(engine) as session, session.begin() if in_a_block else nullcontext():
             session.scalar(PID)
 
-    if attached == "after it":
+    if attached.endswith("after it"):
         outside(engine)
     with ExitStack() as stack:
         for event in ("checkout", "checkin"):
-            target: Any = (sa.Pool if attached == "to all pools" else engine), event, take(event)
+            target: Any = (sa.Pool if attached.startswith("to all") else engine), event, take(event)
             sa.event.listen(*target)
             stack.callback(sa.event.remove, *target)
         threads = {name: threading.Thread(target=work, name=name) for name, work in
@@ -159,6 +162,38 @@ def test_a25_a_listener_is_told_whatever_it_is_wrapped_in(make_engine: MakeEngin
     for _ in range(3):
         outside(engine)
     assert len(told) == 2 * told_of
+
+
+@pytest.mark.parametrize("then", ["core", "raw", "dispose", "dead", "dead in a block"])
+def test_a25_a_listener_is_told_of_no_check_in_twice(make_engine: MakeEngine, database_url: str, then: str) -> None:
+    """A connection that lies idle has been checked in, for whoever counts those that are out."""
+
+    def told(engine: sa.Engine, make_session: Any) -> list[str]:
+        told: list[str] = []
+        for event in ("connect", "checkout", "checkin", "close"):
+            sa.event.listen(engine, event, lambda *_, event=event: told.append(event))
+        with make_session(engine) as session:
+            pid = session.scalar(PID)
+        if then == "dispose":
+            engine.dispose()
+        elif then.startswith("dead"):
+            with sa.create_engine(database_url, poolclass=sa.NullPool).connect() as other:
+                other.execute(sa.select(sa.func.pg_terminate_backend(pid, 5000)))
+        if then == "core":
+            with engine.connect() as connection:
+                connection.execute(PID)
+        elif then == "raw":
+            engine.raw_connection().close()
+        with make_session(engine) as session, session.begin() if then == "dead in a block" else nullcontext():
+            session.execute(PID)
+        engine.dispose()
+        return told
+
+    found = told(make_engine(), OptInSession)
+    # plain has to ask a connection whether it is dead, and tells of its checkout before it closes it
+    plain = told(sa.create_engine(database_url, pool_pre_ping=True), sa_orm.Session)
+    assert found == plain
+    assert found.count("checkout") == found.count("checkin")
 
 
 def test_c4_waiting_for_a_full_pool_ends_as_sqlalchemys(make_engine: MakeEngine) -> None:

@@ -170,8 +170,8 @@ class StatementCursor(SessionCursor):
                 if (
                     ((statement is not PLAIN_READ or not owner.retries) and server.poll(0))
                     or out[0] is not out[-1]  # somebody else than fictive listens to the pool
+                    or pool.checkouts_of_all
                     or pool.ages
-                    or pool.dispatch.reset.__class__ is not EmptyListener
                 ):
                     server = link.second_look(server)
         if written is not None and server.rest.characteristics.read_only:
@@ -196,9 +196,9 @@ class StatementCursor(SessionCursor):
             raise
         if server is not link.early and server is not link.kept:
             pool = server.pool
-            if not server.idles or pool.wanted or pool._overflow > 0:
+            if not server.idles or pool.wanted or pool._overflow > 0 or pool.reset_listeners or pool.resets_of_all:
                 server.give_back()
-            elif pool.ages or (back := pool.checkin_listeners)[0] is not back[-1]:
+            elif pool.ages or pool.checkins_of_all or (back := pool.checkin_listeners)[0] is not back[-1]:
                 server.lie_idle()
             else:
                 pool.idle.append(server)

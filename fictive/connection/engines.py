@@ -51,6 +51,8 @@ def prepare(engine: sa.Engine) -> None:
             if driver.begins_by_statement:
                 # after all `begin` listeners, among which may be SQLAlchemy's documented recipe to the same end
                 dialect.do_begin = driver.begin  # type: ignore[method-assign, assignment]
+                # asked before a ROLLBACK where the engine has `skip_autocommit_rollback`
+                dialect.detect_autocommit_setting = driver.in_autocommit  # type: ignore[method-assign, assignment]
             if (command := statement_timeout_command(root.get_execution_options())) is not None:
                 event.listen(root, "begin", functools.partial(_begin_core, command))
             if isinstance(root.pool, BorrowingPool):

@@ -26,7 +26,6 @@ from ..drivers.base import IDLE, INERROR, INTRANS
 from ..drivers.pending import PendingCommands, as_bytes
 from ..errors import AbortedTransactionStatement, ConfigurationError, PinnedConnectionLost, TransactionAborted
 from ..session import private
-from ..session.private import EmptyListener
 from . import pooler, process
 from . import replicas as read_replicas
 from .classify import Effect, StatementClass, classify_with, counts_its_rows, summary
@@ -388,6 +387,12 @@ class Link:
         raise ConfigurationError("A session's connection cannot be detached from the pool; use db.engine.connect().")
 
     @property
+    def autocommit(self) -> bool:
+        """Whether there is nothing to roll back: what SQLAlchemy asks where the engine has
+        `skip_autocommit_rollback`. The driver may believe that it is in autocommit within a transaction of ours."""
+        return not self.in_transaction
+
+    @property
     def is_valid(self) -> bool:
         return True
 
@@ -657,8 +662,8 @@ class Link:
         if (
             (not (repeats and self.owner.retries and not self.retried) and server.poll(0))
             or out[0] is not out[-1]
+            or pool.checkouts_of_all
             or pool.ages
-            or pool.dispatch.reset.__class__ is not EmptyListener
         ):
             return self.second_look(server)
         return server
@@ -668,10 +673,13 @@ class Link:
         been idle for long, or the application wants to be told of each connection that is taken."""
         if not self.driver.is_alive(server.dbapi):
             log.info("a pooled connection was closed by the server; taking another one")
-            self._drop(server)
+            self.lost = server.is_lost()
+            if self.lost:
+                note_lost(self.dialect)
+            server.drop_idle()
             return self.borrow()
         if server.needs_pool():
-            server.release()
+            server.check_in()
             return check_out(self.engine, self.driver)
         try:
             server.tell_taken()
@@ -1032,7 +1040,8 @@ class SessionConnection(sa.Connection):
 
     def _may_wait(self) -> bool:
         """Whether a savepoint is for the server alone: it is not logged, and no listener of the engine's is told."""
-        return not (self._echo or self._has_events or self.engine._has_events) and self.link.trouble is None
+        heard = self._echo or self._has_events or self.engine._has_events or self.dialect._has_events
+        return not heard and self.link.trouble is None
 
     def _prepare_twophase_impl(self, xid: Any) -> None:
         try:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
+from ..session.private import listeners_to
 from . import process
 
 if TYPE_CHECKING:
@@ -51,20 +52,20 @@ class BorrowingPool(QueuePool):
         over."""
         self.checkout_listeners: Sequence[Any] = ()
         self.checkin_listeners: Sequence[Any] = ()
+        self.reset_listeners: Sequence[Any] = ()
+        self.checkouts_of_all: Sequence[Any] = ()
+        """Listeners to the checkouts of all pools, or of all of this class."""
+        self.checkins_of_all: Sequence[Any] = ()
+        self.resets_of_all: Sequence[Any] = ()
         self.is_prepared = False
         """Whether `engines.prepare` has seen the engine."""
         self.find_listeners()
 
     def find_listeners(self) -> None:
         """Told when fictive has attached its own listeners; the sequences then show those that come later, too."""
-        self.checkout_listeners = getattr(self.dispatch.checkout, "listeners", ())
-        self.checkin_listeners = getattr(self.dispatch.checkin, "listeners", ())
-
-    def has_reset_listeners(self) -> bool:
-        """Whether somebody listens to `reset`, which wants a connection to be really given back, or to checkouts and
-        check-ins of all pools, which are not looked through for each borrowing."""
-        dispatch = self.dispatch
-        return bool(dispatch.reset or dispatch.checkout.parent_listeners or dispatch.checkin.parent_listeners)
+        self.checkout_listeners, self.checkouts_of_all = listeners_to(self.dispatch, "checkout")
+        self.checkin_listeners, self.checkins_of_all = listeners_to(self.dispatch, "checkin")
+        self.reset_listeners, self.resets_of_all = listeners_to(self.dispatch, "reset")
 
     def take_soon(self, patience: float | None = None) -> ServerConnection | None:
         """The next connection that a statement gives back, if that is soon, and before one more is opened. Where none
@@ -112,7 +113,7 @@ class BorrowingPool(QueuePool):
             server = self.idle.popleft()
         except IndexError:
             return
-        server.release()
+        server.check_in()
 
     def _do_get(self) -> ConnectionPoolEntry:
         me: object = object()

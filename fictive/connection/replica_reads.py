@@ -132,12 +132,12 @@ def _borrow(link: Link, engine: sa.Engine) -> ServerConnection:
         if server is None:
             break
         if server.poll(0) and not link.driver.is_alive(server.dbapi):
-            server.drop()
+            server.drop_idle()
             continue
         if server.needs_pool():
-            server.release()
+            server.check_in()
             break
-        if (out := pool.checkout_listeners)[0] is out[-1]:
+        if (out := pool.checkout_listeners)[0] is out[-1] and not pool.checkouts_of_all:
             return server
         try:
             server.tell_taken()

@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from ..drivers import Driver, TransactionStatus
 from ..drivers.base import IDLE, INERROR, INTRANS, Rest
 from ..session import private
-from ..session.private import EmptyListener
 from . import process
 from .pool import IDLE_FOR, BorrowingPool
 
@@ -111,7 +110,7 @@ class ServerConnection:
         """Whether something was set on it that the end of a transaction does not undo."""
         self.remembered: object = None
         """What the driver needs to undo it, where it can."""
-        self.idles = isinstance(self.pool, BorrowingPool) and not self.pool.has_reset_listeners()
+        self.idles = isinstance(self.pool, BorrowingPool)
         """Whether it can lie idle for the next statement."""
         self.trips = 0
         """How many messages with commands alone were sent on it."""
@@ -132,13 +131,13 @@ class ServerConnection:
     def tell_taken(self) -> None:
         """Tell the application's listeners of a connection that is taken from the idle ones, as of one from the
         pool."""
-        for listener in self.pool.checkout_listeners:
+        for listener in (*self.pool.checkouts_of_all, *self.pool.checkout_listeners):
             if not private.is_own_listener(listener):
                 listener(self.dbapi, self.fairy._connection_record, self.fairy)
         self._note_rest()
 
     def tell_given(self) -> None:
-        for listener in self.pool.checkin_listeners:
+        for listener in (*self.pool.checkins_of_all, *self.pool.checkin_listeners):
             if not private.is_own_listener(listener):
                 listener(self.dbapi, self.fairy._connection_record)
 
@@ -152,21 +151,19 @@ class ServerConnection:
         return is_known and not self.is_lost() and self.transaction_status() in AT_REST
 
     def needs_pool(self) -> bool:
-        """Whether SQLAlchemy's pool has to look it over before the next use, since it has been idle for long, or to
-        reset it, since somebody listens to that."""
-        pool = self.pool
-        return (pool.ages and time.monotonic() - self.idle_since > IDLE_FOR) or pool.has_reset_listeners()
+        """Whether SQLAlchemy's pool has to look it over before the next use, since it has been idle for long."""
+        return self.pool.ages and time.monotonic() - self.idle_since > IDLE_FOR
 
     def give_back(self) -> None:
         """After a statement or a transaction of a session: let the next one have it."""
         pool = self.pool
         if self.tainted:
             self._undo_or_drop()
-        elif not self.idles or pool.dispatch.reset.__class__ is not EmptyListener:
-            self.release()
+        elif not self.idles or pool.reset_listeners or pool.resets_of_all:
+            self.release()  # a listener to `reset` wants a connection to be really given back
         elif pool.wanted or pool._overflow > 0:
             pool.give(self)
-        elif pool.ages or (back := pool.checkin_listeners)[0] is not back[-1]:
+        elif pool.ages or pool.checkins_of_all or (back := pool.checkin_listeners)[0] is not back[-1]:
             self.lie_idle()
         else:
             pool.idle.append(self)
@@ -176,7 +173,7 @@ class ServerConnection:
     def lie_idle(self) -> None:
         pool = self.pool
         back = pool.checkin_listeners
-        if back and back[0] is not back[-1]:
+        if pool.checkins_of_all or (back and back[0] is not back[-1]):
             self.tell_given()
         if pool.ages:
             self.idle_since = time.monotonic()
@@ -215,6 +212,27 @@ class ServerConnection:
         """Give it back to SQLAlchemy's pool, in the mode in which it came."""
         if self.generation is process.generation:
             self._end(self.fairy.close)
+
+    def check_in(self) -> None:
+        """Give one that lay idle to SQLAlchemy's pool. For who listens to the pool it was given back before."""
+        if self.generation is process.generation:
+            self._end(self._restore_and_return)
+
+    def _restore_and_return(self) -> None:
+        record = self.fairy._connection_record
+        for listener in self.pool.checkin_listeners:
+            if private.is_own_listener(listener):
+                listener(self.dbapi, record)
+        private.return_unheard(self.fairy)
+
+    def drop_idle(self) -> None:
+        """Close one that lay idle for good."""
+        if self.generation is process.generation:
+            self._end(self._close_and_return)
+
+    def _close_and_return(self) -> None:
+        self.fairy._connection_record.invalidate()
+        private.return_unheard(self.fairy)
 
     def drop(self, error: BaseException | None = None) -> None:
         """Close it for good; the pool opens another in its place."""

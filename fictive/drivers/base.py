@@ -252,6 +252,10 @@ class Driver(abc.ABC):
         """SQLAlchemy's `do_begin`, for drivers that send no BEGIN of their own."""
         raise NotImplementedError
 
+    def in_autocommit(self, dbapi: Any) -> bool:
+        """SQLAlchemy's `detect_autocommit_setting`, for the same."""
+        raise NotImplementedError
+
     def remember(self, dbapi: Any, url: sa.URL) -> object:
         """What `forget` needs to know of a connection that is about to be pinned."""
         return None

@@ -46,6 +46,9 @@ class SQLiteDriver(Driver):
             # past SQLAlchemy's cursor events: listeners see the user's statements only
             dbapi.execute("BEGIN").close()
 
+    def in_autocommit(self, dbapi: Any) -> bool:
+        return not under(dbapi).in_transaction
+
     def restore(self, dbapi: Any, dialect: sa.Dialect, rest: Rest) -> bool:
         self._own_transaction_control(dbapi)
         return not dbapi.in_transaction

@@ -50,6 +50,7 @@ __all__ = [
     "is_own_listener",
     "join_events",
     "key_of",
+    "listeners_to",
     "load_numbers",
     "load_of_row",
     "load_run",
@@ -70,6 +71,8 @@ __all__ = [
     "resolved",
     "rest_of_a_stream",
     "result_of",
+    "return_interrupted",
+    "return_unheard",
     "root_engine",
     "run_on_cursor",
     "scope_of",
@@ -106,7 +109,7 @@ JOINTS: list[tuple[Any, tuple[str, ...]]] = [
                      "_savepoint_impl", "_transaction")),
     (sa.QueuePool, ("_dec_overflow", "_do_get", "_do_return_conn", "_invalidate_time", "_overflow", "_pre_ping",
                     "_recycle")),
-    (sa.pool._ConnectionFairy, ("_connection_record",)),
+    (sa.pool._ConnectionFairy, ("_connection_record", "_pool")),
     (sa.Select, ("_execution_options", "_for_update_arg")),
 ]  # fmt: skip
 """Private names that `connection/` and `session/` use where a function around each would cost every statement a
@@ -179,6 +182,20 @@ def return_interrupted(pool: Any, record: Any, error: BaseException) -> bool:
         record.invalidate(error)
         pool._do_return_conn(record)
     return True
+
+
+def return_unheard(fairy: Any) -> None:
+    """Give a pool the entry of a connection without telling the listeners to check-ins, who have been told."""
+    record, pool = fairy._connection_record, fairy._pool
+    record.fairy_ref = None
+    fairy.dbapi_connection = fairy._connection_record = None
+    pool._return_conn(record)
+
+
+def listeners_to(dispatch: Any, event: str) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The listeners to an event of an object, and those to that of its classes; both show those that come later."""
+    found = getattr(dispatch, event).for_modify(dispatch)
+    return found.listeners, found.parent_listeners
 
 
 def pending_states(session: sa_orm.Session) -> list[tuple[str, list[Any]]]:

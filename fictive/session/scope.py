@@ -151,8 +151,18 @@ class Scope(LinkOwner):
 
     def tell_begun(self, connection: SessionConnection) -> None:
         session = self._session()
-        if session is not None:
-            session.dispatch.after_begin(session, session._transaction, connection)
+        if session is None:
+            return
+        aside, session._transaction = session._transaction, None
+        try:
+            transaction = session._autobegin_t(begin=True)
+            transaction.kind = Kind.IMPLICIT  # type: ignore[attr-defined]
+            try:
+                session.dispatch.after_begin(session, transaction, connection)
+            finally:
+                transaction.close()
+        finally:
+            session._transaction = aside
 
     def begin_lasting(self, engine: sa.Engine | sa.Connection | None = None) -> Transaction:
         """Begin the transaction that a first write opens (`writes_outside="begin"`)."""

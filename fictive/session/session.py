@@ -639,11 +639,15 @@ class OptInSession(sa_orm.Session):
         return transaction  # type: ignore[no-any-return]
 
     def _begin_savepoint(self) -> Transaction:
-        savepoint = super().begin(nested=True)  # SQLAlchemy's: ours leads here
-        savepoint.__class__ = Transaction
-        assert isinstance(savepoint, Transaction)
-        savepoint.kind, savepoint.is_plain = Kind.BLOCK, False
-        return savepoint
+        try:
+            super().begin(nested=True)  # SQLAlchemy's: ours leads here
+        finally:
+            savepoint: Any = self._transaction  # also one that a listener, which raised, has interrupted
+            if type(savepoint) is sa_orm.SessionTransaction and savepoint.nested:
+                made: Any = savepoint
+                made.__class__ = Transaction
+                made.kind, made.is_plain = Kind.BLOCK, False
+        return savepoint  # type: ignore[no-any-return]
 
     def _joins_a_transaction(self) -> bool:
         """Whether the session is bound to a connection in a transaction of somebody else's (SQLAlchemy documentation,

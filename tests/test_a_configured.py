@@ -1,0 +1,125 @@
+"""What is configured on an engine, or attached to it, works as with SQLAlchemy's own session: A4, A25, M3."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+
+from fictive.sqlalchemy import BorrowingPool, OptInSession
+
+MakeSession = Callable[[sa.Engine], sa_orm.Session]
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[sa.Engine]:
+    engine = sa.create_engine(database_url, poolclass=BorrowingPool)
+    yield engine
+    engine.dispose()
+
+
+def roll_back_in(engine: sa.Engine) -> list[Any]:
+    """What is there after rollbacks in a session and of Core's."""
+    insert, count = sa.text("INSERT INTO kept VALUES (1)"), sa.text("SELECT count(*) FROM kept")
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE kept (n int)"))
+    found = []
+    with OptInSession(engine) as session:
+        for statement in ("SELECT 1", "SELECT nonsense"):
+            with contextlib.suppress(sa.exc.DBAPIError, KeyError), session.begin():
+                session.execute(insert)
+                session.execute(sa.text(statement))
+                raise KeyError
+            found.append(session.scalar(count))
+    with engine.connect() as connection:
+        transaction = connection.begin()
+        connection.execute(insert)
+        transaction.rollback()
+        found.append(connection.scalar(count))
+        connection.commit()
+    return found
+
+
+def test_a4_a_rollback_is_sent_though_the_driver_is_in_autocommit(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`skip_autocommit_rollback` asks the driver, which is in autocommit, to itself, in a transaction of fictive's."""
+    engine = sa.create_engine(database_url, poolclass=BorrowingPool, skip_autocommit_rollback=True)
+    connected: list[None] = []
+    sa.event.listen(engine, "connect", lambda *_: connected.append(None))
+    assert roll_back_in(engine) == [0, 0, 0]
+    assert len(connected) == 1  # and no connection was closed for it
+    assert not caplog.records
+    engine.dispose()
+
+
+def test_a21_a_rollback_is_sent_though_sqlite3_is_in_autocommit(tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'file'}", skip_autocommit_rollback=True)
+    assert roll_back_in(engine) == [0, 0, 0]
+    engine.dispose()
+
+
+@pytest.mark.parametrize("mode", ["commit", "begin"])
+def test_m3_a_listener_gets_a_transaction_with_a_stream_in_autocommit(engine: sa.Engine, mode: str) -> None:
+    told: list[Any] = []
+
+    def begin(session: Any, transaction: sa_orm.SessionTransaction, connection: sa.Connection) -> None:
+        told.append((transaction.nested, transaction.parent, transaction.session is session))
+        connection.execute(sa.text("SELECT set_config('app.tenant', '7', true)"))
+
+    with OptInSession(engine, writes_outside=mode) as session:
+        sa.event.listen(session, "after_begin", begin)
+        query = sa.text("SELECT current_setting('app.tenant') FROM generate_series(1, 3)")
+        found = list(session.scalars(query, execution_options={"yield_per": 2}))
+        assert (found, told) == (["7"] * 3, [(False, None, True)])
+        assert not session.in_transaction()
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("event", ["before_cursor_execute", "do_execute", "handle_error"])
+def test_a25_savepoints_are_told_of_as_by_plain(engine: sa.Engine, event: str) -> None:
+    def told_by(make_session: MakeSession) -> list[str]:
+        told: list[str] = []
+
+        def listen(*args: Any) -> None:
+            told.extend(each for each in args if isinstance(each, str))
+
+        with make_session(engine) as session, contextlib.suppress(sa.exc.DBAPIError), session.begin():
+            session.execute(sa.text("SELECT 1"))
+            sa.event.listen(engine, event, listen)
+            with session.begin_nested():
+                session.execute(sa.text("SELECT 2"))
+            with session.begin_nested():
+                session.execute(sa.text("SELECT nonsense"))
+        sa.event.remove(engine, event, listen)
+        return told
+
+    assert told_by(OptInSession) == told_by(sa_orm.Session)
+
+
+def test_a29_a_savepoint_whose_listener_raised_is_gone_on_with_as_in_plain(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE kept (n int)"))
+
+    def kept_by(make_session: MakeSession) -> list[Any]:
+        def refuse(session: Any, transaction: sa_orm.SessionTransaction) -> None:
+            if transaction.nested:
+                raise KeyError
+
+        with make_session(engine) as session:
+            with session.begin():
+                session.execute(sa.text("INSERT INTO kept VALUES (1)"))
+                sa.event.listen(session, "after_transaction_create", refuse)
+                with contextlib.suppress(KeyError):
+                    session.begin_nested()
+                session.flush()
+                session.execute(sa.text("INSERT INTO kept VALUES (2)"))
+            with session.begin():
+                return list(session.scalars(sa.text("DELETE FROM kept RETURNING n")))
+
+    assert kept_by(OptInSession) == kept_by(sa_orm.Session) == [1, 2]
