@@ -123,3 +123,102 @@ def test_a29_a_savepoint_whose_listener_raised_is_gone_on_with_as_in_plain(engin
                 return list(session.scalars(sa.text("DELETE FROM kept RETURNING n")))
 
     assert kept_by(OptInSession) == kept_by(sa_orm.Session) == [1, 2]
+
+
+PID = sa.text("SELECT pg_backend_pid()")
+
+
+def pids(sessions: list[sa_orm.Session]) -> set[Any]:
+    """The backends of two transactions at a time."""
+    with contextlib.ExitStack() as stack:
+        for session in sessions:
+            stack.enter_context(session.begin())
+        return {session.scalar(PID) for session in sessions}
+
+
+@pytest.mark.parametrize("found", ["in a block", "in autocommit", "by Core", "at checkout", "while one is in use"])
+def test_a25_a_pool_that_is_invalidated_makes_new_connections(engine: sa.Engine, found: str) -> None:
+    """A listener says what a lost connection is, such as the errors of a server that has become a standby."""
+
+    def is_lost(*args: Any) -> None:
+        if found == "at checkout":
+            sa.event.remove(engine, "checkout", is_lost)
+            raise sa.exc.InvalidatePoolError("lost")
+        args[0].is_disconnect = True
+
+    sessions: list[sa_orm.Session] = [OptInSession(engine), OptInSession(engine)]
+    one, two = sessions
+    before = pids(sessions)
+    fails = sa.text("SELECT 1 / 0")
+    sa.event.listen(engine, "checkout" if found == "at checkout" else "handle_error", is_lost)
+    with two.begin() if found == "while one is in use" else contextlib.nullcontext():
+        if found == "while one is in use":
+            assert two.scalar(PID) in before
+        if found != "at checkout":
+            with pytest.raises(sa.exc.DBAPIError) as caught:
+                if found == "by Core":
+                    with engine.begin() as connection:
+                        connection.execute(fails)
+                else:
+                    with contextlib.nullcontext() if found == "in autocommit" else one.begin():
+                        one.execute(fails)
+            assert caught.value.connection_invalidated
+            sa.event.remove(engine, "handle_error", is_lost)
+    assert not before & pids(sessions)
+    for session in sessions:
+        session.close()
+
+
+def test_a25_a_soft_invalidation_lets_the_transaction_end(engine: sa.Engine) -> None:
+    with OptInSession(engine) as session:
+        with session.begin():
+            pid = session.scalar(PID)
+            session.connection().connection.invalidate(soft=True)
+            assert session.scalar(PID) == pid
+        assert session.scalar(PID) != pid
+
+
+@pytest.mark.parametrize("event", ["checkout", "checkin"])
+@pytest.mark.parametrize("leaves", ["transactional", "in a transaction"])
+def test_a1_a_listener_leaves_the_connection_in_whatever_mode(
+    engine: sa.Engine, event: str, leaves: str, look: Callable[..., list[Any]], backends: Callable[[], list[str]]
+) -> None:
+    """A `SET` in autocommit with the mode put back to that of plain's connections, as recipes have it."""
+
+    def prepare(dbapi: Any, *_: Any) -> None:
+        dbapi.autocommit = leaves == "transactional"
+        dbapi.cursor().execute("SET application_name = 'prepared'")
+        if leaves == "transactional":
+            dbapi.autocommit = False
+
+    look("CREATE TABLE kept (n int)")
+    with OptInSession(engine) as session:
+        session.execute(PID)
+        sa.event.listen(engine, event, prepare)
+        for n in (1, 2):
+            session.execute(sa.text("INSERT INTO kept VALUES (:n)"), {"n": n})
+            assert look("SELECT count(*) FROM kept") == [n]
+            assert set(backends()) == {"idle"}
+            with session.begin():
+                session.execute(sa.text("INSERT INTO kept VALUES (0)"))
+                session.rollback()
+
+
+@pytest.mark.parametrize("driver", ["psycopg"], indirect=True)
+def test_a24_psycopgs_client_cursor_carries_commands(database_url: str) -> None:
+    """It has the values in the text, and may have several statements there."""
+    import psycopg
+
+    arguments = {"cursor_factory": psycopg.ClientCursor}
+    engine = sa.create_engine(database_url, poolclass=BorrowingPool, connect_args=arguments)
+    with OptInSession(engine) as session:
+        query = sa.text("SELECT CAST(:a AS int) + CAST(:b AS int), CAST(:c AS text)")
+        values = {"a": 1, "b": 2, "c": "it's;"}
+        for statement in (query, sa.text(f"SELECT 1; {query.text}")):
+            with session.begin():
+                result = session.execute(statement, values)
+                if statement is query:
+                    assert tuple(result.one()) == (3, "it's;")
+                with session.begin_nested():
+                    assert tuple(session.execute(query, values).one()) == (3, "it's;")
+    engine.dispose()

@@ -374,8 +374,13 @@ class Link:
         self.close()
 
     def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
-        """Close the server connection in use for good."""
+        """Close the server connection in use for good; `soft`: when it is next taken from the pool."""
         server = self.server or self.kept or self.early
+        if soft:
+            if server is not None:
+                server.fairy.invalidate(e, soft=True)
+                server.idles = False
+            return
         if self.in_transaction:  # to its end, so that nothing runs in autocommit in its place
             self.trouble = self.trouble or "The connection of this transaction was invalidated."
         self.begun = self.native = False
@@ -639,7 +644,7 @@ class Link:
         pool = self.engine.pool
         private.recycle(pool)
         if isinstance(pool, BorrowingPool):
-            pool.check_in_all()
+            pool.check_in_for_good()
 
     def aborted(self) -> TransactionAborted:
         return abandoned(self.trouble, self.first_error)
@@ -684,6 +689,8 @@ class Link:
         try:
             server.tell_taken()
         except sa.exc.DisconnectionError as error:
+            if error.invalidate_pool:
+                self.distrust_pool()
             self._drop(server, error)
             return self.borrow()
         except BaseException as error:
@@ -735,6 +742,7 @@ class Link:
         """Outside: let go of the connection after an error; whether the statement may be run again on another one."""
         if self.kept is server and self.owner.keeps:
             return False
+        self._connection_record = server.fairy._connection_record
         is_lost = server.is_lost()
         self._note_demotion(server, error)
         if not server.may_be_used(error):

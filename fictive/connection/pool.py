@@ -144,6 +144,18 @@ class BorrowingPool(QueuePool):
         else:
             super()._do_return_conn(record)
 
+    def _invalidate(self, connection: Any, exception: BaseException | None = None, checkin: bool = True) -> None:
+        """SQLAlchemy's, by which the pool's connections are replaced when they are next taken."""
+        super()._invalidate(connection, exception, checkin)
+        self.check_in_for_good()
+
+    def check_in_for_good(self) -> None:
+        """Let SQLAlchemy's pool have each connection before its next use, those that are in use when they come
+        back."""
+        for server in process.servers_of(self):
+            server.idles = False
+        self.check_in_all()
+
     def check_in_all(self) -> None:
         """Give all idle connections back to SQLAlchemy's pool."""
         while self.idle:

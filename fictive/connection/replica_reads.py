@@ -141,10 +141,14 @@ def _borrow(link: Link, engine: sa.Engine) -> ServerConnection:
             return server
         try:
             server.tell_taken()
+        except sa.exc.DisconnectionError as error:
+            if error.invalidate_pool:
+                private.recycle(pool)
+                pool.check_in_for_good()
+            server.drop(error)
         except BaseException as error:
             server.drop(error)
-            if not isinstance(error, sa.exc.DisconnectionError):
-                raise
+            raise
         else:
             return server
     if isinstance(pool, QueuePool) and not isinstance(pool, BorrowingPool) and _is_full(pool):

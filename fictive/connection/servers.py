@@ -135,11 +135,19 @@ class ServerConnection:
             if not private.is_own_listener(listener):
                 listener(self.dbapi, self.fairy._connection_record, self.fairy)
         self._note_rest()
+        self.make_ready()
+
+    def make_ready(self) -> None:
+        """Let each statement stand alone, whatever the application's listeners have set or run."""
+        if self.transaction_status() in (INTRANS, INERROR):
+            self.dbapi.commit()  # what a listener set is for this user
+        self.driver.enter_autocommit(self.dbapi, self.dialect)
 
     def tell_given(self) -> None:
         for listener in (*self.pool.checkins_of_all, *self.pool.checkin_listeners):
             if not private.is_own_listener(listener):
                 listener(self.dbapi, self.fairy._connection_record)
+        self.make_ready()
 
     def is_lost(self) -> bool:
         """Whether the driver knows that the server is gone."""
@@ -260,9 +268,7 @@ def check_out(engine: sa.Engine, driver: Driver) -> ServerConnection:
     fairy = patiently(engine.raw_connection, engine.dialect)
     try:
         server = ServerConnection(fairy, engine, driver)
-        if server.transaction_status() in (INTRANS, INERROR):
-            server.dbapi.commit()  # a listener of the pool ran something, and what it set is for this user
-        driver.enter_autocommit(server.dbapi, engine.dialect)
+        server.make_ready()
     except BaseException as error:
         fairy.invalidate(error)
         fairy.close()

@@ -145,7 +145,8 @@ class PsycopgDriver(PostgreSQLDriver):
         is_known = factory in _reaching
         if not self.carries or not isinstance(factory, type) or not (is_known or pending.commands == ["BEGIN"]):
             return None
-        if not (parameters and query.__class__ is str and query in _single) and not _is_single(query, parameters):
+        values = None if issubclass(factory, ClientCursor) else parameters  # it has them in the text
+        if not (values and query.__class__ is str and query in _single) and not _is_single(query, values):
             commands = pending.take()
             self.send(server, commands)
             pending.sent(commands)
@@ -228,7 +229,8 @@ class _Carrying:
         try:
             yield from cursor._start_query(query)
             pgq = cursor._convert_query(query, params)
-            for value in pgq.params or ():
+            sends_values = not isinstance(cursor, ClientCursor)  # which has them in the text
+            for value in (pgq.params or ()) if sends_values else ():
                 if value is not None and value.__class__ not in _SENDABLE:  # a dumper has made something else of it
                     pgconn.send_query_params(pgq.query, pgq.params)  # raises what psycopg raises, with nothing sent
             messages: deque[Any] = deque()
@@ -239,9 +241,9 @@ class _Carrying:
                 functools.partial(
                     pgconn.send_query_params,
                     pgq.query,
-                    pgq.params,
-                    param_formats=pgq.formats,
-                    param_types=pgq.types,
+                    pgq.params if sends_values else None,
+                    param_formats=pgq.formats if sends_values else None,
+                    param_types=pgq.types if sends_values else None,
                     result_format=cursor.format if binary is None else Format(int(binary)),
                 )
             )
