@@ -222,3 +222,37 @@ def test_a24_psycopgs_client_cursor_carries_commands(database_url: str) -> None:
                 with session.begin_nested():
                     assert tuple(session.execute(query, values).one()) == (3, "it's;")
     engine.dispose()
+
+
+@pytest.mark.parametrize("ends", ["commit", "rollback", "error"])
+@pytest.mark.parametrize("given", ["connection()", "execution_options()", "a listener"])
+def test_a25_what_a_connection_is_given_ends_with_its_transaction(
+    engine: sa.Engine, given: str, ends: str, look: Callable[..., list[Any]]
+) -> None:
+    """The connection object of a session lasts longer than the transaction, which nobody is to notice."""
+    kept = sa.Table("kept", sa.MetaData(), sa.Column("n", sa.Integer))
+    look("CREATE TABLE kept (n int)")
+    look("CREATE SCHEMA tenant CREATE TABLE kept (n int)")
+    there: dict[str, Any] = {"schema_translate_map": {None: "tenant"}}
+    told: list[str] = []
+    with OptInSession(engine) as session:
+        with contextlib.suppress(sa.exc.DBAPIError), session.begin():
+            if given == "connection()":
+                session.connection(execution_options=there)
+            elif given == "execution_options()":
+                session.connection().execution_options(**there)
+            else:
+                sa.event.listen(session.connection(), "before_cursor_execute", lambda *args: told.append(args[2]))
+            session.execute(sa.insert(kept).values(n=1))
+            if ends == "error":
+                session.execute(sa.text("SELECT nonsense"))
+            elif ends == "rollback":
+                session.rollback()
+        told.clear()
+        session.execute(sa.insert(kept).values(n=2))
+        with session.begin():
+            session.execute(sa.insert(kept).values(n=3))
+            assert not session.connection().get_execution_options()
+    assert look("SELECT n FROM kept WHERE n > 1 ORDER BY n") == [2, 3]
+    assert not told
+    look("DROP SCHEMA tenant CASCADE")

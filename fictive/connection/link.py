@@ -1000,6 +1000,8 @@ class SessionConnection(sa.Connection):
         self.link = link
         if options := engine.get_execution_options():
             self._begin_as(options)
+        self.rest_options = self._execution_options
+        """Its execution options outside a transaction."""
 
     def _begin_as(self, options: Mapping[str, Any]) -> None:
         """What the engine's own options ask of each transaction."""
@@ -1011,6 +1013,12 @@ class SessionConnection(sa.Connection):
         if options.get("stream_results") or options.get("yield_per"):
             # outside, a server-side cursor needs a transaction of its own; only a statement can ask for one
             self._execution_options = self._execution_options.union({"stream_results": False, "yield_per": None})
+
+    def forget(self) -> None:
+        """Drop the execution options and the listeners that a transaction, which is over, was given through it."""
+        self._execution_options = self.rest_options
+        if self._has_events:
+            private.hear_engine_only(self, self.engine)
 
     def begin(self) -> sa.RootTransaction:
         if self._transaction is None:

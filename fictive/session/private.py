@@ -43,6 +43,7 @@ __all__ = [
     "describe",
     "forget_entries",
     "has_listeners",
+    "hear_engine_only",
     "in_identity_map",
     "is_autocommit",
     "is_composite_key",
@@ -107,8 +108,8 @@ JOINTS: list[tuple[Any, tuple[str, ...]]] = [
                      "_echo", "_execution_options", "_handle_dbapi_exception", "_has_events",
                      "_prepare_twophase_impl", "_release_savepoint_impl", "_rollback_impl", "_rollback_twophase_impl",
                      "_savepoint_impl", "_transaction")),
-    (sa.QueuePool, ("_dec_overflow", "_do_get", "_do_return_conn", "_invalidate_time", "_overflow", "_pre_ping",
-                    "_recycle")),
+    (sa.QueuePool, ("_dec_overflow", "_do_get", "_do_return_conn", "_invalidate", "_invalidate_time", "_overflow",
+                    "_pre_ping", "_recycle", "_return_conn")),
     (sa.pool._ConnectionFairy, ("_connection_record", "_pool")),
     (sa.Select, ("_execution_options", "_for_update_arg")),
 ]  # fmt: skip
@@ -356,12 +357,18 @@ def core_options(options: Any) -> dict[str, Any]:
 def join_events(connection: sa.Connection, engine: sa.Engine) -> None:
     """Let a connection hear what is listened for on its engine, without the listener that SQLAlchemy itself attaches
     for the engine's isolation level."""
-    connection.dispatch = connection.dispatch._join(engine.dispatch)
-    connection._has_events = engine._has_events
+    hear_engine_only(connection, engine)
     if engine._has_events:
         for listener in connection.dispatch.engine_connect:
             if listener.__module__ != "sqlalchemy.engine.default":
                 listener(connection)
+
+
+def hear_engine_only(connection: sa.Connection, engine: sa.Engine) -> None:
+    """Drop the listeners that were attached to the connection itself."""
+    connection.__dict__.pop("dispatch", None)
+    connection.dispatch = connection.dispatch._join(engine.dispatch)
+    connection._has_events = False  # SQLAlchemy asks the engine besides
 
 
 def named_froms(exists: Any) -> Sequence[Any]:

@@ -728,6 +728,7 @@ class OptInSession(sa_orm.Session):
                 self.rollback()  # begun in here and never ended
         finally:
             for connection in self._fictive.connections.values():
+                connection.forget()
                 connection.link.unpin()
 
     # -- the end of the context -------------------------------------------------------------------------------------

@@ -364,6 +364,13 @@ class Transaction(sa_orm.SessionTransaction):
                 self._outcome = TransactionState.COMMITTED if committed else TransactionState.ROLLED_BACK
             for settings in self.settings:
                 settings.forget()
+            if self._parent is None:
+                for entry in self._connections.values():
+                    connection: Any = entry[0]
+                    if connection.__class__ is SessionConnection and (
+                        connection._has_events or connection._execution_options is not connection.rest_options
+                    ):
+                        connection.forget()
             kind = self.kind
             if not self.is_plain and self._parent is None and kind is not Kind.RECORD and kind is not Kind.IMPLICIT:
                 scope: Any = self.session._fictive  # type: ignore[attr-defined]
