@@ -12,6 +12,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.ext.hybrid import HybridExtensionType
 
 from ..errors import UnknownAttribute, UnsavedObject
+from ..session.reading import DELETED_WHEN_SET
 
 __all__ = [
     "WITH_DELETED", "as_key", "attribute_names", "composite_values", "foreign_key_of", "hybrid",
@@ -34,7 +35,7 @@ def mapper_of(model: object) -> sa_orm.Mapper[Any]:
 
 def live_attribute(mapper: sa_orm.Mapper[Any]) -> str | None:
     """The attribute that is NULL in rows that live, where the model's rows can be deleted and still be there."""
-    return getattr(mapper.class_, "__deleted_when_set__", None)
+    return getattr(mapper.class_, DELETED_WHEN_SET, None)
 
 
 def unknown_attribute(mapper: sa_orm.Mapper[Any], name: str, where: str) -> UnknownAttribute:

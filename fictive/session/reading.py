@@ -16,9 +16,11 @@ import sqlalchemy.orm as sa_orm
 
 from . import private
 
-__all__ = ["LIVE_ROWS", "IdentityMap", "load_numbers", "prepared_get"]
+__all__ = ["DELETED_WHEN_SET", "LIVE_ROWS", "IdentityMap", "load_numbers", "prepared_get"]
 
 
+DELETED_WHEN_SET = "__deleted_when_set__"
+"""The class attribute with the name of the attribute that marks a row deleted, and hides it."""
 LIVE_ROWS = "__live_rows__"
 """The class attribute with the loader option by which a SELECT sees live rows only."""
 

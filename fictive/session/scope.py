@@ -64,8 +64,12 @@ class Scope(LinkOwner):
         self.committed_writes = WriteLog()
         self.added: dict[Any, tuple[CodeType, int]] = {}
         """By state, where objects were added since the last flush."""
-        self.stale: list[tuple[Any, str]] | None = None
-        """Loaded relationships that a flush has made stale: states, with keys."""
+        self.stale: list[tuple[Any, str | None]] | None = None
+        """What a flush has made stale: states, with the attribute, or None for all."""
+        self.skipped: set[tuple[Any, str | None]] = set()
+        """Collections with pending changes that a statement has made stale. The next flush writes these."""
+        self.orphans: list[Any] = []
+        """New objects that the flush leaves out."""
 
     def connection(self, engine: sa.Engine) -> SessionConnection:
         """The session's connection object for an engine, made once; anew where SQLAlchemy has invalidated it."""

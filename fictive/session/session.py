@@ -38,7 +38,7 @@ from .scope import EMPTY, Scope, implicit, needs_a_transaction, refused
 from .transaction import Joined, Kind, Transaction, drop_left, ended_error, innermost, is_enclosed
 from .unentered import needs_with
 from .write_log import WriteLog, pending_writes, warn_of_committed
-from .written import expire_stale, note_written
+from .written import expire_stale, note_orphan, note_written
 from .written_by_statement import expire_written, expire_written_in_bulk
 
 if TYPE_CHECKING:
@@ -805,6 +805,7 @@ class OptInSession(sa_orm.Session):
 
 
 sa.event.listen(OptInSession, "after_flush", note_written)
+sa.event.listen(OptInSession, "pending_to_transient", note_orphan)
 
 
 def atomic(session: sa_orm.Session, what: str) -> contextlib.AbstractContextManager[None]:

@@ -3,8 +3,9 @@
 SQLAlchemy writes foreign keys, and leaves relationships that are loaded as they are until their object is expired, as
 a plain session's commit does. Here a flush finds the few that it has made stale, and expires those alone: a
 many-to-one whose foreign key is another one now, a collection that lacks what was added or moved by its foreign key,
-or holds what was deleted. What reads a table in another way (a secondary table, further conditions, a subquery) is
-expired wherever it is loaded, as a commit of SQLAlchemy's does. All is loaded when it is looked at next.
+or holds what was deleted, and what the server changed by ON DELETE and ON UPDATE. What reads a table in another way (a
+secondary table, further conditions, a subquery) is expired wherever it is loaded, as a commit of SQLAlchemy's does.
+All is loaded when it is looked at next.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from sqlalchemy.orm import attributes, collections
 from sqlalchemy.sql import visitors
 
 from . import private
+from .foreign_key_actions import Reference, reached_by_delete, reached_by_update, references_to
+from .reading import DELETED_WHEN_SET
 
-__all__ = ["columns_read", "expire", "expire_stale", "note_written", "secondary_tables"]
+__all__ = ["columns_read", "expire", "expire_stale", "note_orphan", "note_written", "secondary_tables"]
 
 _RELATIONS = "fictive.relations"
 """The key, in the `info` of a class that is mapped, of its `_Relations`."""
 
+_Stale = tuple[Any, str | None]
+"""The state of an object, and an attribute that is to be loaded anew; None for all."""
 _Pairs = tuple[tuple[str, str], ...]
 """Attributes on the side of the foreign key, each with the one that it refers to."""
 
@@ -46,6 +51,14 @@ class _Reader(NamedTuple):
     """The mapper's attributes whose change may."""
 
 
+class _Collection(NamedTuple):
+    key: str
+    columns: frozenset[str]
+    """The attributes by which the rows are found."""
+    is_written: bool
+    """Whether a flush writes all changes in it."""
+
+
 class _Relations(NamedTuple):
     """The relationships that a row of a mapper has a say in."""
 
@@ -54,11 +67,15 @@ class _Relations(NamedTuple):
     """Its many-to-ones."""
     incoming: tuple[_Relation, ...]
     """The collections, and scalars, of others that its foreign keys put it in."""
-    local: tuple[tuple[str, frozenset[str]], ...]
-    """Its collections, with the attributes by which they are its own."""
+    local: tuple[_Collection, ...]
+    """Its collections, and scalars of other's foreign keys."""
     links: tuple[tuple[str, tuple[_Reader, ...]], ...]
     """Its many-to-manys, and what else is loaded from their secondary table."""
     readers: tuple[_Reader, ...]
+    references: tuple[Reference, ...]
+    """Foreign keys to its rows, whose actions change others."""
+    followed: frozenset[str]
+    """Its attributes whose change such a foreign key follows."""
 
 
 _generation = 0
@@ -74,8 +91,9 @@ def note_written(session: Any, context: Any) -> None:
     """A listener to `after_flush`: remember which loaded relationships are stale now."""
     if session.expire_on_commit:
         return
-    stale: list[tuple[Any, str]] = []
-    deleted = []
+    scope = session._fictive
+    stale: list[_Stale] = []
+    deleted, renamed = [], []
     owners: _Owners | None = None
     readers: set[_Reader] = set()
     for state, (is_delete, only_looked_at) in context.states.items():
@@ -84,6 +102,8 @@ def note_written(session: Any, context: Any) -> None:
             readers.update(each for each in _relations(state).readers if each.by_rows)
             continue
         if only_looked_at:
+            if state.committed_state:  # a foreign key that follows a key
+                stale += [(state, each.key) for each in _relations(state).own if _is_other(state, each)]
             continue
         known = state.manager.info
         relations = known[_RELATIONS] if _RELATIONS in known else None  # noqa: SIM401 - without a call
@@ -95,31 +115,58 @@ def note_written(session: Any, context: Any) -> None:
             if owners is None:
                 owners = _Owners(session, context.states)
             stale += _moved(owners, state, relations.incoming)
-        if relations.local and state.key is not None:
-            stale += [(state, key) for key, columns in relations.local if key in state.dict and _wrote(state, columns)]
+        if relations.local:
+            stale += [(state, each.key) for each in relations.local if _is_unlike_its_rows(state, each)]
+        if not relations.followed.isdisjoint(state.committed_state) and state.key is not None:
+            renamed.append(state)
         for key, others in relations.links:
             if key in state.committed_state:
                 readers.update(others)
         for each in relations.readers:
             if (state.key is None and each.by_rows) or (state.key is not None and _wrote(state, each.columns)):
                 readers.add(each)
+    changed = reached_by_update(session, renamed, _references) if renamed else []
     if deleted:
-        stale += _holding(session, deleted)
+        stale += _kept_of_rows(context.states, deleted)
+        gone, others = reached_by_delete(session, deleted, _references)
+        changed += others
+        for state in gone:
+            stale.append((state, None))
+            readers.update(each for each in _relations(state).readers if each.by_rows)
+        deleted += gone
+    if scope.orphans:
+        deleted, scope.orphans = [*deleted, *scope.orphans], []
+    if deleted:
+        stale += _holding(session, context.states, deleted)
+    for state, reference in changed:
+        stale += _repointed(session, state, reference)
+        columns = frozenset(reference.foreign_keys)
+        readers.update(each for each in _relations(state).readers if not columns.isdisjoint(each.columns))
     if readers:
         stale += _loaded(session, readers)
+    if scope.skipped:
+        stale += scope.skipped
+        scope.skipped = set()
     if stale:
-        session._fictive.stale = stale
+        scope.stale = stale
+
+
+def note_orphan(session: Any, obj: Any) -> None:
+    """A listener to `pending_to_transient`: remember new objects that a flush leaves out, as they have no parent."""
+    if session._flushing:
+        session._fictive.orphans.append(attributes.instance_state(obj))
 
 
 def expire_stale(session: Any) -> None:
     """Let what `note_written` found be loaded anew, once the flush is done."""
     stale, session._fictive.stale = session._fictive.stale, None
     for state, key in stale:
-        expire(session, state, [key])
+        expire(session, state, None if key is None else [key])
 
 
-def expire(session: Any, state: Any, keys: Sequence[str]) -> None:
-    """Let attributes of an object be loaded anew, and again where the savepoint that is open is rolled back."""
+def expire(session: Any, state: Any, keys: Sequence[str] | None) -> None:
+    """Let attributes of an object, or all, be loaded anew, and again where the savepoint that is open is rolled
+    back."""
     obj = state.obj()
     if obj is not None and obj in session:
         session.expire(obj, keys)
@@ -131,7 +178,11 @@ def columns_read(attribute: Any) -> set[sa.Column[Any]]:
     is_relationship = isinstance(attribute, sa_orm.RelationshipProperty)
     joins = (attribute.primaryjoin, attribute.secondaryjoin) if is_relationship else attribute.columns[:1]
     parts = (part for join in joins if join is not None for part in visitors.iterate(join))
-    return {part for part in parts if isinstance(part, sa.Column)}
+    found = {part for part in parts if isinstance(part, sa.Column)}
+    marks_deleted = getattr(attribute.mapper.class_, DELETED_WHEN_SET, None) if is_relationship else None
+    if marks_deleted is not None and attribute.direction is not sa_orm.MANYTOONE:  # which comes from memory
+        found.update(attribute.mapper.column_attrs[marks_deleted].columns)
+    return found
 
 
 def secondary_tables(relation: Any) -> set[Any]:
@@ -154,7 +205,8 @@ def _relations_of(mapper: sa_orm.Mapper[Any]) -> _Relations:
         if relation.direction is sa_orm.MANYTOONE and (pairs := _pairs(mapper, relation.mapper, relation)):
             own.append(_Relation(mapper, relation.key, pairs))
         elif relation.direction is not sa_orm.MANYTOONE:
-            local.append((relation.key, _attributes_of(mapper, relation.local_columns)))
+            is_written = not relation.viewonly and relation.passive_deletes != "all"
+            local.append(_Collection(relation.key, _attributes_of(mapper, relation.local_columns), is_written))
         if relation.direction is sa_orm.MANYTOMANY and not relation.viewonly:
             links.append((relation.key, tuple(_others_of(relation))))
     for owner in mapper.registry.mappers:
@@ -168,7 +220,45 @@ def _relations_of(mapper: sa_orm.Mapper[Any]) -> _Relations:
             if (reader := _reader(mapper, owner, relation)) is not None:
                 readers.append(reader)
         readers += _subqueries(mapper, owner)
-    return _Relations(_generation, tuple(own), tuple(incoming), tuple(local), tuple(links), tuple(readers))
+    references = tuple(references_to(mapper))
+    followed = frozenset(key for each in references if each.on_update for key in each.keys)
+    mine = (tuple(own), tuple(incoming), tuple(local), tuple(links))
+    return _Relations(_generation, *mine, tuple(readers), references, followed)
+
+
+def _kept_of_rows(flushed: Iterable[Any], deleted: Iterable[Any]) -> Iterator[_Stale]:
+    """What new objects, whose rows were those of deleted ones, keep: SQLAlchemy makes one UPDATE of both."""
+    keys = {state.key for state in deleted}
+    for state in flushed:
+        mapper = state.manager.mapper
+        if state.key is None and mapper.identity_key_from_instance(state.obj()) in keys:
+            yield from ((state, key) for key in mapper.column_attrs.keys() if key not in state.dict)  # noqa: SIM118
+
+
+def _references(state: Any) -> tuple[Reference, ...]:
+    return _relations(state).references
+
+
+def _repointed(session: Any, state: Any, reference: Reference) -> Iterator[_Stale]:
+    """What is another one now that the server has changed the foreign key of an object."""
+    mapper, changed = state.manager.mapper, set(reference.foreign_keys)
+    keys = {mapper.get_property_by_column(column).key for column in mapper.primary_key}
+    yield from ((state, key) for key in changed - keys)
+    relations = _relations(state)
+    for own in relations.own:
+        if own.key in state.dict and not changed.isdisjoint(fk for fk, _ in own.pairs):
+            yield state, own.key
+    for each in relations.local:
+        if each.key in state.dict and not each.columns.isdisjoint(changed):
+            yield state, each.key
+    for relation in relations.incoming:
+        if not changed.isdisjoint(fk for fk, _ in relation.pairs):
+            obj = state.obj()
+            for owner in session.identity_map.all_states():
+                if relation.key in owner.dict and owner.manager.mapper.isa(relation.owner):
+                    holds = any(member is obj for member in _members(owner.dict[relation.key]))
+                    if holds or "SET DEFAULT" in (reference.on_delete, reference.on_update):
+                        yield owner, relation.key
 
 
 def _reader(mapper: sa_orm.Mapper[Any], owner: sa_orm.Mapper[Any], relation: Any) -> _Reader | None:
@@ -198,10 +288,11 @@ def _subqueries(mapper: sa_orm.Mapper[Any], owner: sa_orm.Mapper[Any]) -> Iterat
 
 def _others_of(relation: Any) -> Iterator[_Reader]:
     """The other relationships that are loaded from a many-to-many's secondary table."""
+    tables = secondary_tables(relation)
     for owner in relation.mapper.registry.mappers:
         for other in owner.relationships:
             is_same = other is relation or other in private.other_sides(relation)
-            if other.parent is owner and other.secondary is relation.secondary and not is_same:
+            if other.parent is owner and not tables.isdisjoint(secondary_tables(other)) and not is_same:
                 yield _Reader(owner, other.key, True, frozenset())
 
 
@@ -216,6 +307,15 @@ def _attributes_of(mapper: sa_orm.Mapper[Any], columns: Iterable[Any]) -> frozen
 def _wrote(state: Any, keys: frozenset[str]) -> bool:
     """Whether the flush has changed one of these attributes, or the server has."""
     return not (keys.isdisjoint(state.committed_state) and keys.isdisjoint(state.expired_attributes))
+
+
+def _is_unlike_its_rows(state: Any, collection: _Collection) -> bool:
+    """Whether a loaded collection is of other rows now, or has changes that no flush writes."""
+    if collection.key not in state.dict:
+        return False
+    if state.key is not None and _wrote(state, collection.columns):
+        return True
+    return not collection.is_written and collection.key in state.committed_state
 
 
 def _loaded(session: Any, readers: Iterable[_Reader]) -> Iterator[tuple[Any, str]]:
@@ -270,8 +370,9 @@ def _moved(owners: _Owners, state: Any, relations: Sequence[_Relation]) -> Itera
         former = () if is_new else owners.of(relation, [before.get(fk, values.get(fk)) for fk in foreign_keys])
         for owner in {*now, *former}:
             if relation.key in owner.dict:
-                shows = any(member is obj for member in _members(owner.dict[relation.key]))
-                if shows != (owner in now):
+                # twice, where a backref put it into a list that had it already
+                shown = sum(member is obj for member in _members(owner.dict[relation.key]))
+                if shown != (owner in now):
                     yield owner, relation.key
 
 
@@ -324,14 +425,13 @@ class _Owners:
         return self._new
 
 
-def _holding(session: Any, deleted: Sequence[Any]) -> Iterator[tuple[Any, str]]:
-    """Relationships, among those loaded in the session, with an object that was deleted."""
+def _holding(session: Any, flushed: Iterable[Any], deleted: Sequence[Any]) -> Iterator[_Stale]:
+    """Relationships, among those loaded in the session and of new objects, with an object that was deleted."""
     gone = {id(state.obj()) for state in deleted}
     mappers = {state.manager.mapper for state in deleted}
-    for each in session.identity_map.values():
-        if id(each) in gone:
+    for state in [*session.identity_map.all_states(), *(each for each in flushed if each.key is None)]:
+        if id(state.obj()) in gone:
             continue
-        state: Any = sa.inspect(each)
         for relation in state.manager.mapper.relationships:
             value = state.dict.get(relation.key)
             if value is None or not any(mapper.isa(relation.mapper) for mapper in mappers):

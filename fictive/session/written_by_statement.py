@@ -8,6 +8,7 @@ table, or `synchronize_session=False`). All is loaded when it is looked at next.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from . import private
+from .foreign_key_actions import action, foreign_keys_to
 from .written import columns_read, expire, secondary_tables
 
 __all__ = ["EXPIRES_ITSELF", "expire_written", "expire_written_in_bulk"]
@@ -33,6 +35,8 @@ class _Written(NamedTuple):
     removes_rows: bool
     is_synchronized: bool
     """Whether SQLAlchemy has changed the columns of the objects that it meets."""
+    foreign_keys: tuple[sa.Column[Any], ...] = ()
+    """Where the server wrote by a foreign key: its columns. A row in which one is NULL was not written."""
 
 
 def expire_written(session: sa_orm.Session, statement: Any, params: Any, options: Mapping[str, Any]) -> None:
@@ -67,13 +71,47 @@ def expire_written_in_bulk(
 
 
 def _expire(session: sa_orm.Session, written: _Written) -> None:
+    for each in _with_actions(written):
+        _expire_one(session, each)
+
+
+def _with_actions(written: _Written) -> list[_Written]:
+    """What was written, and what the server wrote for it by ON DELETE and ON UPDATE."""
+    found = [written]
+    for each in () if written.makes_rows else found:  # and those that are found on the way
+        for constraint in foreign_keys_to(each.table):
+            columns = tuple(constraint.columns)
+            if each.removes_rows:
+                what = action(constraint.ondelete)
+            else:
+                changed = each.columns is None or any(part.column.key in each.columns for part in constraint.elements)
+                what = action(constraint.onupdate) if changed else ""
+            if what:
+                deletes = each.removes_rows and what == "CASCADE"
+                keys = None if deletes else frozenset(column.key for column in columns)
+                more = _Written(constraint.table, keys, False, deletes, False, columns)
+                if more not in found:
+                    found.append(more)
+    return found
+
+
+def _expire_one(session: sa_orm.Session, written: _Written) -> None:
     reading: dict[sa_orm.Mapper[Any], list[Any]] = {}
+    scope = private.scope_of(session)
     for state in session.identity_map.all_states():
         mapper = state.manager.mapper
         if mapper not in reading:
             reading[mapper] = [each for each in mapper.attrs if _reads(each, written)]
+        if scope is not None and state.committed_state:
+            scope.skipped.update((state, each.key) for each in reading[mapper] if _waits(state, each))
         if stale := [each.key for each in reading[mapper] if _is_stale(state, each, written)]:
             expire(session, state, stale)
+
+
+def _waits(state: Any, attribute: Any) -> bool:
+    """Whether an attribute has a pending change, by which it does not become what the rows are: a collection."""
+    is_relationship = isinstance(attribute, sa_orm.RelationshipProperty)
+    return is_relationship and attribute.direction is not sa_orm.MANYTOONE and attribute.key in state.committed_state
 
 
 def _is_stale(state: Any, attribute: Any, written: _Written) -> bool:
@@ -81,8 +119,19 @@ def _is_stale(state: Any, attribute: Any, written: _Written) -> bool:
     values = state.dict
     if attribute.key not in values or attribute.key in state.committed_state:
         return False
+    if isinstance(attribute, sa_orm.ColumnProperty) and _has_null(state, written.foreign_keys):
+        return False
     # what has its row does not get another one by an INSERT
     return not written.makes_rows or getattr(attribute, "uselist", True) or values[attribute.key] is None
+
+
+def _has_null(state: Any, columns: Collection[sa.Column[Any]]) -> bool:
+    """Whether one of these columns is known to be NULL in the row of an object."""
+    for column in columns:
+        with contextlib.suppress(sa_orm.exc.UnmappedColumnError):
+            if state.dict.get(state.manager.mapper.get_property_by_column(column).key, column) is None:
+                return True
+    return False
 
 
 def _reads(attribute: Any, written: _Written) -> bool:
