@@ -41,10 +41,11 @@ __all__ = [
     "core_options",
     "criterion_of",
     "describe",
+    "expire_loaded_since",
+    "expire_with_savepoint",
     "forget_entries",
     "has_listeners",
     "hear_engine_only",
-    "in_identity_map",
     "is_autocommit",
     "is_composite_key",
     "is_orm_dml",
@@ -60,6 +61,9 @@ __all__ = [
     "mapper_of",
     "must_be_unique",
     "named_froms",
+    "note_lazy_load",
+    "note_savepoint_write",
+    "object_of_key",
     "options_of",
     "other_sides",
     "others_look_on",
@@ -141,15 +145,15 @@ def load_of_row(caller: types.FrameType) -> Any:
     return caller.f_locals["context"] if caller.f_code is _ROW_PROCESSOR else None
 
 
-def in_identity_map(session: sa_orm.Session, mapper: Any, ident: Any, options: Mapping[str, Any]) -> bool:
-    """Whether `get()` would find an object without asking the database."""
+def object_of_key(session: sa_orm.Session, mapper: Any, ident: Any, options: Mapping[str, Any]) -> Any:
+    """The object that the session has for what `get()` takes, expired or not; None where it has none."""
     if isinstance(ident, Mapping):
         ident = [
             ident.get(each.key) for each in (mapper.get_property_by_column(column) for column in mapper.primary_key)
         ]
     elif not isinstance(ident, (tuple, list)):
         ident = [ident]
-    return session.identity_map.has_key(mapper.identity_key_from_primary_key(tuple(ident), **options))
+    return session.identity_map.get(mapper.identity_key_from_primary_key(tuple(ident), **options))
 
 
 def is_composite_key(mapper: sa_orm.Mapper[Any]) -> bool:
@@ -254,6 +258,29 @@ def expire_with_savepoint(session: sa_orm.Session, state: Any) -> None:
     savepoint = session._nested_transaction
     if savepoint is not None:
         savepoint._dirty[state] = True
+
+
+def note_savepoint_write(session: sa_orm.Session) -> None:
+    """Remember that something was written in the savepoint that is open, if one is, and so in those around it."""
+    savepoint: Any = session._nested_transaction
+    while savepoint is not None:
+        savepoint.has_written = True
+        savepoint = savepoint._parent
+
+
+def note_lazy_load(session: sa_orm.Session, options: Mapping[str, Any]) -> None:
+    """In a savepoint: let its rollback expire the object of a lazy load, whose execution options these are."""
+    load = options.get("_sa_orm_load_options")
+    state = getattr(load, "_lazy_loaded_from", None)
+    if state is not None:
+        expire_with_savepoint(session, state)
+
+
+def expire_loaded_since(savepoint: Any, number: int) -> None:
+    """Let a rollback of a savepoint expire the objects that were read since the load of this number."""
+    for state in savepoint.session.identity_map.all_states():
+        if state.runid is not None and state.runid >= number:
+            savepoint._dirty[state] = True
 
 
 def columns_set(update: Any, params: Any) -> frozenset[str] | None:

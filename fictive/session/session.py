@@ -282,6 +282,8 @@ class OptInSession(sa_orm.Session):
             own, is_dml, is_select = None, False, False
         if is_dml and self._transaction is not None:
             self._flush_before(statement)
+        if not is_select and self._nested_transaction is not None:
+            private.note_savepoint_write(self)
         if (
             (params and not is_select)
             or self._fictive.is_special
@@ -319,6 +321,8 @@ class OptInSession(sa_orm.Session):
         identity_map: Any = self.identity_map
         identity_map.__class__ = IdentityMap  # SQLAlchemy makes another one when the session is emptied
         transaction: Any = self._transaction
+        if self._nested_transaction is not None:
+            private.note_lazy_load(self, options)
         while transaction is not None and transaction._parent is not None:
             transaction = transaction._parent
         try:
@@ -359,9 +363,8 @@ class OptInSession(sa_orm.Session):
         self.flush()
         mapper = sa.inspect(entity)
         known = {key: value for key, value in options.items() if key in ("identity_token",) and value is not None}
-        # SQLAlchemy's: ours would come here again for a lock, and has nothing to add for an object that is there.
-        found = super().get(entity, ident, **known) if private.in_identity_map(self, mapper, ident, known) else None
-        if found is not None:
+        found = private.object_of_key(self, mapper, ident, known)
+        if isinstance(found, mapper.class_):
             self.expire(found, mapper.column_attrs.keys())
 
     def scalar(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
@@ -647,6 +650,7 @@ class OptInSession(sa_orm.Session):
                 made: Any = savepoint
                 made.__class__ = Transaction
                 made.kind, made.is_plain = Kind.BLOCK, False
+                made.began_before_load = next(load_numbers)
         return savepoint  # type: ignore[no-any-return]
 
     def _joins_a_transaction(self) -> bool:

@@ -161,6 +161,8 @@ class Transaction(sa_orm.SessionTransaction):
     writes: WriteLog | None = None
     began_before_load = 0
     """The number of SQLAlchemy's load before which objects were loaded before it began; 0 where there were none."""
+    has_written = False
+    """Of a savepoint: whether what was read in it may be undone with it."""
     _outcome: TransactionState | None = None
     _ending = False
     _has_due = False
@@ -232,6 +234,12 @@ class Transaction(sa_orm.SessionTransaction):
         for settings in self.settings:
             settings.apply(connection)
         return connection
+
+    def _restore_snapshot(self, dirty_only: bool = False) -> None:
+        # what was read after a write in a savepoint, which is undone now, and which no commit expires
+        if dirty_only and self.has_written and not self.session.expire_on_commit:
+            private.expire_loaded_since(self, self.began_before_load)
+        super()._restore_snapshot(dirty_only)
 
     # -- its end ----------------------------------------------------------------------------------------------------
 

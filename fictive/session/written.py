@@ -91,6 +91,7 @@ def note_written(session: Any, context: Any) -> None:
     """A listener to `after_flush`: remember which loaded relationships are stale now."""
     if session.expire_on_commit:
         return
+    private.note_savepoint_write(session)
     scope = session._fictive
     stale: list[_Stale] = []
     deleted, renamed = [], []
@@ -347,7 +348,7 @@ def _is_other(state: Any, relation: _Relation) -> bool:
     found = attributes.instance_dict(target)
     for fk, key in relation.pairs:
         if fk in values and key in found:
-            if values[fk] != found[key]:
+            if values[fk] is None or values[fk] != found[key]:
                 return True
         elif fk in expired or (fk in state.committed_state and key not in found):
             return True
