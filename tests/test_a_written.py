@@ -11,6 +11,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from fictive.models import SoftDeleteMixin
 from fictive.sqlalchemy import OptInSession, insert_many, update_many, upsert_many
 
 
@@ -476,3 +477,273 @@ def test_a34_as_plain_where_a_commit_expires(session: OptInSession) -> None:
             other.flush()
             assert one.kids == []
         assert one.kids == [kid]
+
+
+class Hub(Base):
+    """To which foreign keys refer with all actions, with a relationship on its side or without one."""
+
+    __tablename__ = "hub"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str | None] = mapped_column(unique=True)
+    ports: Mapped[list[Port]] = relationship("Port", back_populates="hub", passive_deletes=True)
+    wires: Mapped[list[Wire]] = relationship("Wire", passive_deletes="all")
+    plugs: Mapped[list[Plug]] = relationship("Plug", back_populates="hub", passive_deletes="all")
+
+
+class Port(Base):
+    __tablename__ = "port"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    hub_id: Mapped[int | None] = mapped_column(sa.ForeignKey("hub.id", ondelete="SET NULL"))
+    hub: Mapped[Hub | None] = relationship("Hub", back_populates="ports")
+
+
+class Wire(Base):
+    __tablename__ = "wire"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    hub_id: Mapped[int] = mapped_column(sa.ForeignKey("hub.id", ondelete="CASCADE"))
+    ends: Mapped[list[End]] = relationship("End", passive_deletes=True)
+
+
+class End(Base):
+    __tablename__ = "wire_end"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    wire_id: Mapped[int] = mapped_column(sa.ForeignKey("wire.id", ondelete="CASCADE"))
+    port_id: Mapped[int] = mapped_column(sa.ForeignKey("port.id"))
+    port: Mapped[Port] = relationship("Port", backref="ends")
+
+
+class Plug(Base):
+    __tablename__ = "plug"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    hub_code: Mapped[str | None] = mapped_column(
+        sa.ForeignKey("hub.code", ondelete="SET DEFAULT", onupdate="CASCADE"), server_default="spare"
+    )
+    hub: Mapped[Hub | None] = relationship("Hub", back_populates="plugs")
+
+
+HUB_DELETED: dict[str, Callable[[sa_orm.Session], Any]] = {
+    "delete()": lambda s: s.delete(s.get_one(Hub, 1)),
+    "bulk": lambda s: s.execute(sa.delete(Hub).where(Hub.id == 1)),
+    "by query": lambda s: s.query(Hub).filter(Hub.id == 1).delete(synchronize_session=False),
+    "by table": lambda s: s.execute(sa.delete(Hub.__table__).where(Hub.__table__.c.id == 1)),
+}
+
+
+def hubs(session: OptInSession) -> tuple[list[Any], ...]:
+    """What is in the tables, with all relationships loaded."""
+    spare, hub = Hub(id=9, code="spare"), Hub(id=1, code="one")
+    session.add_all([spare, hub, Port(id=1, hub_id=1), Port(id=2), Wire(id=1, hub_id=1), Wire(id=2, hub_id=9)])
+    session.add_all([End(id=1, wire_id=1, port_id=2), End(id=2, wire_id=2, port_id=2), Plug(id=1, hub_code="one")])
+    session.commit()
+    found = [session.scalars(sa.select(each).order_by(each.id)).all() for each in (Hub, Port, Wire, End, Plug)]
+    for each in (each for objects in found for each in objects):
+        shown(each)
+    return tuple(list(each) for each in found)
+
+
+@way
+@pytest.mark.parametrize("deleted", HUB_DELETED)
+def test_a34_what_the_server_did_on_delete(session: OptInSession, way: Way, deleted: str) -> None:
+    (_, spare), (port, other), (gone, wire), (end, left), (plug,) = hubs(session)
+    with way(session):
+        HUB_DELETED[deleted](session)
+    assert (port.hub_id, port.hub) == (None, None)
+    assert other.ends == [left]
+    for each, key in [(gone, "hub_id"), (end, "port_id")]:
+        with pytest.raises(sa_orm.exc.ObjectDeletedError):
+            getattr(each, key)
+    assert (plug.hub_code, plug.hub, spare.plugs) == ("spare", spare, [plug])
+    assert (wire.ends, spare.wires) == ([left], [wire])
+
+
+@way
+@pytest.mark.parametrize("changed", ["flush", "bulk"])
+def test_a34_what_the_server_did_on_update(session: OptInSession, way: Way, changed: str) -> None:
+    (hub, _), _, _, _, (plug,) = hubs(session)
+    session.expire(hub, ["plugs"])  # SQLAlchemy itself changes the foreign keys of what is loaded there
+    with way(session):
+        if changed == "flush":
+            hub.code = "new"
+        else:
+            session.execute(sa.update(Hub).where(Hub.id == 1).values(code="new"))
+    assert (plug.hub_code, plug.hub, hub.plugs) == ("new", hub, [plug])
+    with way(session):
+        hub.code = None
+    assert (plug.hub_code, plug.hub, hub.plugs) == (None, None, [])
+
+
+def test_a34_a_row_that_the_session_has_not_loaded_gets_another_owner(session: OptInSession) -> None:
+    (_, spare), _, _, _, (plug,) = hubs(session)
+    session.expire(plug)
+    session.delete(session.get_one(Hub, 1))
+    session.commit()
+    assert spare.plugs == [plug]
+
+
+def test_a34_what_no_foreign_key_reaches_is_not_loaded_again(session: OptInSession) -> None:
+    _, (_, other), (_, wire), (_, left), _ = hubs(session)
+    with session.begin():
+        session.delete(session.get_one(Hub, 1))
+    sent: list[str] = []
+    sa.event.listen(session.get_bind(), "before_cursor_execute", lambda *args: sent.append(args[2]))
+    assert (other.hub_id, other.hub, wire.hub_id, wire.ends, left.wire_id) == (None, None, 9, [left], 2)
+    assert sent == []
+
+
+@way
+def test_a34_a_collection_with_a_pending_change_that_a_statement_skips(session: OptInSession, way: Way) -> None:
+    one, _ = owners(session)
+    session.execute(sa.insert(Kid), [{"id": 1}])
+    with way(session):
+        one.kids.append(kid := session.get_one(Kid, 1))
+        session.execute(sa.insert(Kid).values(id=2, owner_id=1))
+        assert one.kids == [kid]
+    assert [each.id for each in one.kids] == [1, 2]
+
+
+@way
+def test_a34_a_list_that_a_backref_put_an_object_into_twice(session: OptInSession, way: Way) -> None:
+    _, (port, _), *_ = hubs(session)
+    hub = port.hub
+    session.expire(port)
+    with way(session):
+        port.hub = hub
+    assert hub.ports == [port]
+
+
+@way
+def test_a34_a_new_object_that_a_flush_leaves_out(session: OptInSession, way: Way) -> None:
+    """SQLAlchemy drops new objects that have lost their parent, and the other side keeps them."""
+    session.add_all([room := Room(id=1), bulb := Bulb(id=1)])
+    session.commit()
+    assert (room.lamps, bulb.lamps) == ([], [])
+    with way(session):
+        room.lamps.append(lamp := Lamp(bulb=bulb))
+        room.lamps.remove(lamp)
+        with pytest.warns(sa.exc.SAWarning, match="not in session"):
+            session.flush()
+    assert bulb.lamps == []
+
+
+class Note(SoftDeleteMixin, Base):
+    __tablename__ = "note"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    badge_id: Mapped[int] = mapped_column(sa.ForeignKey("badge.id"))
+    badge: Mapped[Badge] = relationship("Badge", backref="notes")
+
+
+@way
+def test_a34_a_soft_deleted_object_is_gone_from_collections(session: OptInSession, way: Way) -> None:
+    session.add_all([badge := Badge(id=1, owner_id=1), note := Note(id=1, badge_id=1)])
+    session.commit()
+    assert badge.notes == [note]  # type: ignore[attr-defined]
+    for mark, now in [(note.soft_delete, []), (note.restore, [note])]:
+        with way(session):
+            mark()
+        assert badge.notes == now  # type: ignore[attr-defined]
+    session.execute(sa.update(Note).values(deleted_at=sa.func.now()))
+    assert badge.notes == []  # type: ignore[attr-defined]
+
+
+@way
+def test_a34_what_no_flush_writes(session: OptInSession, way: Way) -> None:
+    """Changes in a collection whose foreign keys SQLAlchemy leaves alone, and attributes that a new object did not
+    get, whose row was that of a deleted one."""
+    (hub, _), _, (wire, _), *_ = hubs(session)
+    with way(session):
+        hub.wires.remove(wire)
+    assert hub.wires == [wire]
+    with way(session):
+        session.delete(hub)
+        session.add(other := Hub(id=1))
+        session.expire(wire)
+    assert other.code == "one"
+
+
+def test_a34_what_was_read_in_a_savepoint_that_is_rolled_back(session: OptInSession) -> None:
+    one, _ = owners(session)
+    session.add(kid := Kid(id=1, owner_id=1, name="before"))
+    session.commit()
+    session.expire(one, ["kids"])
+    session.expire(kid)
+    with session.begin():
+        with contextlib.suppress(ZeroDivisionError), session.begin_nested():
+            with session.begin_nested():
+                session.execute(sa.update(Kid.__table__).values(name="within"))
+                session.execute(sa.insert(Kid.__table__).values(id=2, name="new", kind="kid", owner_id=1))
+            assert (kid.name, len(one.kids)) == ("within", 2)
+            raise ZeroDivisionError
+        assert (kid.name, one.kids) == ("before", [kid])
+
+
+def test_a34_a_savepoint_that_only_reads_is_rolled_back(session: OptInSession) -> None:
+    one, two = owners(session)
+    sent: list[str] = []
+    with session.begin():
+        with contextlib.suppress(ZeroDivisionError), session.begin_nested():
+            assert session.scalars(sa.select(Owner).order_by(Owner.id)).all() == [one, two]
+            raise ZeroDivisionError
+        sa.event.listen(session.get_bind(), "before_cursor_execute", lambda *args: sent.append(args[2]))
+        assert (one.code, two.code, sent) == ("one", "two", [])
+
+
+def test_a34_links_that_another_secondary_shows(session: OptInSession) -> None:
+    """By a join of the secondary table with another one."""
+    one, _ = owners(session)
+    session.add(badge := Badge(id=1, owner_id=1))
+    session.commit()
+    assert badge.owner_tags == []  # type: ignore[attr-defined]
+    one.tags.append(tag := session.get_one(Tag, 1))
+    session.commit()
+    assert badge.owner_tags == [tag]  # type: ignore[attr-defined]
+
+
+class Board(Base):
+    __tablename__ = "board"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    cards: Mapped[list[Card]] = relationship("Card", back_populates="board", order_by="Card.place.desc()")
+    pinned: Mapped[list[Card]] = relationship("Card", secondary="pin", order_by="Card.place")
+
+
+class Card(Base):
+    __tablename__ = "card"
+    place: Mapped[int] = mapped_column()
+    id: Mapped[int] = mapped_column(primary_key=True)
+    board_id: Mapped[int | None] = mapped_column(sa.ForeignKey("board.id"))
+    board: Mapped[Board | None] = relationship("Board", back_populates="cards")
+
+
+pin = sa.Table(
+    "pin",
+    Base.metadata,
+    sa.Column("board_id", sa.ForeignKey("board.id"), primary_key=True),
+    sa.Column("card_id", sa.ForeignKey("card.id"), primary_key=True),
+)
+
+
+@way
+def test_a34_the_order_of_a_collection(session: OptInSession, way: Way) -> None:
+    session.add(board := Board(id=1, cards=[first := Card(id=1, place=1)], pinned=[first]))
+    session.commit()
+    with way(session):
+        board.cards.append(second := Card(id=2, place=2))
+        board.pinned.insert(0, second)
+    assert (board.cards, board.pinned) == ([second, first], [first, second])
+    with way(session):
+        session.add(third := Card(id=3, place=3, board=board))
+    assert board.cards == [third, second, first]
+    with way(session):
+        second.place = 0
+    assert (board.cards, board.pinned) == ([third, first, second], [second, first])
+    with way(session):
+        session.execute(sa.update(Card).where(Card.id == 2).values(place=9))
+    assert (board.cards, board.pinned) == ([second, third, first], [first, second])
+
+
+Badge.owner_tags = relationship(  # type: ignore[attr-defined]
+    Tag,
+    secondary=lambda: sa.join(Owner.__table__, owner_mark, Owner.id == owner_mark.c.owner_id),
+    primaryjoin=lambda: Badge.owner_id == Owner.id,
+    secondaryjoin=lambda: owner_mark.c.tag_id == Tag.id,
+    viewonly=True,
+)

@@ -69,7 +69,7 @@ class Scope(LinkOwner):
         self.skipped: set[tuple[Any, str | None]] = set()
         """Collections with pending changes that a statement has made stale. The next flush writes these."""
         self.orphans: list[Any] = []
-        """New objects that the flush leaves out."""
+        """New objects that were taken out of the session since the last flush."""
 
     def connection(self, engine: sa.Engine) -> SessionConnection:
         """The session's connection object for an engine, made once; anew where SQLAlchemy has invalidated it."""

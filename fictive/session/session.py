@@ -766,7 +766,8 @@ class OptInSession(sa_orm.Session):
         try:
             super().close()
         finally:
-            if self._fictive.connections or self._fictive.committed_writes or self._fictive.added:
+            scope = self._fictive
+            if scope.connections or scope.committed_writes or scope.added or scope.orphans or scope.skipped:
                 self._let_go()
 
     def reset(self) -> None:
@@ -796,7 +797,7 @@ class OptInSession(sa_orm.Session):
             del scope.connections[engine]
         if scope.committed_writes:
             scope.committed_writes.clear()
-        scope.added = {}
+        scope.added, scope.orphans, scope.skipped = {}, [], set()
 
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
         try:

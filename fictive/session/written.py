@@ -38,6 +38,8 @@ class _Relation(NamedTuple):
     owner: sa_orm.Mapper[Any]
     key: str
     pairs: _Pairs
+    order: frozenset[str] = frozenset()
+    """Attributes of the members, by which the server sorts them."""
 
 
 class _Reader(NamedTuple):
@@ -57,6 +59,8 @@ class _Collection(NamedTuple):
     """The attributes by which the rows are found."""
     is_written: bool
     """Whether a flush writes all changes in it."""
+    is_ordered: bool
+    """Whether the server sorts it."""
 
 
 class _Relations(NamedTuple):
@@ -100,16 +104,16 @@ def note_written(session: Any, context: Any) -> None:
     for state, (is_delete, only_looked_at) in context.states.items():
         if is_delete:
             deleted.append(state)  # one that is only looked at too: its row is another object's now
-            readers.update(each for each in _relations(state).readers if each.by_rows)
+            readers.update(each for each in _relations(state.manager.mapper).readers if each.by_rows)
             continue
         if only_looked_at:
             if state.committed_state:  # a foreign key that follows a key
-                stale += [(state, each.key) for each in _relations(state).own if _is_other(state, each)]
+                stale += [(state, each.key) for each in _relations(state.manager.mapper).own if _is_other(state, each)]
             continue
         known = state.manager.info
         relations = known[_RELATIONS] if _RELATIONS in known else None  # noqa: SIM401 - without a call
         if relations is None or relations.generation != _generation:
-            relations = _relations(state)
+            relations = _relations(state.manager.mapper)
         if relations.own:
             stale += [(state, each.key) for each in relations.own if _is_other(state, each)]
         if relations.incoming:
@@ -130,19 +134,18 @@ def note_written(session: Any, context: Any) -> None:
     if deleted:
         stale += _kept_of_rows(context.states, deleted)
         gone, others = reached_by_delete(session, deleted, _references)
+        stale += ((state, None) for state in gone)
+        for mapper in {state.manager.mapper for state in deleted}:
+            readers.update(_read_from_reached(mapper))
         changed += others
-        for state in gone:
-            stale.append((state, None))
-            readers.update(each for each in _relations(state).readers if each.by_rows)
         deleted += gone
     if scope.orphans:
         deleted, scope.orphans = [*deleted, *scope.orphans], []
     if deleted:
         stale += _holding(session, context.states, deleted)
     for state, reference in changed:
-        stale += _repointed(session, state, reference)
-        columns = frozenset(reference.foreign_keys)
-        readers.update(each for each in _relations(state).readers if not columns.isdisjoint(each.columns))
+        stale += _repointed(state, reference)
+        readers.update(_read_by(reference))
     if readers:
         stale += _loaded(session, readers)
     if scope.skipped:
@@ -153,8 +156,9 @@ def note_written(session: Any, context: Any) -> None:
 
 
 def note_orphan(session: Any, obj: Any) -> None:
-    """A listener to `pending_to_transient`: remember new objects that a flush leaves out, as they have no parent."""
-    if session._flushing:
+    """A listener to `pending_to_transient`: remember new objects that are no longer to be written, as they have lost
+    their parent, and that the next flush leaves in other collections."""
+    if not session.expire_on_commit:
         session._fictive.orphans.append(attributes.instance_state(obj))
 
 
@@ -175,15 +179,25 @@ def expire(session: Any, state: Any, keys: Sequence[str] | None) -> None:
 
 
 def columns_read(attribute: Any) -> set[sa.Column[Any]]:
-    """The columns by which a mapped attribute is loaded: of a relationship's joins, or of an expression."""
+    """The columns by which a mapped attribute is loaded: of a relationship's joins and order, or of an expression."""
+    found = _columns_joined(attribute)
+    if isinstance(attribute, sa_orm.RelationshipProperty):
+        found |= _columns_in(attribute.order_by or ())
+    return found
+
+
+def _columns_joined(attribute: Any) -> set[sa.Column[Any]]:
     is_relationship = isinstance(attribute, sa_orm.RelationshipProperty)
-    joins = (attribute.primaryjoin, attribute.secondaryjoin) if is_relationship else attribute.columns[:1]
-    parts = (part for join in joins if join is not None for part in visitors.iterate(join))
-    found = {part for part in parts if isinstance(part, sa.Column)}
+    found = _columns_in((attribute.primaryjoin, attribute.secondaryjoin) if is_relationship else attribute.columns[:1])
     marks_deleted = getattr(attribute.mapper.class_, DELETED_WHEN_SET, None) if is_relationship else None
     if marks_deleted is not None and attribute.direction is not sa_orm.MANYTOONE:  # which comes from memory
         found.update(attribute.mapper.column_attrs[marks_deleted].columns)
     return found
+
+
+def _columns_in(expressions: Iterable[Any]) -> set[sa.Column[Any]]:
+    parts = (part for each in expressions if each is not None for part in visitors.iterate(each))
+    return {part for part in parts if isinstance(part, sa.Column)}
 
 
 def secondary_tables(relation: Any) -> set[Any]:
@@ -192,11 +206,11 @@ def secondary_tables(relation: Any) -> set[Any]:
     return set() if secondary is None else {each for each in visitors.iterate(secondary) if isinstance(each, sa.Table)}
 
 
-def _relations(state: Any) -> _Relations:
-    known = state.manager.info
+def _relations(mapper: sa_orm.Mapper[Any]) -> _Relations:
+    known: dict[Any, Any] = mapper.class_manager.info
     found: _Relations | None = known.get(_RELATIONS)
     if found is None or found.generation != _generation:
-        found = known[_RELATIONS] = _relations_of(state.manager.mapper)
+        found = known[_RELATIONS] = _relations_of(mapper)
     return found
 
 
@@ -207,7 +221,8 @@ def _relations_of(mapper: sa_orm.Mapper[Any]) -> _Relations:
             own.append(_Relation(mapper, relation.key, pairs))
         elif relation.direction is not sa_orm.MANYTOONE:
             is_written = not relation.viewonly and relation.passive_deletes != "all"
-            local.append(_Collection(relation.key, _attributes_of(mapper, relation.local_columns), is_written))
+            columns = _attributes_of(mapper, relation.local_columns)
+            local.append(_Collection(relation.key, columns, is_written, bool(relation.order_by)))
         if relation.direction is sa_orm.MANYTOMANY and not relation.viewonly:
             links.append((relation.key, tuple(_others_of(relation))))
     for owner in mapper.registry.mappers:
@@ -217,7 +232,8 @@ def _relations_of(mapper: sa_orm.Mapper[Any]) -> _Relations:
             if relation.direction is sa_orm.ONETOMANY and mapper.isa(relation.mapper):
                 pairs = tuple((fk, key) for key, fk in _pairs(owner, mapper, relation))
                 if pairs:
-                    incoming.append(_Relation(owner, relation.key, pairs))
+                    order = _attributes_of(mapper, _columns_in(relation.order_by or ()))
+                    incoming.append(_Relation(owner, relation.key, pairs, order))
             if (reader := _reader(mapper, owner, relation)) is not None:
                 readers.append(reader)
         readers += _subqueries(mapper, owner)
@@ -237,34 +253,50 @@ def _kept_of_rows(flushed: Iterable[Any], deleted: Iterable[Any]) -> Iterator[_S
 
 
 def _references(state: Any) -> tuple[Reference, ...]:
-    return _relations(state).references
+    return _relations(state.manager.mapper).references
 
 
-def _repointed(session: Any, state: Any, reference: Reference) -> Iterator[_Stale]:
-    """What is another one now that the server has changed the foreign key of an object."""
+def _read_from_reached(mapper: sa_orm.Mapper[Any]) -> Iterator[_Reader]:
+    """What is loaded from rows that go, or change, with deleted rows of a mapper, in the session or not."""
+    mappers = [mapper]
+    for each in mappers:  # and those that are found on the way
+        for reference in _relations(each).references:
+            if reference.on_delete == "CASCADE":
+                yield from (reader for reader in _relations(reference.owner).readers if reader.by_rows)
+                if reference.owner not in mappers:
+                    mappers.append(reference.owner)
+            elif reference.on_delete:
+                yield from _read_by(reference)
+
+
+def _read_by(reference: Reference) -> Iterator[_Reader]:
+    """What is loaded by a foreign key that the server has changed, beyond the relationships of its own objects."""
+    relations, changed = _relations(reference.owner), frozenset(reference.foreign_keys)
+    yield from (reader for reader in relations.readers if not changed.isdisjoint(reader.columns))
+    # to another object's collection, or out of one that goes by a part of the key
+    if "SET DEFAULT" in (reference.on_delete, reference.on_update) or len(changed) > 1:
+        for relation in relations.incoming:
+            if not changed.isdisjoint(fk for fk, _ in relation.pairs):
+                yield _Reader(relation.owner, relation.key, False, changed)
+
+
+def _repointed(state: Any, reference: Reference) -> Iterator[_Stale]:
+    """What of an object is another one now that the server has changed its foreign key."""
     mapper, changed = state.manager.mapper, set(reference.foreign_keys)
     keys = {mapper.get_property_by_column(column).key for column in mapper.primary_key}
     yield from ((state, key) for key in changed - keys)
-    relations = _relations(state)
+    relations = _relations(mapper)
     for own in relations.own:
         if own.key in state.dict and not changed.isdisjoint(fk for fk, _ in own.pairs):
             yield state, own.key
     for each in relations.local:
         if each.key in state.dict and not each.columns.isdisjoint(changed):
             yield state, each.key
-    for relation in relations.incoming:
-        if not changed.isdisjoint(fk for fk, _ in relation.pairs):
-            obj = state.obj()
-            for owner in session.identity_map.all_states():
-                if relation.key in owner.dict and owner.manager.mapper.isa(relation.owner):
-                    holds = any(member is obj for member in _members(owner.dict[relation.key]))
-                    if holds or "SET DEFAULT" in (reference.on_delete, reference.on_update):
-                        yield owner, relation.key
 
 
 def _reader(mapper: sa_orm.Mapper[Any], owner: sa_orm.Mapper[Any], relation: Any) -> _Reader | None:
     """How a relationship is loaded from rows of a mapper, beyond its foreign keys and theirs."""
-    read = columns_read(relation)
+    read = columns_read(relation) if relation.secondary is not None else _columns_joined(relation)
     if relation.secondary is not None:
         if not secondary_tables(relation).isdisjoint(mapper.tables):
             return _Reader(owner, relation.key, True, _attributes_of(mapper, read))
@@ -311,12 +343,21 @@ def _wrote(state: Any, keys: frozenset[str]) -> bool:
 
 
 def _is_unlike_its_rows(state: Any, collection: _Collection) -> bool:
-    """Whether a loaded collection is of other rows now, or has changes that no flush writes."""
+    """Whether a loaded collection is of other rows now, is not in the server's order any more, or has changes that no
+    flush writes, such as an object twice."""
     if collection.key not in state.dict:
         return False
     if state.key is not None and _wrote(state, collection.columns):
         return True
-    return not collection.is_written and collection.key in state.committed_state
+    if collection.key not in state.committed_state:
+        return False
+    members = _members(state.dict[collection.key])
+    if not collection.is_written or len({id(member) for member in members}) < len(members):
+        return True
+    if not collection.is_ordered or len(members) < 2:
+        return False
+    before = {id(member) for member in _members_before(state.committed_state[collection.key])}
+    return any(id(member) not in before for member in members)
 
 
 def _loaded(session: Any, readers: Iterable[_Reader]) -> Iterator[tuple[Any, str]]:
@@ -365,15 +406,15 @@ def _moved(owners: _Owners, state: Any, relations: Sequence[_Relation]) -> Itera
             # the server has computed it, and what it was before is forgotten
             yield from ((owner, relation.key) for owner in owners.all(relation) if relation.key in owner.dict)
             continue
-        if not is_new and not any(fk in before for fk in foreign_keys):
+        if not is_new and not any(fk in before for fk in foreign_keys) and relation.order.isdisjoint(before):
             continue
         now = list(owners.of(relation, [values.get(fk) for fk in foreign_keys]))
         former = () if is_new else owners.of(relation, [before.get(fk, values.get(fk)) for fk in foreign_keys])
         for owner in {*now, *former}:
             if relation.key in owner.dict:
-                # twice, where a backref put it into a list that had it already
-                shown = sum(member is obj for member in _members(owner.dict[relation.key]))
-                if shown != (owner in now):
+                members = _members(owner.dict[relation.key])
+                shown = sum(member is obj for member in members)  # 2, where a backref has added it once more
+                if shown != (owner in now) or (shown and relation.order and len(members) > 1):
                     yield owner, relation.key
 
 
@@ -449,3 +490,8 @@ def _members(value: Any) -> list[Any]:
         return list(collections.collection_adapter(value))
     except AttributeError:
         return [value]
+
+
+def _members_before(value: Any) -> Iterable[Any]:
+    """The objects of a relationship before it was changed: SQLAlchemy keeps a copy of the collection."""
+    return value if isinstance(value, Iterable) else ()
