@@ -35,6 +35,13 @@ READS: dict[str, Callable[[], Item]] = {
     "aliased": lambda: db.session.scalars(sa.select(sa_orm.aliased(Item))).one(),
     "selectinload": lambda: db.session.scalars(sa.select(Item).options(sa_orm.selectinload(Item.children))).one(),
     "text": lambda: db.session.scalars(sa.select(Item).from_statement(sa.text("select * from item"))).one(),
+    "text with columns": lambda: db.session.scalars(
+        sa.select(Item).from_statement(sa.text("select id, note from item").columns(Item.id, Item.note))
+    ).one(),
+    "select in a select": lambda: db.session.scalars(sa.select(Item).from_statement(sa.select(Item))).one(),
+    "union": lambda: db.session.scalars(
+        sa.select(Item).from_statement(sa.union(sa.select(Item), sa.select(Item).where(Item.id == 1)))
+    ).one(),
 }
 
 
@@ -53,6 +60,43 @@ def test_a33_nothing_is_sent_for_it_and_pending_changes_stay(item: Item, look: L
         assert (item.name, item.note) == ("mine", "v1")
     assert log.round_trips == 1
     db.session.rollback()
+
+
+def test_a33_rows_of_a_statement_that_writes(item: Item) -> None:
+    update = sa.update(Item).values(note="v1").returning(Item)
+    assert db.session.scalars(sa.select(Item).from_statement(update)).one() is item
+    assert item.note == "v1"
+    update = sa.update(Item).values(note="v2").returning(Item.id)
+    db.session.execute(sa.select(Item.id).from_statement(update))
+    assert item.note == "v2"
+
+
+@pytest.mark.parametrize("attributes", [None, ["name"]], ids=["all", "one"])
+def test_a32_refresh_with_a_lock_writes_what_is_pending(item: Item, look: Look, attributes: list[str] | None) -> None:
+    look("update item set note = 'v1'")
+    with db.session.begin():
+        item.name = "mine"
+        db.session.refresh(item, attributes, with_for_update=True)
+        assert item.name == "mine"
+    assert look("select name, note from item") == [("mine", "v1")]
+
+
+def test_a32_a_lock_within_from_statement(item: Item, look: Look) -> None:
+    with db.session.begin():
+        db.session.scalars(sa.select(Item)).one()
+        look("update item set note = 'v1'")
+        item.name = "mine"
+        db.session.scalars(sa.select(Item).from_statement(sa.select(Item).with_for_update())).one()
+        assert (item.name, item.note) == ("mine", "v1")
+
+
+def test_a32_a_locking_get_of_an_expired_object_is_one_statement(item: Item, wire: Any) -> None:
+    with db.session.begin():
+        db.session.expire(item)
+        with wire.record() as log:
+            assert db.session.get(Item, 1, with_for_update=True) is item
+            assert item.note == "v0"
+        assert log.round_trips == 1
 
 
 def test_a33_attributes_that_the_row_does_not_bring_stay(item: Item, look: Look) -> None:

@@ -44,6 +44,8 @@ __all__ = [
     "expire_loaded_since",
     "expire_with_savepoint",
     "forget_entries",
+    "from_statement",
+    "given_by_statement",
     "has_listeners",
     "hear_engine_only",
     "is_autocommit",
@@ -144,6 +146,20 @@ _ROW_PROCESSOR = next(
 def load_of_row(caller: types.FrameType) -> Any:
     """The `QueryContext` of the row that `caller` reads; None where it is other code, which reads none."""
     return caller.f_locals["context"] if caller.f_code is _ROW_PROCESSOR else None
+
+
+def given_by_statement(compile_state: Any) -> tuple[Collection[str], Collection[Any]]:
+    """Of `select(...).from_statement(statement)`: the names of the statement's columns, and the mappers of what is
+    made of its rows."""
+    statement = getattr(compile_state, "statement", None)
+    names = {str(each.name) for each in getattr(statement, "exported_columns", ())}
+    mappers = [each.mapper for each in getattr(compile_state, "_entities", ()) if getattr(each, "mapper", None)]
+    return names, mappers
+
+
+def from_statement(statement: Any) -> Any:
+    """The statement within `select(...).from_statement(statement)`; any other as it is."""
+    return statement.element if isinstance(statement, sa_orm.FromStatement) else statement
 
 
 def object_of_key(session: sa_orm.Session, mapper: Any, ident: Any, options: Mapping[str, Any]) -> Any:

@@ -9,6 +9,7 @@ pending change, and SQLAlchemy fills them from the row as it fills expired ones.
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
@@ -60,6 +61,9 @@ class LoadedColumns:
                 mapper = sa.inspect(key[1][-1]).mapper
                 keys = {each.key for each, column in columns.items() if isinstance(column, sa.ColumnElement)}
                 self._entities.append((mapper, keys))
+        if not self._entities:  # of select(Model).from_statement(): SQLAlchemy takes what it finds in the rows
+            names, mappers = private.given_by_statement(compile_state)
+            self._entities = [(mapper, _keys_of_columns(mapper, names)) for mapper in mappers]
         self._keys: dict[sa_orm.Mapper[Any], tuple[str, ...]] = {}
 
     def renew(self, state: Any) -> None:
@@ -75,6 +79,10 @@ class LoadedColumns:
             if key in values and key not in changed and key != kept:
                 del values[key]
                 state.expired_attributes.add(key)
+
+
+def _keys_of_columns(mapper: sa_orm.Mapper[Any], names: Collection[str]) -> set[str]:
+    return {each.key for each in mapper.column_attrs if any(getattr(c, "name", None) in names for c in each.columns)}
 
 
 def columns_of(compile_state: Any) -> LoadedColumns:

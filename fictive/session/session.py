@@ -326,7 +326,7 @@ class OptInSession(sa_orm.Session):
         while transaction is not None and transaction._parent is not None:
             transaction = transaction._parent
         try:
-            locks = statement._for_update_arg is not None
+            locks = private.from_statement(statement)._for_update_arg is not None
         except AttributeError:
             locks = False
         if transaction is None or transaction.kind is Kind.RECORD:
@@ -429,10 +429,14 @@ class OptInSession(sa_orm.Session):
         return result
 
     def refresh(self, instance: object, attribute_names: Any = None, with_for_update: Any = None) -> None:
-        """As SQLAlchemy's. `with_for_update` in autocommit raises before the object's state is touched."""
-        if with_for_update and self._is_outside() and self._fictive.mode is not WritesOutside.BEGIN:
+        """As SQLAlchemy's. `with_for_update` writes what is pending first, and in autocommit raises before the
+        object's state is touched."""
+        if with_for_update and self._is_outside():
             self._raise_if_ended()
-            raise needs_a_transaction("FOR UPDATE / FOR SHARE")
+            if self._fictive.mode is not WritesOutside.BEGIN:
+                raise needs_a_transaction("FOR UPDATE / FOR SHARE")
+        elif with_for_update:
+            self.flush()
         super().refresh(instance, attribute_names, with_for_update)
 
     # -- writing ----------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ class _Written(NamedTuple):
 
 def expire_written(session: sa_orm.Session, statement: Any, params: Any, options: Mapping[str, Any]) -> None:
     """After a statement: expire what it has made stale, pending changes excepted. Sends nothing."""
+    given, statement = statement, private.from_statement(statement)
     if session.expire_on_commit or not isinstance(statement, sa.UpdateBase) or EXPIRES_ITSELF in options:
         return
     mapper = private.mapper_of(statement.table)
@@ -50,7 +51,7 @@ def expire_written(session: sa_orm.Session, statement: Any, params: Any, options
         private.columns_set(statement, params) if isinstance(statement, sa.Update) else None,
         isinstance(statement, sa.Insert),
         isinstance(statement, sa.Delete),
-        mapper is not None and synchronize is not False,
+        mapper is not None and synchronize is not False and given is statement,
     )
     _expire(session, written)
 
