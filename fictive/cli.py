@@ -12,6 +12,7 @@ import flask
 import flask.cli
 
 from .config import Settings
+from .errors import ConfigurationError
 from .flask_config import ENVIRONMENT, Environment, options_in_force
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def _target() -> Target:
     from .command_line.target import Database, Target
 
     app: Any = flask.current_app._get_current_object()  # type: ignore[attr-defined]
-    db = app.extensions["sqlalchemy"]
+    db = app.extensions.get("sqlalchemy")
+    if db is None:
+        raise ConfigurationError("This app has no database: call db.init_app(app) where the app is made.")
     environment: Environment = app.extensions.get(ENVIRONMENT, Environment())
     databases, origins = [], dict(environment.origins)
     for key, engine in sorted(db.engines.items(), key=lambda each: str(each[0] or "")):
@@ -73,5 +76,7 @@ def _registries(db: Any) -> set[Any]:
 def _library_settings(app: flask.Flask) -> Iterator[Mapping[str, Any]]:
     from .command_line.settings import library_settings
 
-    settings: Settings = app.extensions["fictive"]
+    settings: Settings | None = app.extensions.get("fictive")
+    if settings is None:  # plain Flask-SQLAlchemy, to which these commands were added by hand
+        return iter(())
     return (dataclasses.asdict(row) for row in library_settings(settings, app.config))

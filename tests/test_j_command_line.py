@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import socket
 import subprocess
 import sys
 import textwrap
@@ -24,6 +25,8 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fictive.__main__ import main
+from fictive.cli import fictive
+from fictive.command_line import output
 from fictive.command_line.activity import endpoint_of
 from fictive.flask_sqlalchemy import FilterByOrCreateMixin, OptInTransactionMixin
 from fictive.testing.postgres import Server
@@ -374,7 +377,7 @@ def test_j2_one_bind_of_several(make_app: MakeApp, database_url: str) -> None:
     assert {row["bind"] for row in rows(run(app, "wait", "--json"))} == {"default", "reports"}
     assert [row["bind"] for row in rows(run(app, "wait", "--json", "--bind", "reports"))] == ["reports"]
     result = run(app, "wait", "--bind", "none")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "default, reports" in result.stderr
 
 
@@ -390,3 +393,136 @@ def test_j2_python_m_fictive_needs_no_flask(database_url: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["answers"] is True
+
+
+# -- wrong arguments, and what a terminal is --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("doctor", "--patience", "x"),
+        ("wait", "--timeout", "0"),
+        ("activity", "--watch", "99999d"),
+        ("cleanup", "--yes", "--lock-timeout", "-1s"),
+    ],
+)
+def test_j2_a_wrong_duration_is_a_wrong_option(database_url: str, words: tuple[str, ...]) -> None:
+    result = python_m(database_url, *words)
+    assert result.exit_code == 2
+    assert "is no duration" in result.stderr
+
+
+def test_j2_a_number_is_seconds(database_url: str) -> None:
+    assert python_m(database_url, "wait", "--timeout", "30").exit_code == 0
+
+
+@pytest.mark.parametrize("pydantic", [True, False])
+def test_j2_an_empty_url_is_no_other_database(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, pydantic: bool
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    if not pydantic:
+        monkeypatch.setitem(sys.modules, "pydantic_settings", None)
+        monkeypatch.delitem(sys.modules, "fictive.settings", raising=False)
+    result = python_m("", "drop", "--yes", "--force")
+    assert result.exit_code == 2
+    assert "--url is not a database URL" in result.stderr
+    assert python_m(database_url, "wait").exit_code == 0
+
+
+def test_j2_wait_ends_though_a_server_says_nothing(driver: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"postgresql+{driver}://app@127.0.0.1:{server.getsockname()[1]}/x"
+        result = python_m(url, "wait", "--timeout", "1s")
+    assert result.exit_code == 1
+    assert "no answer in 1 s" in result.stderr
+
+
+def test_j2_a_cancelled_query_is_no_unreachable_database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled = "SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(60)"
+    monkeypatch.setattr("fictive.command_line.activity._ACTIVITY", cancelled)
+    result = python_m(database_url, "activity")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: canceling statement")
+
+
+def test_j2_binds_that_lead_to_one_database(new_url: str, make_app: MakeApp) -> None:
+    """The other engines of this process are not others who are connected."""
+    assert python_m(new_url, "create").exit_code == 0
+    db = DB(model_class=type("Base", (DeclarativeBase,), {}))
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=new_url, SQLALCHEMY_BINDS={"same": new_url, "lite": "sqlite://"})
+    found = [row["bind"] for row in rows(run(app, "doctor", "--json")) if row["check"] == "begin"]
+    assert found == ["default", "same"]
+    result = run(app, "activity", "--json")
+    assert (result.exit_code, result.stderr) == (0, "lite: passed over, since it is sqlite.\n")
+    assert run(app, "activity", "--bind", "lite").exit_code == 1
+    with app.app_context():
+        for key in (None, "same"):
+            with db.engines[key].connect():
+                """Each has a connection in its pool by now."""
+        db.engines["same"].dispose()
+    assert run(app, "cleanup", "--yes").exit_code == 0
+    with app.app_context():
+        for engine in db.engines.values():
+            engine.dispose()
+    result = run(app, "drop", "--yes", "--force")
+    assert (result.exit_code, result.stdout) == (0, f"{sa.make_url(new_url).database}: dropped.\n")
+
+
+def test_j2_an_app_without_a_database_says_so() -> None:
+    app = Flask("none")
+    app.cli.add_command(fictive)
+    result = run(app, "doctor")
+    assert result.exit_code == 2
+    assert "db.init_app(app)" in result.stderr
+
+
+def test_j2_a_refusal_names_the_option(new_url: str) -> None:
+    assert python_m(new_url, "create").exit_code == 0
+    name = str(sa.make_url(new_url).database)
+    with psycopg.connect(plain_url(new_url)) as guest:
+        pid = guest.info.backend_pid
+        result = python_m(new_url, "drop", "--yes")
+        assert result.exit_code == 4
+        assert f"connected to {name!r}: pid {pid}" in result.stderr
+    url = sa.make_url(new_url).set(database="postgres").render_as_string(hide_password=False)
+    result = python_m(url, "drop", "--yes")  # refused by the server: the command itself has to be connected to one
+    assert result.exit_code == 4
+    assert "--force" in result.stderr
+    assert "sqlalche.me" not in result.stderr
+
+
+ROWS = [{"pid": 1, "state": "idle in transaction", "blocked_by": [], "query": "SELECT '\x1b[2J\n  wide'" + "x" * 200}]
+
+
+@pytest.mark.parametrize("rich", [True, False])
+@pytest.mark.parametrize("columns", [1, 20, 80, 300])
+def test_j2_every_width_of_a_terminal_shows_who_and_what(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, rich: bool
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(output, "on_terminal", lambda: True)
+    if not rich:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    output.print_table(("pid", "state", "waits_for_something_of_a_long_name", "blocked_by", "query"), ROWS, empty="")
+    shown = capsys.readouterr().out
+    for text in ("1", "idle", "transaction", "SELECT '\\x1b"):
+        assert text in shown
+    assert "\x1b[2J" not in shown
+
+
+def test_j2_without_an_output_there_is_no_traceback(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert not output.on_terminal()
+
+
+def test_j2_an_output_that_cannot_be_written(database_url: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fictive", "--url", database_url, "settings"], stdout=full, stderr=subprocess.PIPE,
+            text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: [Errno 28]")
+    assert "Traceback" not in done.stderr

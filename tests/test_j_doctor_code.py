@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from pathlib import Path
 
@@ -54,6 +55,14 @@ VIEW = "@app.post('/')\ndef view(id):\n"
         ("with db.session.begin():\n    db.session.add(x)\n    db.session.commit()", ("commit-in-block", 5)),
         ("with db.transaction():\n    requests.post(url)", ("slow-call-in-block", 4)),
         ("event.listen(db.session, 'after_begin', f)", ("listener", 3)),
+        ("s = db.session\ns.execute(insert(T))\ns.execute(insert(U))\ns.commit()", ("split-writes", 4)),
+        ("x: Thing = db.session.get(Thing, id)\nx.n = 1\ndb.session.flush()\nx.n = 2\ndb.session.commit()",
+         ("split-writes", 5)),
+        ("if (x := db.session.get(Thing, id)):\n    x.n = 1\n    db.session.flush()\n    x.n = 2\ndb.session.commit()",
+         ("split-writes", 5)),
+        ("[db.session.execute(insert(T).values(n=n)) for n in m]\ndb.session.commit()", ("split-writes", 3)),
+        ("try:\n    session.execute(insert(T))\n    session.commit()\nexcept* E:\n    session.rollback()",
+         ("rollback-too-late", 7)),
     ],
 )  # fmt: skip
 def test_j2_a_view_is_read(tmp_path: Path, body: str, found: tuple[str, int]) -> None:
@@ -132,11 +141,37 @@ def test_j2_a_query_in_a_helper_is_a_query(tmp_path: Path) -> None:
     assert checks(tmp_path, helper + view.replace("delete(x)", "flush()")) == []
 
 
-def test_j2_files_that_are_no_python_and_tests_are_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text("def (", encoding="utf-8")
+def test_j2_tests_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "helper.py").write_text(SPLIT, encoding="utf-8")
     assert checks(tmp_path, "") == []
+
+
+def test_j2_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    files = {
+        "broken.py": b"def (",
+        "bytes.py": b"x = '\xe9'\n",
+        "zero.py": b"x = 1\0\n",
+        "deep.py": b"x = a" + b".b()" * 5000,
+        "deeper.py": b"x = " + b"(" * 3000 + b")" * 3000,
+        "python2.py": b"print 'x'\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_bytes(text)
+    (tmp_path / "latin.py").write_bytes(b"# -*- coding: latin-1 -*-\nx = '\xe9'\n")
+    (tmp_path / "warns.py").write_text("x = '\\d'\nx is 'a'\n", encoding="utf-8")
+    found = list(code_findings(tmp_path))
+    assert {(each.check, each.severity.value) for each in found} == {("not-read", "info")}
+    assert sorted(each.what.split(":")[0] for each in found) == sorted(files)
+    assert "line 1" in next(each.what for each in found if each.what.startswith("broken.py"))
+
+
+def test_j2_a_file_is_read_once_and_a_pipe_never(tmp_path: Path) -> None:
+    (tmp_path / "link.py").symlink_to("app.py")
+    (tmp_path / "nowhere.py").symlink_to("nothing")
+    (tmp_path / "loop").symlink_to(".")
+    os.mkfifo(tmp_path / "pipe.py")
+    assert len(checks(tmp_path, SPLIT)) == 1
 
 
 def test_j2_the_command_reads_without_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

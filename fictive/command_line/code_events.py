@@ -104,6 +104,8 @@ def _assigned(function: ast.AST) -> dict[str, list[ast.expr]]:
     for node in ast.walk(function):
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             found.setdefault(node.targets[0].id, []).append(node.value)
+        elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and isinstance(node.target, ast.Name) and node.value:
+            found.setdefault(node.target.id, []).append(node.value)
         elif isinstance(node, ast.For) and isinstance(node.target, ast.Name):
             found.setdefault(node.target.id, []).append(node.iter)
     return found
@@ -132,11 +134,11 @@ class _Reader:
             if isinstance(node, (ast.With, ast.AsyncWith)):
                 for item in node.items:
                     events += self.expression(item.context_expr, in_block)
-                events += self.path(node.body, in_block or any(_opens(item.context_expr) for item in node.items))
+                events += self.path(node.body, in_block or any(self._opens(item.context_expr) for item in node.items))
             elif isinstance(node, (ast.For, ast.AsyncFor, ast.While)):
                 events += self.expression(node.test if isinstance(node, ast.While) else node.iter, in_block)
                 events += self.path(node.body, in_block) * 2 + self.path(node.orelse, in_block)
-            elif isinstance(node, ast.Try):
+            elif isinstance(node, (ast.Try, ast.TryStar)):
                 events += self.path(node.body, in_block)
                 for handler in node.handlers:
                     caught = self.path(handler.body, in_block)
@@ -156,6 +158,9 @@ class _Reader:
         """The events of an expression, in the order in which it is evaluated."""
         if isinstance(node, ast.Lambda):
             return []
+        if isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp)):  # a loop, as in path()
+            rest = [event for each in node.generators for event in self.expression(each, in_block)]
+            return rest + self.expression(node.elt, in_block) * 2
         if not isinstance(node, ast.Call):
             read = isinstance(node, ast.Attribute) and node.attr == "query" and not of_dml
             if read and isinstance(node, ast.Attribute) and _is_model(node.value):
@@ -200,7 +205,19 @@ class _Reader:
             return Kind.SEND, f"query.{name}()"
         if name == "with_for_update" and "query" in _chain(of):
             return Kind.NEEDS_TRANSACTION, "with_for_update()"
-        return self._session_call(node, name, of_dml=of_dml) if _is_session(of) else None
+        return self._session_call(node, name, of_dml=of_dml) if self._is_session(of) else None
+
+    def _opens(self, node: ast.expr) -> bool:
+        """Whether `with` it opens a transaction of a session."""
+        if not isinstance(node, ast.Call) or (name := _name(node.func)) not in _BLOCKS:
+            return False
+        of = node.func.value if isinstance(node.func, ast.Attribute) else None
+        return not name.startswith("begin") or (of is not None and self._is_session(of))
+
+    def _is_session(self, node: ast.expr) -> bool:
+        """By its name, or by what the function assigns to it: `s = db.session`."""
+        values = self.assigned.get(node.id, []) if isinstance(node, ast.Name) else []
+        return _is_session(node) or (bool(values) and all(_is_session(each) for each in values))
 
     def _session_call(self, node: ast.Call, name: str, *, of_dml: bool) -> tuple[Kind, str] | None:
         if name in _PENDING:
@@ -249,13 +266,6 @@ def _weight(events: Sequence[Event]) -> int:
 
 def _leaves(statements: Sequence[ast.stmt]) -> bool:
     return bool(statements) and isinstance(statements[-1], (ast.Return, ast.Raise, ast.Continue, ast.Break))
-
-
-def _opens(node: ast.expr) -> bool:
-    """Whether `with` it opens a transaction of a session."""
-    if not isinstance(node, ast.Call) or (name := _name(node.func)) not in _BLOCKS:
-        return False
-    return not name.startswith("begin") or (isinstance(node.func, ast.Attribute) and _is_session(node.func.value))
 
 
 def _name(node: ast.AST) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,20 +18,22 @@ import sqlalchemy.orm as sa_orm
 
 from ..databases.cleanup import cleanup_tables
 from ..databases.create import create_database, database_exists, drop_database
-from ..errors import DatabaseInUse, FictiveError
+from ..errors import ConfigurationError, DatabaseInUse, FictiveError
 from ..session.durations import timeout_in_ms
-from .activity import activity, blocker_tree, locks
+from .activity import activity, blocker_tree, locks, require_postgresql
 from .doctor import examine, examine_code
 from .findings import Severity
-from .output import print_json, print_table
+from .output import on_terminal, print_json, print_table, printable
 from .protection import why_protected
 from .settings import settings_of_databases
-from .target import Database, Target
+from .target import Database, Target, each_once
 
-__all__ = ["EXIT_FOUND", "EXIT_REFUSED", "EXIT_UNREACHABLE", "install"]
+__all__ = ["EXIT_FOUND", "EXIT_REFUSED", "EXIT_UNREACHABLE", "EXIT_WRONG", "install"]
 
 EXIT_FOUND = 1
 """`doctor` found something; `wait` waited in vain; a command failed."""
+EXIT_WRONG = 2
+"""An option or a setting, as click says for options."""
 EXIT_UNREACHABLE = 3
 EXIT_REFUSED = 4
 """A protected database, or one that others are connected to."""
@@ -36,6 +41,20 @@ EXIT_REFUSED = 4
 _META = "fictive.command_line.load"
 _PAUSE = 0.2
 _MOST_NAMED = 10
+
+
+def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """Of `5s`, `100ms`, `1min`, or a number of seconds."""
+    if value is None:
+        return None
+    number = re.fullmatch(r"\s*\d+(?:\.\d*)?\s*", value, re.ASCII)
+    try:
+        return timeout_in_ms(float(value) if number else value, "") / 1000
+    except ConfigurationError:
+        raise click.BadParameter(
+            f"{value!r} is no duration from 1ms to 24d, such as 5s, 100ms, 1min or 30, which is seconds."
+        ) from None
+
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 _bind = click.option("--bind", metavar="KEY", help="One database: its bind key, or 'default'.")
@@ -75,14 +94,25 @@ def _readable_errors() -> Iterator[None]:
     try:
         yield
     except DatabaseInUse as error:
-        click.echo(f"Refused: {error}", err=True)
+        _refuse(str(error.args[0]).replace("force=True", "--force"))  # as that argument is called here
         sys.exit(EXIT_REFUSED)
+    except ConfigurationError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(EXIT_WRONG)
     except sa.exc.OperationalError as error:
+        if error.statement is not None and not error.connection_invalidated:  # such as a timeout
+            click.echo(f"Error: {error.orig}".rstrip(), err=True)
+            sys.exit(EXIT_FOUND)
         lines = [line.strip() for line in str(error.orig or error).splitlines()]
         click.echo(f"The database cannot be reached: {'. '.join(filter(None, lines))}", err=True)
         sys.exit(EXIT_UNREACHABLE)
     except (FictiveError, sa.exc.SQLAlchemyError) as error:
         click.echo(f"Error: {getattr(error, 'orig', None) or error}".rstrip(), err=True)
+        sys.exit(EXIT_FOUND)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # click ends quietly
+            raise
+        click.echo(f"Error: {error}", err=True)
         sys.exit(EXIT_FOUND)
 
 
@@ -92,10 +122,10 @@ def _readable_errors() -> Iterator[None]:
 @click.command("doctor")
 @_json
 @_bind
-@click.option("--patience", default="1s", show_default=True, metavar="DURATION",
+@click.option("--patience", callback=_seconds, default="1s", show_default=True, metavar="DURATION",
               help="For how long somebody must be idle in a transaction, or blocked, to be named.")  # fmt: skip
 @click.option("--code", is_flag=True, help="Read the app's source instead. No database is asked.")
-def _doctor(target: Target, as_json: bool, bind: str | None, patience: str, code: bool) -> None:
+def _doctor(target: Target, as_json: bool, bind: str | None, patience: float, code: bool) -> None:
     """Say what is wrong with the databases, or with the app's code. Changes nothing.
 
     Exit code 0: nothing; 1: something; 3: a database cannot be reached.
@@ -103,7 +133,7 @@ def _doctor(target: Target, as_json: bool, bind: str | None, patience: str, code
     if code:
         found = examine_code(target)
     else:
-        found = examine(target, bind, patience=timeout_in_ms(patience, "--patience") / 1000)
+        found = examine(target, bind, patience=patience)
     wrong = [each for each in found if each.severity is not Severity.INFO]
     if as_json:
         print_json({**dataclasses.asdict(each), "severity": each.severity.value} for each in found)
@@ -111,9 +141,10 @@ def _doctor(target: Target, as_json: bool, bind: str | None, patience: str, code
         for each in found:
             of = f"{each.bind}: " if each.bind and len(target.databases) > 1 else ""
             colour = {"error": "red", "warning": "yellow"}.get(each.severity.value)
-            click.echo(f"{click.style(each.severity.value.ljust(8), fg=colour)}{each.check}: {of}{each.what}")
+            severity = click.style(each.severity.value.ljust(8), fg=colour)
+            click.echo(f"{severity}{each.check}: {of}{printable(each.what)}")
             if each.remedy:
-                click.echo(f"{'':8}{each.remedy}")
+                click.echo(f"{'':8}{printable(each.remedy)}")
         click.echo(f"\n{len(wrong)} finding{'' if len(wrong) == 1 else 's'}." if wrong else "\nNothing is wrong.")
     if wrong:
         sys.exit(EXIT_FOUND)
@@ -125,7 +156,8 @@ def _doctor(target: Target, as_json: bool, bind: str | None, patience: str, code
 @click.option("--waiting", is_flag=True, help="Only who waits, and for whom.")
 def _locks(target: Target, as_json: bool, bind: str | None, waiting: bool) -> None:
     """Show who holds which lock, and who waits for whom."""
-    for database in target.chosen(bind):
+    databases = _of_postgresql(target, bind)
+    for database in databases:
         rows = locks(database.engine)
         tree = list(blocker_tree(activity(database.engine)))
         if waiting:
@@ -134,6 +166,7 @@ def _locks(target: Target, as_json: bool, bind: str | None, waiting: bool) -> No
         if as_json:
             print_json({"bind": database.key, **row} for row in rows)
             continue
+        _name_one_of(databases, database)
         print_table(
             ("pid", "user", "application", "mode", "object", "granted", "blocked_by", "endpoint", "query"), rows,
             empty="No locks.",
@@ -142,32 +175,32 @@ def _locks(target: Target, as_json: bool, bind: str | None, waiting: bool) -> No
             if row["depth"] == 0:
                 click.echo()
             says = "waits: " if row["depth"] else "blocks: "
-            query = " ".join(str(row.get("query") or "").split())
-            click.echo(f"{'  ' * row['depth']}pid {row['pid']} {says}{query}")
+            click.echo(f"{'  ' * row['depth']}pid {row['pid']} {says}{printable(str(row.get('query') or ''))}")
 
 
 @click.command("activity")
 @_json
 @_bind
-@click.option("--watch", is_flag=False, flag_value="2s", default=None, metavar="[DURATION]",
+@click.option("--watch", callback=_seconds, is_flag=False, flag_value="2s", default=None, metavar="[DURATION]",
               help="Again and again, every 2 seconds or as given, until Ctrl-C.")  # fmt: skip
 @click.option("--times", type=click.IntRange(min=1), help="With --watch: so many times.")
 @click.option("--all", "everyone", is_flag=True, help="Those that do nothing too.")
 def _activity(
-    target: Target, as_json: bool, bind: str | None, watch: str | None, times: int | None, everyone: bool
+    target: Target, as_json: bool, bind: str | None, watch: float | None, times: int | None, everyone: bool
 ) -> None:
     """Show who is connected and what they do. The oldest transaction comes first."""
-    pause = timeout_in_ms(watch, "--watch") / 1000 if watch else None
+    databases = _of_postgresql(target, bind)
     done = 0
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            if pause and not as_json and sys.stdout.isatty():
+            if watch and not as_json and on_terminal():
                 click.clear()
-            for database in target.chosen(bind):
+            for database in databases:
                 rows = [row for row in activity(database.engine) if everyone or row["state"] != "idle"]
                 if as_json:
                     print_json({"bind": database.key, **row} for row in rows)
                 else:
+                    _name_one_of(databases, database)
                     print_table(
                         ("pid", "user", "application", "state", "transaction_seconds", "state_seconds", "waits_for",
                          "blocked_by", "endpoint", "query"),
@@ -175,9 +208,9 @@ def _activity(
                         empty="No other session is active." if not everyone else "No other session is connected.",
                     )  # fmt: skip
             done += 1
-            if not pause or (times and done >= times):
+            if not watch or (times and done >= times):
                 return
-            time.sleep(pause)
+            time.sleep(watch)
 
 
 @click.command("settings")
@@ -198,36 +231,51 @@ def _settings(target: Target, as_json: bool) -> None:
 @click.command("wait")
 @_json
 @_bind
-@click.option("--timeout", default="30s", show_default=True, metavar="DURATION", help="For how long at most.")
-def _wait(target: Target, as_json: bool, bind: str | None, timeout: str) -> None:
+@click.option("--timeout", callback=_seconds, default="30s", show_default=True, metavar="DURATION",
+              help="For how long at most.")  # fmt: skip
+def _wait(target: Target, as_json: bool, bind: str | None, timeout: float) -> None:
     """Wait until the databases answer.
 
     Exit code 0: they do; 1: not in the time given.
     """
-    deadline = time.monotonic() + timeout_in_ms(timeout, "--timeout") / 1000
+    deadline = time.monotonic() + timeout
     for database in target.chosen(bind):
-        started, error = time.monotonic(), _try(database)
+        started, error = time.monotonic(), _try(database, deadline)
         while error is not None and time.monotonic() < deadline:
             time.sleep(min(_PAUSE, max(0.0, deadline - time.monotonic())))
-            error = _try(database)
+            error = _try(database, deadline)
         seconds = round(time.monotonic() - started, 3)
         if as_json:
             print_json([{"bind": database.key, "answers": error is None, "seconds": seconds, "error": error}])
         elif error is None:
             click.echo(f"{database.key}: answers, after {seconds:.1f} s.")
         else:
-            click.echo(f"{database.key}: no answer in {timeout}: {error}", err=True)
+            click.echo(f"{database.key}: no answer in {timeout:g} s: {error}", err=True)
         if error is not None:
             sys.exit(EXIT_FOUND)
 
 
-def _try(database: Database) -> str | None:
-    """None, or why the database does not answer. A connection attempt is given up after a while."""
+def _try(database: Database, deadline: float) -> str | None:
+    """None, or why the database does not answer. An attempt is given up at the deadline, or some seconds later: a
+    server that accepts a connection and says nothing would be waited for without end."""
+
+    def connect(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> Any:
+        seconds = max(1, math.ceil(deadline - time.monotonic()))
+        if not 0 < int(options.get("connect_timeout") or 0) < seconds:
+            options = {**options, "connect_timeout": seconds}
+        return dialect.connect(*arguments, **options)
+
+    limits = database.engine.dialect.driver in ("psycopg", "psycopg2")
+    if limits:
+        sa.event.listen(database.engine, "do_connect", connect)
     try:
         with database.engine.connect() as connection:
             connection.exec_driver_sql("SELECT 1")
     except sa.exc.DBAPIError as error:
         return " ".join(str(error.orig).split())
+    finally:
+        if limits:
+            sa.event.remove(database.engine, "do_connect", connect)
     return None
 
 
@@ -244,7 +292,7 @@ def _create(
     target: Target, as_json: bool, bind: str | None, template: str | None, owner: str | None, encoding: str | None
 ) -> None:
     """Create the databases, where they are not there yet."""
-    for database in target.chosen(bind):
+    for database in _of_postgresql(target, bind):
         name = _name_of(database)
         made = create_database(
             name, server_url=database.engine.url, template=template, owner=owner, encoding=encoding, exist_ok=True
@@ -262,8 +310,9 @@ def _drop(target: Target, as_json: bool, bind: str | None, yes: bool, force: boo
 
     Refused (exit code 4) for a protected database, and while others are connected, unless --force.
     """
-    databases = [each for each in target.chosen(bind) if database_exists(_name_of(each), server_url=each.engine.url)]
-    for database in target.chosen(bind):
+    chosen = _of_postgresql(target, bind)
+    databases = [each for each in chosen if database_exists(_name_of(each), server_url=each.engine.url)]
+    for database in chosen:
         if database not in databases:
             _say(as_json, database, dropped=False, text=f"{database.engine.url.database}: is not there.")
     _check_protection(target, databases)
@@ -283,20 +332,20 @@ def _drop(target: Target, as_json: bool, bind: str | None, yes: bool, force: boo
 @_json
 @_bind
 @_yes
-@click.option("--lock-timeout", default="5s", show_default=True, metavar="DURATION")
-def _cleanup(target: Target, as_json: bool, bind: str | None, yes: bool, lock_timeout: str) -> None:
+@click.option("--lock-timeout", callback=_seconds, default="5s", show_default=True, metavar="DURATION")
+def _cleanup(target: Target, as_json: bool, bind: str | None, yes: bool, lock_timeout: float) -> None:
     """Empty all tables of the app. Their sequences are set back; alembic_version stays as it is.
 
     Refused (exit code 4) for a protected database.
     """
-    timeout_in_ms(lock_timeout, "--lock-timeout")
     databases = target.chosen(bind)
-    _check_protection(target, databases)
-    for database in databases:
+    places = each_once(databases)
+    _check_protection(target, places)
+    for database in places:
         if database.engine.dialect.name == "postgresql":
             _name_the_connected(database)
     for database in databases:
-        name = str(database.engine.url.database)
+        name = _name_of(database) or ":memory:"
         metadata = database.metadata if database.metadata is not None else _reflected(database.engine)
         _confirm(yes, f"Empty {len(metadata.tables)} tables of {name!r} at {_where(database)}?", name)
         with sa_orm.Session(database.engine) as session, session.begin():
@@ -312,6 +361,23 @@ def _reflected(engine: sa.Engine) -> sa.MetaData:
 
 def _name_of(database: Database) -> str:
     return database.engine.url.database or ""
+
+
+def _of_postgresql(target: Target, bind: str | None) -> list[Database]:
+    """The databases chosen, each once. Others than PostgreSQL are passed over where they are some of several."""
+    chosen = target.chosen(bind)
+    found = each_once(each for each in chosen if each.engine.dialect.name == "postgresql")
+    if not found:
+        require_postgresql(chosen[0].engine, "this command")
+    for each in chosen:
+        if each.engine.dialect.name != "postgresql":
+            click.echo(f"{each.key}: passed over, since it is {each.engine.dialect.name}.", err=True)
+    return found
+
+
+def _name_one_of(databases: list[Database], database: Database) -> None:
+    if len(databases) > 1:
+        click.echo(f"{database.key}:")
 
 
 def _where(database: Database) -> str:
@@ -334,7 +400,7 @@ def _name_the_connected(database: Database) -> None:
     rows = activity(database.engine)
     for row in rows[:_MOST_NAMED]:
         known = (row["user"], row["application"], row["address"], row["state"])
-        who = ", ".join(str(each) for each in known if each)
+        who = printable(", ".join(str(each) for each in known if each))
         click.echo(f"connected to {_name_of(database)!r}: pid {row['pid']} ({who})", err=True)
     if len(rows) > _MOST_NAMED:
         click.echo(f"and {len(rows) - _MOST_NAMED} more", err=True)

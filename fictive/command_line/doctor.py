@@ -16,7 +16,7 @@ from .doctor_replicas import replica_findings
 from .doctor_server import catalog_findings, session_findings
 from .findings import Finding, Severity
 from .settings import engine_settings
-from .target import Database, Target
+from .target import Database, Target, each_once
 
 __all__ = ["examine", "examine_code"]
 
@@ -36,8 +36,11 @@ def examine(target: Target, bind: str | None = None, *, patience: float = PATIEN
     chosen = target.chosen(bind)
     if bind is None:  # a replica is a finding of its primary's, also where it cannot be reached
         chosen = [each for each in chosen if not is_replica(each.engine)]
+    servers = each_once(chosen)
     for database in chosen:
-        found += (dataclasses.replace(each, bind=database.key) for each in _examine(target, database, patience))
+        # a server to which another bind key leads is examined once
+        of_one = _examine(target, database, patience, with_server=database in servers)
+        found += (dataclasses.replace(each, bind=database.key) for each in of_one)
     in_force = {each.key: engine_settings(each.engine, each.options) for each in chosen}
     found += setting_findings(chosen, target.origins, in_force)
     if target.mappers:
@@ -56,9 +59,12 @@ def examine_code(target: Target) -> list[Finding]:
     return sorted(found, key=lambda each: _ORDER[each.severity])
 
 
-def _examine(target: Target, database: Database, patience: float) -> Iterator[Finding]:
+def _examine(target: Target, database: Database, patience: float, *, with_server: bool) -> Iterator[Finding]:
     try:
-        yield from _findings(target, database, patience)
+        yield from _examine_models(database)
+        yield from _examine_connections(target, database)
+        if with_server:
+            yield from _examine_server(database, patience)
     except sa.exc.OperationalError:
         reasons = statement_pooler_findings(database.engine)
         if not reasons:
@@ -66,15 +72,23 @@ def _examine(target: Target, database: Database, patience: float) -> Iterator[Fi
         yield from reasons
 
 
-def _findings(target: Target, database: Database, patience: float) -> Iterator[Finding]:
+def _examine_models(database: Database) -> Iterator[Finding]:
     yield from version_findings(database)
     if database.metadata is not None and database.metadata.tables:
         yield from table_findings(database.engine, database.metadata)
+
+
+def _examine_connections(target: Target, database: Database) -> Iterator[Finding]:
     if database.engine.dialect.name != "postgresql":
         yield Finding("database", Severity.INFO, "Only PostgreSQL is examined further.")
         return
     known = any(name.endswith("DB_PGBOUNCER") for name in target.origins) or bool(target.config.get("FICTIVE_POOLER"))
     yield from connection_findings(database, pooler_is_known=known)
     yield from replica_findings(database)
+
+
+def _examine_server(database: Database, patience: float) -> Iterator[Finding]:
+    if database.engine.dialect.name != "postgresql":
+        return
     yield from catalog_findings(database.engine)
     yield from session_findings(database.engine, patience=patience)

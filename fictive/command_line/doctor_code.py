@@ -13,7 +13,7 @@ import sqlalchemy.orm as sa_orm
 
 from .code_events import Event, Function, Kind, functions_of
 from .findings import Finding, Severity
-from .source import parsed, source_files
+from .source import Unreadable, read, source_files
 
 __all__ = ["code_findings"]
 
@@ -36,8 +36,15 @@ def code_findings(
     `writes_outside` is the app's setting. Under `"begin"` and `"report"` most of what is found changes nothing, and is
     a fact to look at before the setting is changed.
     """
-    read = [(path, tree) for path in source_files(source, mappers) if (tree := parsed(path)) is not None]
-    modules = [(_shown(path, source), list(functions_of(tree)), tree) for path, tree in read]
+    modules = []
+    for path in source_files(source, mappers):
+        file = _shown(path, source)
+        try:
+            tree = read(path)
+            modules.append((file, list(functions_of(tree)), tree))
+        except (Unreadable, RecursionError) as error:
+            why = error if isinstance(error, Unreadable) else "it is nested too deeply"
+            yield Finding("not-read", Severity.INFO, f"{file}: is not read: {why}.")
     callers = _Callers([function for _, functions, _ in modules for function in functions])
     for file, functions, tree in modules:
         for function in functions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import sqlalchemy.orm as sa_orm
 from ..databases.urls import database_url
 from ..errors import ConfigurationError
 
-__all__ = ["Database", "Target", "target_of_url"]
+__all__ = ["Database", "Target", "each_once", "place_of", "target_of_url"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,20 +55,34 @@ class Target:
         return found
 
 
+def place_of(database: Database) -> tuple[object, ...]:
+    """Which database it is, whoever connects to it."""
+    url = database.engine.url
+    return url.get_backend_name(), url.host, url.port, url.database or id(database)
+
+
+def each_once(databases: Iterable[Database]) -> list[Database]:
+    """Of bind keys that lead to one database the first."""
+    found: dict[tuple[object, ...], Database] = {}
+    for each in databases:
+        found.setdefault(place_of(each), each)
+    return list(found.values())
+
+
 def target_of_url(url: str | None) -> Target:
     """The database of `url`, or of `DATABASE_URL` in the environment or a `.env` file. Nothing is sent."""
     try:
         from ..settings import DatabaseSettings
     except ImportError:
-        text = url or os.environ.get("DATABASE_URL")
-        if not text:
+        text = os.environ.get("DATABASE_URL") if url is None else url
+        if text is None or (url is None and not text):
             raise ConfigurationError("Name the database: --url, or DATABASE_URL in the environment.") from None
-        engine = sa.create_engine(database_url(text, "--url" if url else "DATABASE_URL"))
+        engine = sa.create_engine(database_url(text, "DATABASE_URL" if url is None else "--url"))
         return Target([Database("default", engine)], owned=True)
-    if url:
+    if url is not None:  # an empty one too, which a shell makes of a variable that is not set
         database_url(url, "--url")
-    settings = DatabaseSettings(database_url=url) if url else DatabaseSettings()
+    settings = DatabaseSettings() if url is None else DatabaseSettings(database_url=url)
     options = settings.engine_options()
-    origins = settings.origins() | ({"DATABASE_URL": "--url"} if url else {})
+    origins = settings.origins() | ({} if url is None else {"DATABASE_URL": "--url"})
     engine = sa.create_engine(settings.url, **options)
     return Target([Database("default", engine, options=options)], origins=origins, owned=True)
