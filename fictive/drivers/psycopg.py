@@ -145,7 +145,7 @@ class PsycopgDriver(PostgreSQLDriver):
         is_known = factory in _reaching
         if not self.carries or not isinstance(factory, type) or not (is_known or pending.commands == ["BEGIN"]):
             return None
-        values = None if issubclass(factory, ClientCursor) else parameters  # it has them in the text
+        values = None if ClientCursor in factory.__mro__ else parameters  # it has them in the text
         if not (values and query.__class__ is str and query in _single) and not _is_single(query, values):
             commands = pending.take()
             self.send(server, commands)

@@ -326,7 +326,9 @@ class OptInSession(sa_orm.Session):
         while transaction is not None and transaction._parent is not None:
             transaction = transaction._parent
         try:
-            locks = private.from_statement(statement)._for_update_arg is not None
+            # not by a function: it would be a call for each SELECT
+            locking = statement.element if statement.__class__ is sa_orm.FromStatement else statement
+            locks = locking._for_update_arg is not None
         except AttributeError:
             locks = False
         if transaction is None or transaction.kind is Kind.RECORD:

@@ -95,7 +95,8 @@ def note_written(session: Any, context: Any) -> None:
     """A listener to `after_flush`: remember which loaded relationships are stale now."""
     if session.expire_on_commit:
         return
-    private.note_savepoint_write(session)
+    if session._nested_transaction is not None:
+        private.note_savepoint_write(session)
     scope = session._fictive
     stale: list[_Stale] = []
     deleted, renamed = [], []
@@ -122,7 +123,7 @@ def note_written(session: Any, context: Any) -> None:
             stale += _moved(owners, state, relations.incoming)
         if relations.local:
             stale += [(state, each.key) for each in relations.local if _is_unlike_its_rows(state, each)]
-        if not relations.followed.isdisjoint(state.committed_state) and state.key is not None:
+        if relations.followed and state.key is not None and not relations.followed.isdisjoint(state.committed_state):
             renamed.append(state)
         for key, others in relations.links:
             if key in state.committed_state:
