@@ -15,6 +15,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from fictive.connection import servers
+from fictive.drivers import driver_for
 from fictive.sqlalchemy import BorrowingPool, OptInSession
 
 PID = sa.select(sa.func.pg_backend_pid())
@@ -259,3 +260,39 @@ def test_the_pool_looks_over_what_was_idle_for_long(make_engine: MakeEngine, mon
     assert outside(engine) == pid
     monkeypatch.setattr(servers, "IDLE_FOR", 0.0)
     assert outside(engine) != pid  # recycled
+
+
+@pytest.mark.parametrize("taken_by", ["core", "a session", "a block"])
+def test_a18_an_interrupted_check_in_leaves_the_pool_its_place(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, taken_by: str
+) -> None:
+    engine = make_engine(pool_size=1, max_overflow=0, pool_timeout=0.1)
+    outside(engine)
+    pool = engine.pool
+    assert isinstance(pool, BorrowingPool)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(driver_for(engine.dialect)), "restore", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            if taken_by == "core":
+                engine.connect().close()
+            else:
+                with OptInSession(engine) as session, session.begin() if taken_by == "a block" else nullcontext():
+                    session.execute(PID)
+                pool.check_in_all()
+    assert pool.checkedout() == 0
+    with engine.connect() as connection:
+        connection.execute(PID)
+
+
+def test_who_was_interrupted_while_waiting_is_not_woken_for_ever(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    pool = engine.pool
+    assert isinstance(pool, BorrowingPool)
+    pool.wanted.add("interrupted")
+    for _ in range(5):
+        outside(engine)
+    assert pool._came_back.qsize() <= 1

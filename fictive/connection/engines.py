@@ -147,11 +147,11 @@ def _check_out(dialect: sa.Dialect, driver: Driver, dbapi: Any, record: Connecti
 
 def _restore(dialect: sa.Dialect, driver: Driver, dbapi: Any, record: ConnectionPoolEntry) -> None:
     """The last thing that happens to a connection before the pool has it: no one else can have it yet."""
-    rest = record.info.get(REST)
-    if dbapi is None or driver.is_closed(dbapi):
-        return  # invalidated; or lost, and the pool opens another in its place
     try:
-        if record.info.get(PINNED):
+        rest = record.info.get(REST)
+        if dbapi is None or driver.is_closed(dbapi):
+            known = True  # invalidated; or lost, and the pool opens another in its place
+        elif record.info.get(PINNED):
             known = False
         elif rest is not None:
             known = driver.restore(dbapi, dialect, rest)
@@ -160,6 +160,7 @@ def _restore(dialect: sa.Dialect, driver: Driver, dbapi: Any, record: Connection
     except BaseException as error:  # whatever it was, the connection's mode is not known
         record.invalidate(error)
         if not isinstance(error, Exception):
+            private.return_interrupted(private.pool_of(record), record, error)
             raise
     else:
         if not known:

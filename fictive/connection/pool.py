@@ -105,7 +105,7 @@ class BorrowingPool(QueuePool):
     def _hand_over(self) -> None:
         if self._takers:
             self._check_in_one()
-        else:
+        elif self._came_back.qsize() < len(self.wanted):  # else an interrupted one, still wanted, would fill it
             self._came_back.put(None)
 
     def _check_in_one(self) -> None:

@@ -72,6 +72,7 @@ __all__ = [
     "own_options",
     "past_ended_blocks",
     "pending_states",
+    "pool_of",
     "pool_settings",
     "recycle",
     "relationship_of_load",
@@ -198,12 +199,20 @@ def origin(session: sa_orm.Session, begin: bool) -> Any:
 def return_interrupted(pool: Any, record: Any, error: BaseException) -> bool:
     """Give a pool the entry whose check-in was interrupted, its connection closed: SQLAlchemy would forget it, and the
     pool would be smaller for good. False where the check-in has not begun."""
+    if error.__dict__.get("fictive_returned") is record:  # nearer to the interrupt; another thread may have it by now
+        return True
     if record.fairy_ref is not None:
         return False
     if record not in getattr(getattr(pool, "_pool", None), "queue", ()):
         record.invalidate(error)
+        error.__dict__["fictive_returned"] = record
         pool._do_return_conn(record)
     return True
+
+
+def pool_of(record: Any) -> Any:
+    """The pool of an entry, which has it under a name of its class's own."""
+    return record._ConnectionRecord__pool
 
 
 def return_unheard(fairy: Any) -> None:
