@@ -30,6 +30,7 @@ COOKIE = "fictive_token"
 HEADER = "Fictive-Token"
 
 _BLOCK = "_fictive_positions"
+_SEEN = "_fictive_positions_of_request"
 
 
 class Tokens:
@@ -90,9 +91,18 @@ def install(app: flask.Flask, tokens: Tokens, settings: Settings) -> None:
         if (token := _sent(settings)) is not None:
             with contextlib.suppress(InvalidToken):  # of another deployment, or a client's invention
                 positions = tokens.read(token)
+        setattr(flask.g, _SEEN, positions)
+        enter(positions)
+
+    def enter(positions: Positions) -> None:
         block = using_positions(positions)
         block.__enter__()
         setattr(flask.g, _BLOCK, block)
+
+    def begin_again(sender: flask.Flask, **_: Any) -> None:
+        """A streamed response is made after the request's end, in its contexts, which are pushed once more for it."""
+        if (positions := flask.g.get(_SEEN)) is not None and _BLOCK not in flask.g:
+            enter(positions)
 
     def finish(response: flask.Response) -> flask.Response:
         positions = current_positions()
@@ -127,6 +137,7 @@ def install(app: flask.Flask, tokens: Tokens, settings: Settings) -> None:
 
     # before any `before_request` function, which may read
     flask.request_started.connect(begin, app, weak=False)
+    flask.appcontext_pushed.connect(begin_again, app, weak=False)
     app.after_request(finish)
     app.teardown_request(end)
 

@@ -28,12 +28,23 @@ def app(make_app: MakeApp, database_url: str, wire: Wire) -> Flask:
     return app
 
 
+def _position() -> int:
+    found = current_positions()
+    return -1 if found is None else found[db.engine]
+
+
 def _views(app: Flask) -> None:
     @app.get("/position")
     def position() -> dict[str, Any]:
         found = current_positions()
         assert found is not None
         return {"position": found[db.engine]}
+
+    @app.get("/stream")
+    def stream() -> flask.Response:
+        if "more" in flask.request.args:
+            positions_of(db.session.info).written(db.engine, 0x6000)
+        return app.response_class(flask.stream_with_context(str(_position()) for _ in range(1)))
 
     @app.post("/bare")
     def bare() -> str:
@@ -61,6 +72,18 @@ def test_l2_a_request_that_wrote_is_remembered_by_its_user(app: Flask) -> None:
     assert "Set-Cookie" not in user.get("/position").headers
     assert other.get("/position").json == {"position": 0}
     assert current_positions() is None
+
+
+def test_l2_a_streamed_response_sees_what_its_user_wrote(app: Flask) -> None:
+    """It is made after the request's end."""
+    user = app.test_client()
+    assert user.post("/block").status_code == 200
+    assert user.get("/stream").text == str(0x5000)
+    with user:
+        assert user.get("/stream?more=1").text == str(0x6000)
+        assert _position() == 0x6000
+    assert current_positions() is None
+    assert app.test_client().get("/stream").text == "0"
 
 
 def test_l2_a_write_outside_costs_one_look_per_request(app: Flask, wire: Wire) -> None:
