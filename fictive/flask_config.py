@@ -42,6 +42,8 @@ class Environment:
     options: Mapping[str | None, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """By variable: `"environment"` or the file."""
+    timeouts: Mapping[str | None, int] = dataclasses.field(default_factory=dict)
+    """The `DB_STATEMENT_TIMEOUT` of each, in milliseconds, where it goes along when a connection is made."""
     pooled: frozenset[str | None] = frozenset()
     """The databases that are behind a PgBouncer in transaction mode."""
 
@@ -211,7 +213,12 @@ def read_environment(config: Mapping[str, Any], class_options: Mapping[str, Any]
             each.pop("echo", None)
     origins = {name: origin for each in found.values() for name, origin in each.own_origins().items()}
     pooled = frozenset(key for key, each in found.items() if each.db_pgbouncer)
-    return Environment(urls, options, origins, pooled)
+    timeouts = {
+        key: each.db_statement_timeout
+        for key, each in found.items()
+        if each.db_statement_timeout is not None and not each.db_pgbouncer
+    }
+    return Environment(urls, options, origins, timeouts, pooled)
 
 
 def _names() -> set[str]:

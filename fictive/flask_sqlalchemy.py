@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import os
 import re
 import sys
 import warnings
@@ -29,7 +30,7 @@ from .connection.pooler import set_pooler
 from .connection.replicas import on_primary, positions_of, set_replicas
 from .connection.servers import set_patience
 from .connection.statement_settings import SettingsFunction, SettingsSource
-from .databases.engine_options import POOL_OPTIONS, add_options, merged_connect_args, value_options
+from .databases.engine_options import POOL_OPTIONS, add_options, merged_connect_args, timeout_option, value_options
 from .databases.urls import database_url
 from .errors import ConfigurationError, DatabaseNotConfigured, SettingIgnoredWarning
 from .flask_config import ENVIRONMENT, Environment, check_urls, option_layers, read_environment, shared_layers
@@ -258,7 +259,10 @@ class OptInTransactionMixin(MakesModels):
                 if bind not in engines:
                     layers = option_layers(app.config, self._engine_options, app.extensions[ENVIRONMENT], key)
                     options = value_options(layer.options for layer in layers)
-                    engines[bind] = self._make_engine(bind, {**options, "url": _replica_url(name)}, app)
+                    options["url"] = url = _replica_url(name)
+                    if (timeout := app.extensions[ENVIRONMENT].timeouts.get(key)) is not None:
+                        options["connect_args"] = {"options": timeout_option(timeout, url, os.environ)}
+                    engines[bind] = self._make_engine(bind, options, app)
                 members.append(engines[bind])
             set_replicas(engines[key], members)
         tokens = Tokens(app, settings, lambda: self._app_engines[app])

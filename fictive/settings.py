@@ -24,7 +24,7 @@ except ImportError as error:
     ) from error
 
 from .connection.link import STATEMENT_TIMEOUT
-from .databases.engine_options import startup_options
+from .databases.engine_options import timeout_option
 from .databases.urls import EXAMPLE, database_url
 from .errors import ConfigurationError, SettingIgnoredWarning
 from .session.durations import timeout_in_ms
@@ -177,8 +177,7 @@ class DatabaseSettings(BaseSettings):
         connect: dict[str, Any] = {}
         libpq = url.get_driver_name() in ("psycopg", "psycopg2")
         if self.db_statement_timeout is not None and libpq and not self.db_pgbouncer:
-            timeout = f"-c statement_timeout={self.db_statement_timeout}"
-            connect["options"] = f"{startup_options(url, os.environ)} {timeout}".strip()
+            connect["options"] = timeout_option(self.db_statement_timeout, url, os.environ)
         elif self.db_statement_timeout is not None:
             options["execution_options"] = {STATEMENT_TIMEOUT: self.db_statement_timeout}
         if self.db_pgbouncer and url.get_driver_name() == "psycopg":

@@ -216,6 +216,18 @@ def test_l1_rows_are_the_same_whoever_answers(make_app: MakeApp, database_url: s
         db.engines["default replica 1"].dispose()
 
 
+def test_l1_a_statement_timeout_of_the_environment_holds_on_a_replica(
+    make_app: MakeApp, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DB_STATEMENT_TIMEOUT", "7s")
+    app = make_app(FICTIVE_REPLICAS=[database_url])
+    with app.app_context():
+        assert db.session.scalar(sa.text("show statement_timeout")) == "7s"
+        replicas = replicas_of(db.engine)
+        assert replicas is not None
+        assert replicas.states()[0].reads == 1
+
+
 @pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
 def test_l1_settings_that_cannot_work(make_app: MakeApp, database_url: str) -> None:
     for wrong in (

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-__all__ = ["POOL_OPTIONS", "add_options", "merged_connect_args", "startup_options", "value_options"]
+__all__ = ["POOL_OPTIONS", "add_options", "merged_connect_args", "startup_options", "timeout_option", "value_options"]
 
 POOL_OPTIONS = frozenset(
     {
@@ -79,6 +79,11 @@ def merged_connect_args(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
                 value = f"{merged[name]} {value}"
             merged[name] = value
     return merged
+
+
+def timeout_option(milliseconds: int, url: sa.URL, environment: Mapping[str, str]) -> str:
+    """PostgreSQL's `options` with a `statement_timeout`, beside those that a connection to `url` has anyway."""
+    return f"{startup_options(url, environment)} -c statement_timeout={milliseconds}".strip()
 
 
 def startup_options(url: sa.URL, environment: Mapping[str, str]) -> str:
