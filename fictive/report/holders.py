@@ -99,9 +99,9 @@ class Holders:
             if (waits := getattr(pool, name, None)) is not None:
                 setattr(pool, name, functools.partial(self._name_them_in_timeout, waits))
 
-    def _name_them_in_timeout(self, waits: Callable[[], Any]) -> Any:
+    def _name_them_in_timeout(self, waits: Callable[..., Any], *how_long: float) -> Any:
         try:
-            return waits()
+            return waits(*how_long)
         except sa.exc.TimeoutError as error:
             if holders := self.held:
                 named = "".join(f"\n  {each}" for each in holders)
