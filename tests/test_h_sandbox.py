@@ -1246,3 +1246,64 @@ def test_h4_psycopgs_own_pipeline(raw: Any) -> None:
         raw.execute("INSERT INTO item (name) VALUES ('a')")
     raw.rollback()
     assert rows_of(raw) == ["a"]
+
+
+@pytest.mark.parametrize("driver", ["psycopg"], indirect=True)
+def test_h4_psycopgs_cursors_made_of_the_connection(raw: Any) -> None:
+    """They ask the connection to wait for what they send."""
+    import psycopg
+    from psycopg.types import TypeInfo
+
+    cursor = psycopg.Cursor(raw)
+    cursor.execute("INSERT INTO item (name) VALUES ('a')")
+    cursor.execute("COMMIT")
+    cursor.executemany("INSERT INTO item (name) VALUES (%s)", [("b",), ("c",)])
+    raw.rollback()
+    assert [*cursor.stream("SELECT name FROM item")] == [("a",)]
+    with cursor.copy("COPY item (name) FROM STDIN") as copy:
+        copy.write("d\n")
+    raw.commit()
+    for refused in ("SELECT nothing", "INSERT INTO item (name) VALUES ('a')"):
+        with pytest.raises(psycopg.Error):
+            psycopg.ClientCursor(raw).execute(refused)
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+            cursor.execute("SELECT 1")
+        raw.rollback()
+    with pytest.raises(psycopg.errors.UniqueViolation), cursor.copy("COPY item (name) FROM STDIN") as copy:
+        copy.write("d\n")
+    raw.rollback()
+    assert rows_of(raw) == ["a", "d"]
+    found = TypeInfo.fetch(raw, "int4")
+    assert found is not None
+    assert found.name == "int4"
+
+
+@pytest.mark.parametrize("driver", ["psycopg2"], indirect=True)
+def test_h4_psycopg2s_encoding_ends_with_its_connection(app: Flask, look: Look) -> None:
+    def encodings() -> tuple[str, Any]:
+        with db.engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            return driver.encoding, connection.scalar(sa.text("SHOW client_encoding"))
+
+    before = encodings()
+    with db.sandbox():
+        with db.engine.begin() as connection:
+            connection.execute(sa.insert(Item).values(name="é"))
+        pooled = db.engine.raw_connection()
+        raw: Any = pooled.driver_connection
+        raw.cursor().execute("INSERT INTO item (name) VALUES ('undone')")
+        raw.set_client_encoding("LATIN1")
+        assert rows_of(raw) == ["é"]
+        with pytest.raises(Exception, match="encoding"):
+            raw.set_client_encoding("nonsense")
+        pooled.close()
+        assert encodings() == before
+        assert names() == ["é"]
+        pooled = db.engine.raw_connection()
+        pooled.driver_connection.cursor("named").execute("SELECT 1")  # type: ignore[union-attr]
+        with pytest.raises(errors.SandboxError, match="Call it before"):
+            pooled.driver_connection.set_client_encoding("LATIN1")  # type: ignore[union-attr]
+        pooled.close()
+        assert names() == ["é"]
+    assert encodings() == before
+    assert look("select count(*) from item") == [0]

@@ -36,6 +36,10 @@ OTHER_PROCESS = (
     "A child process cannot use the connection of its parent's sandbox as it is: give it sandbox.token(), and use "
     "fictive.testing.join there."
 )
+ENCODING = (
+    "psycopg2 ends a transaction that it knows of with set_client_encoding(), and after a named cursor or a large "
+    "object it knows of the sandbox's. Call it before them."
+)
 TWO_PHASE = "Two-phase transactions cannot be in a sandbox."
 
 _HAS_DEFERRABLE = "SELECT FROM pg_catalog.pg_constraint WHERE condeferrable LIMIT 1"
@@ -633,6 +637,36 @@ class SharedConnection:
             connection.is_abandoned = True
             self._turn.notify_all()
 
+    def encode(self, connection: SandboxConnection, name: str) -> None:
+        """psycopg2's `set_client_encoding()`, whose other half is in the driver: no ROLLBACK sets that back."""
+        with self.turn(connection):
+            if self.server.driver.own_transaction(self.dbapi):
+                raise SandboxError(ENCODING)
+            with self.server.protected():
+                self.server.flush()
+                self.dbapi.set_client_encoding(name)
+            self.server.is_protected = False
+            self.is_tainted = True
+
+    def wait(self, connection: PsycopgConnection, generator: Any, *args: Any, **kwargs: Any) -> Any:
+        """What a cursor sends that psycopg made of the connection itself, as in `psycopg.Cursor(connection)`."""
+        if self.server.status not in (IDLE, INTRANS, INERROR):  # the rows of a stream, the data of a COPY
+            with self.turn(connection):
+                try:
+                    return self.dbapi.wait(generator, *args, **kwargs)
+                except BaseException as error:
+                    if self.server.recover(error, []) and connection.state == INTRANS:
+                        connection.state = INERROR
+                    raise
+        # The statement is an argument of psycopg's generators. Where it is not, it may be anything.
+        given = getattr(getattr(generator, "gi_frame", None), "f_locals", {})
+        with self.statement(connection, given.get("query", given.get("statement"))) as goes_on:
+            if goes_on:
+                with self.dbapi._pipeline_nolock() if connection.pipes else contextlib.nullcontext():
+                    return self.dbapi.wait(generator, *args, **kwargs)
+        generator.close()
+        return None
+
     def close(self, connection: SandboxConnection) -> None:
         """Undo what was set through a connection that is closed."""
         if connection.is_ended or connection not in self.connections:
@@ -886,6 +920,8 @@ class Psycopg2Connection(SandboxConnection):
 
     cursor_class = Psycopg2Cursor
     factories = ("cursor_factory",)
+    _encoding: str | None = None
+    """The one before `set_client_encoding()`."""
 
     @property
     def readonly(self) -> bool | None:
@@ -915,6 +951,20 @@ class Psycopg2Connection(SandboxConnection):
             self.cursor().execute(command)
         self.autocommit = False
 
+    def set_client_encoding(self, encoding: str) -> None:
+        self.rollback()
+        before = self.shared.dbapi.encoding
+        self.shared.encode(self, encoding)
+        if self._encoding is None:
+            self._encoding = before
+
+    def renew(self) -> None:
+        super().renew()
+        if self._encoding is not None and not self.closed:  # which all have in common here
+            encoding, self._encoding = self._encoding, None
+            with contextlib.suppress(SandboxError):  # a named cursor has come since: it lasts until the sandbox ends
+                self.shared.encode(self, encoding)
+
     def get_transaction_status(self) -> int:
         return self.state
 
@@ -928,6 +978,30 @@ class PsycopgConnection(SandboxConnection):
 
     cursor_class = PsycopgCursor
     factories = "cursor_factory", "row_factory"
+
+    def __init__(self, shared: SharedConnection) -> None:
+        super().__init__(shared)
+        self.lock = threading.RLock()
+        self.pipes = False
+        """Whether psycopg's `executemany()` has asked for a pipeline, which is to be around its statements only."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """psycopg's, for `isinstance()`: its `TypeInfo.fetch()` asks."""
+        import psycopg
+
+        return psycopg.Connection
+
+    @contextlib.contextmanager
+    def _pipeline_nolock(self) -> Iterator[None]:
+        self.pipes = True
+        try:
+            yield
+        finally:
+            self.pipes = False
+
+    def wait(self, generator: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.shared.wait(self, generator, *args, **kwargs)
 
     def _driver_cursor(self, *args: Any, cursor_factory: Any = None, **kwargs: Any) -> Any:
         if cursor_factory is None or args or "name" in kwargs:
