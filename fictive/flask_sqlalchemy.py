@@ -24,7 +24,7 @@ import sqlalchemy.orm as sa_orm
 
 from . import cli
 from .config import LazyLoads, NPlusOne, Settings, refuse_unknown
-from .connection.engines import prepare
+from .connection.engines import prepare, takers
 from .connection.pool import BorrowingPool
 from .connection.pooler import set_pooler
 from .connection.replicas import on_primary, positions_of, set_replicas
@@ -564,6 +564,8 @@ class OptInTransactionMixin(MakesModels):
             options["poolclass"] = BorrowingPool
         engine = super()._make_engine(bind_key, options, app)
         prepare(engine)
+        for take in takers[:]:
+            take(engine)
         return engine
 
     def _teardown_session(self, exc: BaseException | None) -> None:

@@ -21,7 +21,7 @@ from fictive.testing.sandbox import sandbox
 from fictive.testing.wire import Wire
 from tests.fresh_database import OWN
 from tests.interrupts import OURS, Interrupt, Striker
-from tests.models import opt_in
+from tests.models import DB, opt_in
 from tests.wirelog import messages
 
 db = opt_in.db
@@ -1307,3 +1307,29 @@ def test_h4_psycopg2s_encoding_ends_with_its_connection(app: Flask, look: Look) 
         assert names() == ["é"]
     assert encodings() == before
     assert look("select count(*) from item") == [0]
+
+
+def test_h4_an_app_that_a_test_makes_is_in_the_sandbox(
+    app: Flask, make_app: Any, look: Look, database_url: str
+) -> None:
+    class Base(sa_orm.DeclarativeBase):
+        pass
+
+    def add(name: str) -> None:
+        with made.app_context():
+            other.session.execute(sa.insert(Item).values(name=name))
+
+    other = DB(model_class=Base)
+    with db.sandbox():
+        db.session.execute(sa.insert(Item).values(name="first"))
+        with db.sandbox():
+            made = make_app(other, SQLALCHEMY_BINDS={"same": database_url})
+            add("second")
+            assert names() == ["first", "second"]
+        assert names() == ["first"]
+        add("third")
+        assert names() == ["first", "third"]
+    assert look("select count(*) from item") == [0]
+    with made.app_context():
+        assert other.session.scalars(sa.select(Item.name)).all() == []  # by the pool of its own
+        assert {engine.pool.checkedout() for engine in other.engines.values()} == {0}  # type: ignore[attr-defined]

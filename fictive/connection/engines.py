@@ -10,6 +10,7 @@ import functools
 import logging
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -101,6 +102,10 @@ def check_engine(engine: sa.Engine) -> None:
             "for each statement. With the default pool connections are shared between statements.",
             engine.url,
         )
+
+
+takers: list[Callable[[sa.Engine], None]] = []
+"""Called with each engine that a Flask app makes: sandboxes that are open."""
 
 
 def status_of(connection: sa.Connection) -> TransactionStatus:

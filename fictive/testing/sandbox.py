@@ -13,7 +13,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy import event
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from ..connection.engines import listeners_of, prepare
+from ..connection.engines import listeners_of, prepare, takers
 from ..connection.pool import BorrowingPool
 from ..connection.replicas import has_replicas, is_replica, replicas_of, without_replicas
 from ..drivers import driver_for, replace_driver
@@ -70,6 +70,7 @@ def sandbox(*engines: sa.Engine, patience: Duration = "10s") -> Iterator[Sandbox
         if has_replicas():
             stack.enter_context(primaries_alone(roots))
         box._enter(roots, stack)
+        stack.enter_context(box._taking_in(stack))
         stack.callback(box._close_token)
         yield box
 
@@ -188,6 +189,22 @@ class Sandbox:
             self._outer.append(shared)
             stack.enter_context(self._nested(shared))
 
+    @contextlib.contextmanager
+    def _taking_in(self, stack: contextlib.ExitStack) -> Iterator[None]:
+        """Engines that are made meanwhile, with the URL of one of the sandbox's, are in it: those of an app that a
+        test makes for itself."""
+
+        def take(engine: sa.Engine) -> None:
+            for other, shared in list(_open.items()):
+                if engine not in _open and shared in self._outer and _key(other) == _key(engine):
+                    stack.enter_context(replaced_pool(engine, shared))
+
+        takers.append(take)
+        try:
+            yield
+        finally:
+            takers.remove(take)
+
     def _end(self, shared: SharedConnection, engine: sa.Engine) -> None:
         keeps = self._keeps or shared.is_kept
         shared.end(keep=keeps)
@@ -203,6 +220,7 @@ class Sandbox:
         try:
             yield
         finally:
+            engines = [engine for engine, each in _open.items() if each is shared]
             for connection in list(shared.connections):
                 shared.rollback(connection)
             shared.unnest(inner, keep=self._keeps)
