@@ -222,7 +222,10 @@ def test_j1_in_a_browser(width: int, scheme: str, browser: Any, served: str, deb
         page.wait_for_selector("h1:has-text('POST /slow')")
         check(page, keep and f"{keep}/monitoring-idle-{width}-{scheme}.png")
         red = page.locator(".bar.idle").first
-        assert red.bounding_box()["width"] > width / 4
+        share = float(re.findall(r"width:\s*([\d.]+)%", red.get_attribute("style"))[0])
+        whole = red.locator("..").bounding_box()["width"]
+        assert red.bounding_box()["width"] == pytest.approx(whole * share / 100, abs=2)
+        assert whole > width / 2
         page.go_back()
         page.get_by_role("link", name="GET /items").click()
         check(page, keep and f"{keep}/monitoring-request-{width}-{scheme}.png")

@@ -327,7 +327,7 @@ class OptInSession(sa_orm.Session):
             transaction = transaction._parent
         try:
             # not by a function: it would be a call for each SELECT
-            locking = statement.element if statement.__class__ is sa_orm.FromStatement else statement
+            locking: Any = statement.element if statement.__class__ is sa_orm.FromStatement else statement
             locks = locking._for_update_arg is not None
         except AttributeError:
             locks = False
