@@ -229,7 +229,7 @@ class _Carrying:
         try:
             yield from cursor._start_query(query)
             pgq = cursor._convert_query(query, params)
-            sends_values = not isinstance(cursor, ClientCursor)  # which has them in the text
+            sends_values = ClientCursor not in cursor.__class__.__mro__  # which has them in the text
             for value in (pgq.params or ()) if sends_values else ():
                 if value is not None and value.__class__ not in _SENDABLE:  # a dumper has made something else of it
                     pgconn.send_query_params(pgq.query, pgq.params)  # raises what psycopg raises, with nothing sent

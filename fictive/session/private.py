@@ -410,7 +410,8 @@ def core_options(options: Any) -> dict[str, Any]:
 def join_events(connection: sa.Connection, engine: sa.Engine) -> None:
     """Let a connection hear what is listened for on its engine, without the listener that SQLAlchemy itself attaches
     for the engine's isolation level."""
-    hear_engine_only(connection, engine)
+    connection.dispatch = connection.dispatch._join(engine.dispatch)
+    connection._has_events = False  # SQLAlchemy asks the engine besides
     if engine._has_events:
         for listener in connection.dispatch.engine_connect:
             if listener.__module__ != "sqlalchemy.engine.default":
@@ -419,9 +420,9 @@ def join_events(connection: sa.Connection, engine: sa.Engine) -> None:
 
 def hear_engine_only(connection: sa.Connection, engine: sa.Engine) -> None:
     """Drop the listeners that were attached to the connection itself."""
-    connection.__dict__.pop("dispatch", None)
+    del connection.dispatch  # its own, over that of all connections
     connection.dispatch = connection.dispatch._join(engine.dispatch)
-    connection._has_events = False  # SQLAlchemy asks the engine besides
+    connection._has_events = False
 
 
 def named_froms(exists: Any) -> Sequence[Any]:

@@ -373,8 +373,8 @@ class Transaction(sa_orm.SessionTransaction):
             for settings in self.settings:
                 settings.forget()
             if self._parent is None:
-                for entry in self._connections.values():
-                    connection: Any = entry[0]
+                connection: Any
+                for connection in self._connections:  # and their engines
                     if connection.__class__ is SessionConnection and (
                         connection._has_events or connection._execution_options is not connection.rest_options
                     ):
