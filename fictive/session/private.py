@@ -119,6 +119,7 @@ JOINTS: list[tuple[Any, tuple[str, ...]]] = [
     (sa.QueuePool, ("_dec_overflow", "_do_get", "_do_return_conn", "_invalidate", "_invalidate_time", "_overflow",
                     "_pre_ping", "_recycle", "_return_conn")),
     (sa.pool._ConnectionFairy, ("_connection_record", "_pool")),
+    (sa.pool.base._ConnectionRecord, ("_ConnectionRecord__pool", "fairy_ref")),
     (sa.Select, ("_execution_options", "_for_update_arg")),
 ]  # fmt: skip
 """Private names that `connection/` and `session/` use where a function around each would cost every statement a
