@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import cProfile
+import pstats
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +14,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from fictive.models import SoftDeleteMixin
-from fictive.sqlalchemy import OptInSession, insert_many, update_many, upsert_many
+from fictive.sqlalchemy import OptInSession, TakeTurnsPool, insert_many, update_many, upsert_many
 
 
 class Base(DeclarativeBase):
@@ -747,3 +749,29 @@ Badge.owner_tags = relationship(  # type: ignore[attr-defined]
     secondaryjoin=lambda: owner_mark.c.tag_id == Tag.id,
     viewonly=True,
 )
+
+
+def test_a34_what_a_delete_costs_grows_with_the_tables_that_refer_to_it() -> None:
+    """And not with their square: each table of an application may refer to that of its users."""
+    engine = sa.create_engine("sqlite://", poolclass=TakeTurnsPool)
+
+    def calls(tables: int) -> int:
+        metadata = sa.MetaData()
+        parent = sa.Table(f"parent_{tables}", metadata, sa.Column("id", sa.Integer, primary_key=True))
+        for number in range(tables):
+            sa.Table(f"kid_{number}", metadata, sa.Column("id", sa.ForeignKey(parent.c.id, ondelete="SET NULL")))
+        parent.create(engine)
+        model = type("Parent", (), {})
+        sa_orm.registry(metadata=metadata).map_imperatively(model, parent)
+        with OptInSession(engine) as session:
+            session.add(kept := model())  # noqa: F841 - what is not held is not looked at
+            session.commit()
+            delete = sa.delete(model).where(parent.c.id == 0)
+            session.execute(delete)
+            profile = cProfile.Profile()
+            profile.runcall(session.execute, delete)
+        return pstats.Stats(profile).total_calls  # type: ignore[attr-defined, no-any-return]
+
+    none, few, more = calls(0), calls(20), calls(60)
+    engine.dispose()
+    assert (more - none) / (few - none) < 4

@@ -16,6 +16,9 @@ import sqlalchemy.orm as sa_orm
 
 __all__ = ["Reference", "action", "foreign_keys_to", "reached_by_delete", "reached_by_update", "references_to"]
 
+_FOREIGN_KEYS = "fictive.foreign_keys"
+"""The key, in the `info` of a `MetaData`, of the foreign keys with an action by the table that they refer to."""
+
 
 class Reference(NamedTuple):
     """A foreign key with an action, between the rows of two mappers."""
@@ -36,13 +39,20 @@ def action(text: str | None) -> str:
     return "" if found in ("NO ACTION", "RESTRICT") else found
 
 
-def foreign_keys_to(table: Any) -> Iterator[sa.ForeignKeyConstraint]:
+def foreign_keys_to(table: Any) -> Sequence[sa.ForeignKeyConstraint]:
     """The foreign keys, of all tables, that refer to a table and whose actions change rows."""
-    if isinstance(table, sa.Table):
-        for other in tuple(table.metadata.tables.values()):
-            for constraint in other.foreign_key_constraints:
-                if (action(constraint.ondelete) or action(constraint.onupdate)) and _refers_to(constraint, [table]):
-                    yield constraint
+    if not isinstance(table, sa.Table):
+        return ()
+    metadata = table.metadata
+    found: dict[Any, list[sa.ForeignKeyConstraint]]
+    size, found = metadata.info.get(_FOREIGN_KEYS, (0, {}))
+    if size != len(metadata.tables):  # more were defined meanwhile
+        found = {}
+        for constraint in (each for one in metadata.tables.values() for each in one.foreign_key_constraints):
+            if action(constraint.ondelete) or action(constraint.onupdate):
+                found.setdefault(_referred(constraint), []).append(constraint)
+        metadata.info[_FOREIGN_KEYS] = len(metadata.tables), found
+    return found.get(table, ())
 
 
 def references_to(mapper: sa_orm.Mapper[Any]) -> Iterator[Reference]:
@@ -50,18 +60,19 @@ def references_to(mapper: sa_orm.Mapper[Any]) -> Iterator[Reference]:
     for owner in mapper.registry.mappers:
         for constraint in getattr(owner.local_table, "foreign_key_constraints", ()):
             on_delete, on_update = action(constraint.ondelete), action(constraint.onupdate)
-            if (on_delete or on_update) and _refers_to(constraint, mapper.tables):
+            if (on_delete or on_update) and _referred(constraint) in mapper.tables:
                 with contextlib.suppress(sa_orm.exc.UnmappedColumnError):
                     foreign_keys = [owner.get_property_by_column(each.parent).key for each in constraint.elements]
                     keys = [mapper.get_property_by_column(each.column).key for each in constraint.elements]
                     yield Reference(owner, tuple(foreign_keys), tuple(keys), on_delete, on_update)
 
 
-def _refers_to(constraint: sa.ForeignKeyConstraint, tables: Sequence[Any]) -> bool:
+def _referred(constraint: sa.ForeignKeyConstraint) -> sa.Table | None:
+    """The table that a foreign key refers to; None for one that the metadata does not have."""
     try:
-        return constraint.referred_table in tables
-    except sa.exc.SQLAlchemyError:  # a table that the metadata does not have
-        return False
+        return constraint.referred_table
+    except sa.exc.SQLAlchemyError:
+        return None
 
 
 def reached_by_delete(

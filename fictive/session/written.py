@@ -11,8 +11,8 @@ All is loaded when it is looked at next.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -23,13 +23,17 @@ from . import private
 from .foreign_key_actions import Reference, reached_by_delete, reached_by_update, references_to
 from .reading import DELETED_WHEN_SET
 
-__all__ = ["columns_read", "expire", "expire_stale", "note_orphan", "note_written", "secondary_tables"]
+__all__ = [
+    "columns_read", "expire", "expire_stale", "note_orphan", "note_written", "once_for_each_mapper",
+    "secondary_tables",
+]  # fmt: skip
 
 _RELATIONS = "fictive.relations"
 """The key, in the `info` of a class that is mapped, of its `_Relations`."""
 
 _Stale = tuple[Any, str | None]
 """The state of an object, and an attribute that is to be loaded anew; None for all."""
+_T = TypeVar("_T")
 _Pairs = tuple[tuple[str, str], ...]
 """Attributes on the side of the foreign key, each with the one that it refers to."""
 
@@ -89,6 +93,20 @@ _generation = 0
 def _forget_relations() -> None:
     global _generation
     _generation += 1
+
+
+def once_for_each_mapper(make: Callable[[sa_orm.Mapper[Any]], _T]) -> Callable[[sa_orm.Mapper[Any]], _T]:
+    """Keep what a function says of a mapper, until more models are mapped."""
+    key = f"fictive.{make.__name__}"
+
+    def kept(mapper: sa_orm.Mapper[Any]) -> _T:
+        known = mapper.class_manager.info
+        found: tuple[int, _T] | None = known.get(key)
+        if found is None or found[0] != _generation:
+            found = known[key] = _generation, make(mapper)
+        return found[1]
+
+    return kept
 
 
 def note_written(session: Any, context: Any) -> None:

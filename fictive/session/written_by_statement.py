@@ -17,7 +17,7 @@ import sqlalchemy.orm as sa_orm
 
 from . import private
 from .foreign_key_actions import action, foreign_keys_to
-from .written import columns_read, expire, secondary_tables
+from .written import columns_read, expire, once_for_each_mapper, secondary_tables
 
 __all__ = ["EXPIRES_ITSELF", "expire_written", "expire_written_in_bulk"]
 
@@ -72,41 +72,78 @@ def expire_written_in_bulk(
 
 
 def _expire(session: sa_orm.Session, written: _Written) -> None:
+    states = session.identity_map.all_states()
+    mappers = {state.manager.mapper: _loaded_from(state.manager.mapper) for state in states}
     for each in _with_actions(written):
-        _expire_one(session, each)
+        reading = {
+            mapper: found
+            for mapper, loaded in mappers.items()
+            if (found := [one.attribute for one in loaded.get(each.table, ()) if _reads(one, each)])
+        }
+        if reading:
+            _expire_read(session, states, reading, each)
 
 
 def _with_actions(written: _Written) -> list[_Written]:
     """What was written, and what the server wrote for it by ON DELETE and ON UPDATE."""
     found = [written]
+    known = set()
     for each in () if written.makes_rows else found:  # and those that are found on the way
         for constraint in foreign_keys_to(each.table):
-            columns = tuple(constraint.columns)
             if each.removes_rows:
                 what = action(constraint.ondelete)
             else:
                 changed = each.columns is None or any(part.column.key in each.columns for part in constraint.elements)
                 what = action(constraint.onupdate) if changed else ""
-            if what:
-                deletes = each.removes_rows and what == "CASCADE"
+            deletes = each.removes_rows and what == "CASCADE"
+            if what and (constraint, deletes) not in known:
+                known.add((constraint, deletes))
+                columns = tuple(constraint.columns)
                 keys = None if deletes else frozenset(column.key for column in columns)
-                more = _Written(constraint.table, keys, False, deletes, False, columns)
-                if more not in found:
-                    found.append(more)
+                found.append(_Written(constraint.table, keys, False, deletes, False, columns))
     return found
 
 
-def _expire_one(session: sa_orm.Session, written: _Written) -> None:
-    reading: dict[sa_orm.Mapper[Any], list[Any]] = {}
+def _expire_read(
+    session: sa_orm.Session,
+    states: Collection[Any],
+    reading: Mapping[sa_orm.Mapper[Any], list[Any]],
+    written: _Written,
+) -> None:
     scope = private.scope_of(session)
-    for state in session.identity_map.all_states():
-        mapper = state.manager.mapper
-        if mapper not in reading:
-            reading[mapper] = [each for each in mapper.attrs if _reads(each, written)]
+    for state in states:
+        attributes = reading.get(state.manager.mapper, ())
         if scope is not None and state.committed_state:
-            scope.skipped.update((state, each.key) for each in reading[mapper] if _waits(state, each))
-        if stale := [each.key for each in reading[mapper] if _is_stale(state, each, written)]:
+            scope.skipped.update((state, each.key) for each in attributes if _waits(state, each))
+        if stale := [each.key for each in attributes if _is_stale(state, each, written)]:
             expire(session, state, stale)
+
+
+class _Loaded(NamedTuple):
+    """A mapped attribute, and what it is loaded from."""
+
+    attribute: Any
+    columns: Collection[sa.Column[Any]]
+    rows_of: Collection[Any]
+    """The tables of whose rows a relationship is."""
+
+
+@once_for_each_mapper
+def _loaded_from(mapper: sa_orm.Mapper[Any]) -> dict[Any, list[_Loaded]]:
+    """By table, the attributes that are loaded from it."""
+    found: dict[Any, list[_Loaded]] = {}
+    for attribute in mapper.attrs:
+        columns: set[Any] = set()
+        rows_of: set[Any] = set()
+        if isinstance(attribute, sa_orm.RelationshipProperty):
+            columns, rows_of = columns_read(attribute), {*attribute.mapper.tables, *secondary_tables(attribute)}
+        elif isinstance(attribute, sa_orm.ColumnProperty):
+            columns = columns_read(attribute)
+            if isinstance(attribute.columns[0], sa.Column):  # joined inheritance has one in each table
+                columns |= {each for each in attribute.columns if isinstance(each, sa.Column)}
+        for table in {*rows_of, *(column.table for column in columns)}:
+            found.setdefault(table, []).append(_Loaded(attribute, columns, rows_of))
+    return found
 
 
 def _waits(state: Any, attribute: Any) -> bool:
@@ -135,20 +172,15 @@ def _has_null(state: Any, columns: Collection[sa.Column[Any]]) -> bool:
     return False
 
 
-def _reads(attribute: Any, written: _Written) -> bool:
-    """Whether an attribute of that kind may be another one after what was written."""
-    if isinstance(attribute, sa_orm.RelationshipProperty):
-        if written.makes_rows or written.removes_rows:
-            return written.table in {*attribute.mapper.tables, *secondary_tables(attribute)}
-        return any(_was_written(column, written) for column in columns_read(attribute))
-    if not isinstance(attribute, sa_orm.ColumnProperty):
-        return False
-    expression = attribute.columns[0]
-    if isinstance(expression, sa.Column):
-        if written.is_synchronized and not (_is_made(expression) and not written.removes_rows):
+def _reads(loaded: _Loaded, written: _Written) -> bool:
+    """Whether an attribute may be another one after what was written."""
+    if loaded.rows_of and (written.makes_rows or written.removes_rows):
+        return written.table in loaded.rows_of
+    if not loaded.rows_of and isinstance(loaded.attribute.columns[0], sa.Column):
+        made = not written.removes_rows and any(map(_is_made, loaded.columns))
+        if written.makes_rows or (written.is_synchronized and not made):
             return False
-        return not written.makes_rows and any(_was_written(column, written) for column in attribute.columns)
-    return any(_was_written(column, written) for column in columns_read(attribute))
+    return any(_was_written(column, written) for column in loaded.columns)
 
 
 def _was_written(column: Any, written: _Written) -> bool:
