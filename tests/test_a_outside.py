@@ -150,7 +150,7 @@ class TestReads:
         assert look("select count(*) from pg_tables where schemaname = 'public'") == [0]
 
     def test_a2_fifty_threads_share_five_connections(self, make_app: MakeApp) -> None:
-        app = make_app(db, SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 5, "max_overflow": 0, "pool_timeout": 5})
+        app = make_app(db, SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 5, "max_overflow": 0})
         together = threading.Barrier(50)
 
         def view(_: int) -> tuple[str, int]:
