@@ -321,3 +321,15 @@ def test_an_execute_of_the_applications_is_left_to_itself(lite: sa.Engine) -> No
 
     with Own(lite) as session:
         assert private.without_listeners(session.execute)(sa.text("SELECT 1")).scalar_one() == 1
+
+
+def test_a_new_object_with_the_id_of_one_that_is_gone_is_listened_to() -> None:
+    ids: set[int] = set()
+    for _ in range(20):
+        maker = sa_orm.sessionmaker()
+        ids.add(id(maker))
+        for _ in range(2):
+            private.listen_once(maker, "do_orm_execute", print)
+        assert list(maker().dispatch.do_orm_execute) == [print]
+        del maker
+    assert len(ids) < 20, "no id was given twice"

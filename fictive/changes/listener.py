@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
 
 from ..connection.pooler import way_around
 from ..drivers import driver_for
@@ -332,8 +331,7 @@ def _quoted(name: str) -> str:
 
 
 def _prepare(engine: sa.Engine) -> None:
-    if not event.contains(engine, "engine_disposed", _on_dispose):
-        event.listen(engine, "engine_disposed", _on_dispose)
+    private.listen_once(engine, "engine_disposed", _on_dispose)
     if not _process:
         atexit.register(_at_exit)
         if hasattr(os, "register_at_fork"):

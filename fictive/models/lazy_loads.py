@@ -14,7 +14,6 @@ from typing import Any
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from sqlalchemy import event
 
 from ..config import LazyLoads, NPlusOne, choice
 from ..connection.block_variables import BlockVariable
@@ -66,8 +65,7 @@ def set_lazy_loads(
         target.info[_POLICY] = policy
     # on opt-in sessions once for all: listening on each new one would cost more than looking at its policy
     listening = OptInSession if isinstance(target, OptInSession) else target
-    if not event.contains(listening, "do_orm_execute", _look_at):
-        event.listen(listening, "do_orm_execute", _look_at)
+    private.listen_once(listening, "do_orm_execute", _look_at)
 
 
 @needs_with("allow_lazy_loads()")

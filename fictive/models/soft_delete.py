@@ -122,8 +122,7 @@ def hide_deleted(target: Any) -> None:
     `scoped_session`. Opt-in sessions do it by themselves."""
     if isinstance(target, sa_orm.scoped_session):
         target = target.session_factory
-    if not event.contains(target, "do_orm_execute", _add_criteria):
-        event.listen(target, "do_orm_execute", _add_criteria)
+    private.listen_once(target, "do_orm_execute", _add_criteria)
 
 
 def unique_among_live(*columns: str, name: str | None = None) -> sa.Index:

@@ -11,6 +11,7 @@ import inspect
 import itertools
 import time
 import types
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,6 +55,7 @@ __all__ = [
     "is_own_listener",
     "join_events",
     "key_of",
+    "listen_once",
     "listeners_to",
     "load_numbers",
     "load_of_row",
@@ -510,6 +512,18 @@ _can_be_unheard = (
     "_parent_execute_state" in inspect.signature(sa_orm.Session.execute).parameters
     and hasattr(sa_orm.ORMExecuteState, "_remaining_events")
 )  # fmt: skip
+
+
+_listening: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
+
+
+def listen_once(target: Any, name: str, listener: Any) -> None:
+    """`event.listen()`, where that listener does not listen yet. `event.contains()` goes by `id()`, and so takes a new
+    object for one that is gone."""
+    known = _listening.setdefault(target, set())
+    if (name, listener) not in known:
+        sa.event.listen(target, name, listener)
+        known.add((name, listener))
 
 
 def root_engine(engine: sa.Engine) -> sa.Engine:
